@@ -1,0 +1,96 @@
+"""What every op shares: the backend switch, autocast, and the checks of arguments."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+_BACKENDS = ("kernels", "reference")
+_backend = "kernels"
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every op inside the block with one backend.
+
+    `"kernels"` (the default) dispatches by device to the registered implementation;
+    `"reference"` runs the readable PyTorch of `spanbert_fast.reference`, with plain autograd.
+    The choice is the process's, not the thread's.
+    """
+    global _backend
+    if name not in _BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {name!r}")
+    previous, _backend = _backend, name
+    try:
+        yield
+    finally:
+        _backend = previous
+
+
+def runs_reference() -> bool:
+    """Whether the caller asked for the reference."""
+    return _backend == "reference"
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype that an op computes its output in: autocast's where it is on, else that of x."""
+    if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def check_shape(name: str, tensor: torch.Tensor, shape: tuple[int | str, ...]) -> None:
+    """Raise unless `tensor` has `shape`, in which a string stands for any size."""
+    fits = tensor.dim() == len(shape) and all(
+        isinstance(want, str) or got == want
+        for got, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"{name} must have shape ({wanted}), got {tuple(tensor.shape)}")
+
+
+def check_floating(name: str, tensor: torch.Tensor) -> None:
+    """Raise unless `tensor` is of a floating dtype that the ops compute in."""
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+
+
+def check_integer(name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Raise unless `tensor` has one of the integer `dtypes`."""
+    if tensor.dtype not in dtypes:
+        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name} must be {wanted}, got {tensor.dtype}")
+
+
+def check_cu_seqlens(name: str, cu_seqlens: torch.Tensor) -> None:
+    """Shape and dtype of prefix sums. Their values are checked where reading them costs nothing."""
+    check_shape(name, cu_seqlens, ("batch + 1",))
+    check_integer(name, cu_seqlens, (torch.int32,))
+    if cu_seqlens.shape[0] == 0:
+        raise ValueError(f"{name} must have shape (batch + 1,), got (0,)")
+
+
+def check_cu_values(name: str, values: list[int], total: int) -> None:
+    """Raise unless prefix sums start at 0, do not fall and end at `total` (CPU paths only)."""
+    if values[0] != 0:
+        raise ValueError(f"{name} must start at 0, got {values[0]}")
+    for i, (left, right) in enumerate(zip(values, values[1:], strict=False)):
+        if right < left:
+            raise ValueError(f"{name} must not fall, got {left} then {right} at index {i + 1}")
+    if values[-1] != total:
+        raise ValueError(f"{name} must end at {total}, got {values[-1]}")
+
+
+def check_same_device(name: str, tensor: torch.Tensor, like: torch.Tensor, like_name: str) -> None:
+    """Raise unless both tensors live on one device."""
+    if tensor.device != like.device:
+        raise ValueError(
+            f"{name} must be on {like.device} as {like_name} is, got {tensor.device}"
+        )
+
+
+def check_probability(name: str, value: float) -> None:
+    """Raise unless 0 <= value < 1."""
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
