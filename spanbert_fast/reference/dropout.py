@@ -1,0 +1,114 @@
+"""Counter-based dropout: which elements a seed drops (contract C4).
+
+One random byte per element; the element is dropped iff `byte < threshold`, `threshold =
+round(256 p)`, and what is kept is scaled by `256 / (256 - threshold)`: unbiased, at a rate within
+1/512 of p. The bytes come from Philox4x32 with 7 rounds, keyed by the 64-bit seed. A `site` tells
+apart the places of one model that share a seed: attention of layer i is site i; after attention
+and after the feed-forward of layer i are hidden sites 2i and 2i + 1; the embeddings are hidden
+site 2 * num_layers.
+"""
+
+import torch
+
+from spanbert_fast.reference.philox import MASK32, philox4x32, split_key
+
+ROUNDS = 7
+_HIDDEN_STREAM = 0xFFFF  # where attention has the head: no attention has 65,536 heads
+
+
+def dropout_threshold(dropout_p: float) -> int:
+    """The byte threshold t of a dropout probability; 0 only for p = 0.
+
+    Raises:
+        ValueError: p is negative, or so near 0 or 1 that a byte cannot express it.
+    """
+    threshold = int(256 * dropout_p + 0.5)
+    if dropout_p != 0 and not 1 <= threshold <= 255:
+        raise ValueError(f"dropout_p must be 0 or in [1/512, 511/512), got {dropout_p}")
+    return threshold
+
+
+def dropout_scale(threshold: int) -> float:
+    """What the kept values are multiplied by."""
+    return 256 / (256 - threshold)
+
+
+def hidden_keep_mask(
+    seed: torch.Tensor, site: int, rows: torch.Tensor, hidden_size: int, threshold: int
+) -> torch.Tensor:
+    """Which elements of the given rows of a (tokens, hidden_size) matrix are kept.
+
+    Element `e = row * hidden_size + column` owns byte `e % 4` of word `(e % 256) // 64` of Philox
+    call `16 * (e // 256) + (e % 64) // 4`: four rows of 64 bytes, each 16 calls wide, so that 16
+    lanes make 256 consecutive elements with no shuffle. Counter: (call low, call high,
+    site << 16 | 0xFFFF, 0).
+
+    Args:
+        seed: int64 0-dim.
+        rows: int64 (n,), row numbers in the whole matrix.
+
+    Returns:
+        bool (n, hidden_size).
+    """
+    key = split_key(seed)
+    stream = torch.full((), site << 16 | _HIDDEN_STREAM, device=rows.device)
+    zero = torch.zeros_like(stream)
+    if hidden_size % 256 == 0:  # whole calls per row: no word is made twice
+        calls = torch.arange(hidden_size // 16, device=rows.device)
+        calls = rows[:, None] * (hidden_size // 16) + calls
+        words = torch.stack(philox4x32((calls & MASK32, calls >> 32, stream, zero), key, ROUNDS))
+        words = words.view(4, len(rows), hidden_size // 256, 16, 1).permute(1, 2, 0, 3, 4)
+        shifts = torch.arange(0, 32, 8, device=rows.device)
+        return ((words >> shifts & 0xFF) >= threshold).reshape(len(rows), hidden_size)
+    element = rows[:, None] * hidden_size + torch.arange(hidden_size, device=rows.device)
+    call = 16 * (element // 256) + element % 64 // 4
+    words = torch.stack(philox4x32((call & MASK32, call >> 32, stream, zero), key, ROUNDS))
+    word = words.gather(0, (element % 256 // 64)[None]).squeeze(0)
+    return (word >> 8 * (element % 4) & 0xFF) >= threshold
+
+
+def attention_keep_mask(
+    seed: torch.Tensor,
+    site: int,
+    sequences: torch.Tensor,
+    num_heads: int,
+    seqlen: int,
+    threshold: int,
+) -> torch.Tensor:
+    """Which attention probabilities are kept: a function of (seed, site, sequence, head, i, j).
+
+    The byte of query i and key j lies at one bit position of eight words, so 32 elements are
+    compared at once. Words come in two calls with the counter
+    (8 (i // 16) + i % 8, 2 (4 (j // 64) + j % 8 // 2) + call, site << 16 | head, sequence); byte
+    bits 7 6 5 0 are words 0 1 2 3 of call 0, bits 4 3 2 1 words 0 1 2 3 of call 1. The element's
+    bit is `8 (2 ((i // 8) % 2) + j % 2) + 7 - (j % 64) // 8`.
+
+    Args:
+        seed: int64 0-dim.
+        sequences: int64 (batch,), each sequence's number in the batch.
+
+    Returns:
+        bool (batch, num_heads, seqlen, seqlen).
+    """
+    device = sequences.device
+    query_tiles, key_tiles = -(-seqlen // 16), -(-seqlen // 64)
+    # (batch, heads, query groups, key groups): one word for each 2 queries x 16 keys
+    c0 = torch.arange(8 * query_tiles, device=device)[None, None, :, None]
+    c1 = 2 * torch.arange(4 * key_tiles, device=device)[None, None, None, :]
+    c2 = (site << 16 | torch.arange(num_heads, device=device))[None, :, None, None]
+    c3 = sequences[:, None, None, None]
+    key = split_key(seed)
+    w7, w6, w5, w0 = philox4x32((c0, c1, c2, c3), key, ROUNDS)
+    w4, w3, w2, w1 = philox4x32((c0, c1 + 1, c2, c3), key, ROUNDS)
+    keep = torch.full_like(w0, MASK32)
+    for bit, word in enumerate((w0, w1, w2, w3, w4, w5, w6, w7)):
+        keep = word & keep if threshold >> bit & 1 else word | keep
+
+    batch = len(sequences)
+    keep = keep.view(batch, num_heads, query_tiles, 1, 8, key_tiles, 1, 4, 1)
+    query_half = torch.arange(2, device=device).view(2, 1, 1, 1, 1, 1)
+    key_octet = torch.arange(8, device=device).view(1, 1, 1, 8, 1, 1)
+    key_parity = torch.arange(2, device=device).view(1, 1, 1, 1, 1, 2)
+    kept = keep >> (8 * (2 * query_half + key_parity) + 7 - key_octet) & 1
+    kept = kept.reshape(batch, num_heads, 16 * query_tiles, 64 * key_tiles)
+    return kept[:, :, :seqlen, :seqlen].bool()
