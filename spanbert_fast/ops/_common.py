@@ -39,6 +39,11 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
     return x.dtype
 
 
+def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of statistics and sums for inputs of `dtype` (C5): fp32, or fp64 for fp64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def check_shape(name: str, tensor: torch.Tensor, shape: tuple[int | str, ...]) -> None:
     """Raise unless `tensor` has `shape`, in which a string stands for any size."""
     fits = tensor.dim() == len(shape) and all(

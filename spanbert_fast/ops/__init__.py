@@ -1,0 +1,1 @@
+"""One public, differentiable function per op: validation, dispatch, autograd."""

@@ -1,0 +1,119 @@
+"""dropout_add_layer_norm against fp64 with the same dropout mask, row subsets, compile and AMP."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from spanbert_fast.ops import _common
+from spanbert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
+from spanbert_fast.reference.dropout import hidden_keep_mask
+from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
+
+SEED = torch.tensor(-7_123_456_789_012_345)
+
+
+def make(tokens, hidden, dtype):
+    scale = (1.0, 2.0, 0.5, 1.0, 0.3)
+    shapes = ((tokens, hidden), (tokens, hidden), (hidden,), (hidden,), (hidden,))
+    return [(s * torch.randn(shape)).to(dtype) for s, shape in zip(scale, shapes, strict=True)]
+
+
+def run(function, tensors, dy, dtype):
+    x, residual, weight, bias, x_bias = (t.detach().to(dtype).requires_grad_() for t in tensors)
+    y = function(x, residual, weight, bias, x_bias)
+    return y, *torch.autograd.grad(y, (x, residual, weight, bias, x_bias), dy.to(dtype))
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(0, 8), (1, 64), (17, 100), (40, 768)])
+def test_no_worse_than_pytorch(shape, dtype, dropout_p, poisoned_empty):
+    tensors = make(*shape, dtype)
+    dy = torch.randn(shape).to(dtype)
+
+    def ours(x, residual, weight, bias, x_bias):
+        return dropout_add_layer_norm(
+            x,
+            residual,
+            weight,
+            bias,
+            x_bias=x_bias,
+            dropout_p=dropout_p,
+            dropout_seed=SEED,
+            dropout_site=5,
+        )
+
+    def peer(x, residual, weight, bias, x_bias):
+        z = x + x_bias
+        if dropout_p:
+            threshold = round(256 * dropout_p)
+            keep = hidden_keep_mask(SEED, 5, torch.arange(shape[0]), shape[1], threshold)
+            z = torch.where(keep, z * (256 / (256 - threshold)), 0)
+        return F.layer_norm(z + residual, shape[1:], weight, bias, 1e-12)
+
+    got = run(ours, tensors, dy, dtype)
+    like = run(peer, tensors, dy, dtype)
+    with _common.use_backend("reference"):
+        truth = run(ours, tensors, dy, torch.float64)
+    names = ("y", "dx", "dresidual", "dweight", "dbias", "dx_bias")
+    for name, a, b, c in zip(names, got, like, truth, strict=True):
+        # Sums of up to 40 rows may come out exact in the peer by luck.
+        assert_no_worse_than(a, b, c, floor=8 * torch.finfo(dtype).eps, name=name)
+
+
+def test_rows_give_what_the_full_matrix_gives():
+    x, residual, weight, bias, x_bias = make(50, 128, torch.float32)
+    options = {"x_bias": x_bias, "dropout_p": 0.3, "dropout_seed": SEED, "dropout_site": 1}
+    full = dropout_add_layer_norm(x, residual, weight, bias, **options)
+    rows = torch.tensor([49, 3, 3, 0, 17])
+    some = dropout_add_layer_norm(
+        x[rows], residual[rows], weight, bias, dropout_rows=rows, **options
+    )
+    assert_bitwise_equal(some, full[rows])
+
+
+def test_gradcheck_opcheck_compile():
+    tensors = [t.requires_grad_() for t in make(4, 12, torch.float64)]
+
+    def function(x, residual, weight, bias, x_bias):
+        return dropout_add_layer_norm(
+            x, residual, weight, bias, x_bias=x_bias, dropout_p=0.25, dropout_seed=SEED
+        )
+
+    assert torch.autograd.gradcheck(function, tensors)
+    torch.library.opcheck(
+        torch.ops.spanbert_fast.dropout_add_layer_norm_fwd,
+        (*tensors, SEED, None, 64, 0, 1e-12),
+    )
+    torch.library.opcheck(
+        torch.ops.spanbert_fast.dropout_add_layer_norm_fwd,
+        (*tensors[:4], None, None, None, 0, 0, 1e-12),
+    )
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert_bitwise_equal(compiled(*tensors), function(*tensors))
+
+
+def test_non_contiguous_and_autocast():
+    x, residual, weight, bias, _ = make(16, 16, torch.float32)
+    assert_bitwise_equal(
+        dropout_add_layer_norm(x.t(), residual.t(), weight, bias),
+        dropout_add_layer_norm(x.t().contiguous(), residual.t().contiguous(), weight, bias),
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dropout_add_layer_norm(x, residual, weight, bias).dtype == torch.bfloat16
+
+
+def test_bad_input():
+    x, residual, weight, bias, _ = make(4, 8, torch.float32)
+    with pytest.raises(ValueError, match=r"residual must have shape \(4, 8\), got \(3, 8\)"):
+        dropout_add_layer_norm(x, residual[:3], weight, bias)
+    with pytest.raises(ValueError, match="dropout_seed must be given with dropout_p > 0"):
+        dropout_add_layer_norm(x, residual, weight, bias, dropout_p=0.1)
+    with pytest.raises(ValueError, match="dropout_seed must be a 0-dim int64 tensor"):
+        dropout_add_layer_norm(
+            x, residual, weight, bias, dropout_p=0.1, dropout_seed=torch.tensor([1])
+        )
+    with pytest.raises(ValueError, match="dropout_p must be 0 or in .* got 0.999"):
+        dropout_add_layer_norm(x, residual, weight, bias, dropout_p=0.999, dropout_seed=SEED)
+    with pytest.raises(ValueError, match=r"dropout_rows must have shape \(4,\), got \(2,\)"):
+        dropout_add_layer_norm(x, residual, weight, bias, dropout_rows=torch.arange(2))

@@ -1,0 +1,104 @@
+"""embedding_layer_norm against fp64 and torch.nn's own modules."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from spanbert_fast.ops import _common
+from spanbert_fast.ops.embedding_layer_norm import embedding_layer_norm
+from spanbert_fast.reference.dropout import hidden_keep_mask
+from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
+
+SEED = torch.tensor(99)
+VOCAB, POSITIONS, TYPES = 50, 20, 2
+
+
+def make(tokens, hidden, dtype):
+    ids = (
+        torch.randint(VOCAB, (tokens,)),
+        torch.randint(POSITIONS, (tokens,)),
+        torch.randint(TYPES, (tokens,)),
+    )
+    shapes = ((VOCAB, hidden), (POSITIONS, hidden), (TYPES, hidden), (hidden,), (hidden,))
+    return ids, [torch.randn(shape).to(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(0, 8), (1, 32), (61, 96)])
+def test_no_worse_than_pytorch(shape, dtype, dropout_p, poisoned_empty):
+    ids, tables = make(*shape, dtype)
+    dy = torch.randn(shape).to(dtype)
+
+    def ours(*tables):
+        return embedding_layer_norm(
+            *ids, *tables, padding_idx=3, dropout_p=dropout_p, dropout_seed=SEED, dropout_site=24
+        )
+
+    def peer(word, position, token_type, weight, bias):
+        z = F.embedding(ids[0], word, padding_idx=3) + F.embedding(ids[1], position)
+        y = F.layer_norm(z + F.embedding(ids[2], token_type), shape[1:], weight, bias, 1e-12)
+        if dropout_p:
+            keep = hidden_keep_mask(SEED, 24, torch.arange(shape[0]), shape[1], 64)
+            y = torch.where(keep, y * (256 / 192), 0)
+        return y
+
+    def run(function, cast):
+        leaves = [t.detach().to(cast).requires_grad_() for t in tables]
+        y = function(*leaves)
+        return y, *torch.autograd.grad(y, leaves, dy.to(cast))
+
+    got, like = run(ours, dtype), run(peer, dtype)
+    with _common.use_backend("reference"):
+        truth = run(ours, torch.float64)
+    names = ("y", "dword", "dposition", "dtype", "dweight", "dbias")
+    for name, a, b, c in zip(names, got, like, truth, strict=True):
+        # A table row that few tokens read may come out exact in the peer by luck.
+        assert_no_worse_than(a, b, c, floor=8 * torch.finfo(dtype).eps, name=name)
+    assert (got[1][3] == 0).all(), "the padding row has no gradient"
+
+
+def test_inputs_embeds_stand_in_for_words():
+    (words, positions, types), tables = make(9, 16, torch.float64)
+    embeds = tables[0][words].requires_grad_()
+    from_ids = embedding_layer_norm(words, positions, types, *tables)
+    given = embedding_layer_norm(None, positions, types, *tables, inputs_embeds=embeds)
+    assert_bitwise_equal(given.detach(), from_ids)
+    assert torch.autograd.gradcheck(
+        lambda e: embedding_layer_norm(None, positions, types, *tables, inputs_embeds=e), (embeds,)
+    )
+
+
+def test_gradcheck_opcheck_compile():
+    ids, tables = make(7, 6, torch.float64)
+    tables = [t.requires_grad_() for t in tables]
+
+    def function(*tables):
+        return embedding_layer_norm(*ids, *tables, dropout_p=0.5, dropout_seed=SEED)
+
+    assert torch.autograd.gradcheck(function, tables)
+    arguments = (None, *ids[1:], *tables, SEED, 128, 0, -1, 1e-12, torch.float64)
+    torch.library.opcheck(
+        torch.ops.spanbert_fast.embedding_layer_norm_fwd, (ids[0], *arguments)
+    )
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert_bitwise_equal(compiled(*tables), function(*tables))
+
+
+def test_bad_input():
+    (words, positions, types), tables = make(5, 8, torch.float32)
+    words[2] = VOCAB
+    with pytest.raises(ValueError, match=r"input_ids must be in \[0, 50\), got 50"):
+        embedding_layer_norm(words, positions, types, *tables)
+    words[2] = -1
+    with pytest.raises(ValueError, match=r"input_ids must be in \[0, 50\), got -1"):
+        embedding_layer_norm(words, positions, types, *tables)
+    words[2] = 0
+    with pytest.raises(ValueError, match=r"position_ids must be in \[0, 20\), got 20"):
+        embedding_layer_norm(words, torch.full((5,), 20), types, *tables)
+    with pytest.raises(ValueError, match=r"token_type_ids must have shape \(5,\), got \(4,\)"):
+        embedding_layer_norm(words, positions, types[:4], *tables)
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        embedding_layer_norm(None, positions, types, *tables)
+    with pytest.raises(TypeError, match="input_ids must be int64, got torch.int32"):
+        embedding_layer_norm(words.int(), positions, types, *tables)
