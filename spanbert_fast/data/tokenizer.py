@@ -1,0 +1,159 @@
+"""WordPiece tokenizers: training one, loading one, and telling two apart."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.trainers import WordPieceTrainer
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+
+from spanbert_fast.errors import UsageError
+
+_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_NEEDED = ("cls_token", "sep_token", "mask_token")
+_PREFIX = "##"
+_MAX_ALPHABET = 1000  # as BERT's own vocabularies: rarer characters become [UNK]
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """A cased WordPiece tokenizer with BERT's normaliser and special tokens.
+
+    The same texts in the same order give the same vocabulary. The trainer breaks ties between
+    merges by the pieces' ids and gives ids to continuing characters in the order of a hash table,
+    so every character, alone and continuing, gets its id here.
+
+    Args:
+        texts: the corpus, read twice (a list or a dataset column, not an iterator).
+        vocab_size: entries, special tokens included; a small corpus may give fewer.
+
+    Raises:
+        UsageError: vocab_size does not hold the special tokens and the corpus's characters.
+    """
+    if iter(texts) is texts:
+        raise TypeError(f"texts must be read twice, got the iterator {type(texts).__name__}")
+    normalizer, pre_tokenizer = BertNormalizer(lowercase=False), BertPreTokenizer()
+    alphabet = _alphabet(texts, normalizer)
+    continuing = [
+        _PREFIX + character
+        for character in alphabet
+        if len(pre_tokenizer.pre_tokenize_str("a" + character)) == 1  # not punctuation
+    ]
+    first = [*_SPECIAL_TOKENS, *continuing]
+    if vocab_size < len(first) + len(alphabet):
+        raise UsageError(
+            f"vocab_size must be at least {len(first) + len(alphabet)} for the special tokens and "
+            f"the {len(alphabet)} characters of this corpus, got {vocab_size}"
+        )
+    trained = tokenizers.Tokenizer(WordPiece(unk_token="[UNK]"))
+    trained.normalizer, trained.pre_tokenizer = normalizer, pre_tokenizer
+    trainer = WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=first,  # the only list whose ids the trainer keeps
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        continuing_subword_prefix=_PREFIX,
+    )
+    trained.train_from_iterator(texts, trainer)
+    vocab = sorted(trained.get_vocab().items(), key=lambda item: item[1])
+    return BertTokenizer(vocab=dict(vocab), do_lower_case=False)
+
+
+def _alphabet(texts: Iterable[str], normalizer: BertNormalizer) -> list[str]:
+    """The corpus's most frequent characters, in code point order."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    frequent = sorted(counts, key=lambda character: (-counts[character], character))
+    text = normalizer.normalize_str("".join(frequent[:_MAX_ALPHABET]))
+    return sorted(set("".join(text.split())))
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """A fast WordPiece tokenizer from local files; the network is never reached.
+
+    Args:
+        directory: holds `tokenizer.json`, or only `vocab.txt` as the original releases do. Where
+            no `tokenizer_config.json` says `do_lower_case`, a vocabulary with capital letters is
+            taken as cased.
+
+    Raises:
+        UsageError: the directory holds no tokenizer, or one that is not a fast WordPiece with
+            [CLS], [SEP] and [MASK].
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UsageError(f"{directory}: no such directory; a tokenizer is needed there")
+    try:
+        settings = _read_json(directory / "tokenizer_config.json")
+        vocab, options = _vocabulary_and_options(directory, settings)
+        kind = AutoTokenizer if "tokenizer_class" in settings else BertTokenizer
+        tokenizer = kind.from_pretrained(str(directory), local_files_only=True, **options)
+    except UsageError:
+        raise
+    except Exception as error:  # the libraries raise bare Exception among others
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{directory}: the tokenizer cannot be loaded ({reason})") from error
+    if not tokenizer.is_fast:
+        raise UsageError(f"{directory}: {type(tokenizer).__name__} is slow, a fast one is needed")
+    for name in _NEEDED:
+        token = getattr(tokenizer, name)
+        # loading adds missing special tokens beyond the vocabulary, where no embedding is
+        if token is None or token not in vocab:
+            wanted = token or f"[{name.removesuffix('_token').upper()}]"
+            raise UsageError(f"{directory}: the vocabulary has no {wanted} ({name})")
+    return tokenizer
+
+
+def _vocabulary_and_options(directory: Path, settings: dict) -> tuple[set[str], dict]:
+    """The tokens in the directory's files, and what `from_pretrained` must be told beside them."""
+    if (directory / "tokenizer.json").is_file():
+        stored = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+        if not isinstance(stored.model, WordPiece):
+            kind = type(stored.model).__name__
+            raise UsageError(f"{directory}: tokenizer.json is a {kind} model, WordPiece is needed")
+        options = {}
+        if isinstance(stored.normalizer, BertNormalizer):
+            # transformers rebuilds the normaliser from these, not from tokenizer.json
+            options = {
+                "do_lower_case": stored.normalizer.lowercase,
+                "strip_accents": stored.normalizer.strip_accents,
+                "tokenize_chinese_chars": stored.normalizer.handle_chinese_chars,
+            }
+        return set(stored.get_vocab(with_added_tokens=True)), options
+    if (directory / "vocab.txt").is_file():
+        vocab = set((directory / "vocab.txt").read_text(encoding="utf-8").split("\n"))
+        cased = any(token != token.lower() for token in vocab if not token.startswith("["))
+        return vocab, {"do_lower_case": settings.get("do_lower_case", not cased)}
+    raise UsageError(f"{directory}: no tokenizer there (neither tokenizer.json nor vocab.txt)")
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hexadecimal digits of a hash of all that decides the ids of a text: the vocabulary, the
+    normaliser, the pre-tokenizer and the added tokens."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    deciding = {key: state[key] for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
+    text = json.dumps(deciding, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def word_start_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """bool (vocab_size,): whether a token begins a word, which is to lack the prefix ##."""
+    prefix = tokenizer.backend_tokenizer.model.continuing_subword_prefix
+    vocab = tokenizer.get_vocab()
+    starts = np.ones(max(vocab.values()) + 1, dtype=bool)
+    for token, index in vocab.items():
+        starts[index] = not token.startswith(prefix)
+    return starts
