@@ -11,11 +11,15 @@ import torch
 
 
 def _extension_file() -> Path | None:
-    """The extension's file beside this one, whatever Python it was built for."""
+    """The extension's file beside this one, whatever Python it was built for.
+
+    Not that of another copy of the package: an editable install offers its own to every import.
+    """
+    here = Path(__file__).resolve().parent
     spec = importlib.util.find_spec("spanbert_fast._C")
-    if spec is not None and spec.origin:
+    if spec is not None and spec.origin and Path(spec.origin).resolve().parent == here:
         return Path(spec.origin)
-    return next(iter(sorted(Path(__file__).parent.glob("_C.*.so"))), None)
+    return next(iter(sorted(here.glob("_C.*.so"))), None)
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -190,10 +190,11 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, dy, _dmean, _drstd):
     if dy is None:
         return (None,) * 10
+    saved = ctx.saved_tensors  # once: activation checkpointing unpacks no tensor twice
     dx, dresidual, dweight, dbias, dx_bias = _dropout_add_layer_norm_bwd(
-        dy, *ctx.saved_tensors, ctx.threshold, ctx.site
+        dy, *saved, ctx.threshold, ctx.site
     )
-    if ctx.saved_tensors[4] is None:
+    if saved[4] is None:
         dx_bias = None
     return dx, dresidual, dweight, dbias, dx_bias, None, None, None, None, None
 

@@ -272,11 +272,10 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, dy, _dmean, _drstd):
     if dy is None:
         return (None,) * 15
-    gradients = _embedding_layer_norm_bwd(
-        dy, *ctx.saved_tensors, ctx.threshold, ctx.site, ctx.padding_idx
-    )
+    saved = ctx.saved_tensors  # once: activation checkpointing unpacks no tensor twice
+    gradients = _embedding_layer_norm_bwd(dy, *saved, ctx.threshold, ctx.site, ctx.padding_idx)
     drows, dposition, dtoken_type, dweight, dbias = gradients
-    from_ids = ctx.saved_tensors[1] is None
+    from_ids = saved[1] is None
     return (
         None,
         None if from_ids else drows,

@@ -1,0 +1,43 @@
+"""SpanBERT models behind the Hugging Face model API, registered with its Auto classes."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from spanbert_fast.config import SpanBertConfig
+from spanbert_fast.models.encoder import SpanBertModel
+from spanbert_fast.models.masked_lm import SpanBertForMaskedLM
+from spanbert_fast.models.pretraining import SpanBertForPreTraining, SpanBertForPreTrainingOutput
+from spanbert_fast.models.tasks import (
+    SpanBertForQuestionAnswering,
+    SpanBertForSequenceClassification,
+    SpanBertForTokenClassification,
+)
+
+AutoConfig.register(SpanBertConfig.model_type, SpanBertConfig)
+for _auto, _model in (
+    (AutoModel, SpanBertModel),
+    (AutoModelForPreTraining, SpanBertForPreTraining),
+    (AutoModelForMaskedLM, SpanBertForMaskedLM),
+    (AutoModelForSequenceClassification, SpanBertForSequenceClassification),
+    (AutoModelForTokenClassification, SpanBertForTokenClassification),
+    (AutoModelForQuestionAnswering, SpanBertForQuestionAnswering),
+):
+    _auto.register(SpanBertConfig, _model)
+
+__all__ = [
+    "SpanBertConfig",
+    "SpanBertForMaskedLM",
+    "SpanBertForPreTraining",
+    "SpanBertForPreTrainingOutput",
+    "SpanBertForQuestionAnswering",
+    "SpanBertForSequenceClassification",
+    "SpanBertForTokenClassification",
+    "SpanBertModel",
+]

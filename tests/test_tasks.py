@@ -1,0 +1,230 @@
+"""Masked LM and the task heads against stock BERT's at a large initialisation, within C5."""
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
+
+from spanbert_fast.config import SpanBertConfig
+from spanbert_fast.models import (
+    SpanBertForMaskedLM,
+    SpanBertForQuestionAnswering,
+    SpanBertForSequenceClassification,
+    SpanBertForTokenClassification,
+)
+from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 100,
+    "max_position_embeddings": 24,
+}
+LENGTHS = (19, 1, 7, 18)
+
+
+def large_init(model):
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.3)
+            if "norm" in name.lower() and name.endswith("weight"):
+                parameter += 1
+    return model.eval()
+
+
+def models(ours_class, theirs_class, **fields):
+    """(ours, theirs, theirs in fp64) with the same large weights."""
+    ours = large_init(ours_class(SpanBertConfig(**SIZES, **fields)))
+    config = BertConfig(**SIZES, **fields, attn_implementation="eager")
+    theirs, truth = theirs_class(config).eval(), theirs_class(config).eval()
+    theirs.load_state_dict(ours.state_dict())
+    truth.load_state_dict(ours.state_dict())
+    return ours, theirs, truth.double()
+
+
+def batch():
+    """Padded inputs, and the mask of what is real."""
+    mask = torch.arange(19) < torch.tensor(LENGTHS)[:, None]
+    ids = torch.randint(1, 97, (4, 19)) * mask
+    types = torch.randint(0, 2, (4, 19))
+    return {"input_ids": ids, "attention_mask": mask.long(), "token_type_ids": types}, mask
+
+
+def packed(inputs, real):
+    cu_seqlens = torch.tensor((0, *LENGTHS), dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    flat = {k: v[real] for k, v in inputs.items() if k != "attention_mask"}
+    return {**flat, "cu_seqlens": cu_seqlens, "max_seqlen": 19}
+
+
+def floor_of(truth):
+    """64 roundings of the largest element: the peer may be lucky in one small tensor."""
+    return 64 * torch.finfo(torch.float32).eps * truth.abs().max().item()
+
+
+def check(trio, inputs, logits_of, **labels):
+    """Loss, logits and all parameter gradients within C5."""
+    results = []
+    for model in trio:
+        output = model(**inputs, **labels)
+        output.loss.backward()
+        results.append({"loss": output.loss, "logits": logits_of(output)})
+    for name in ("loss", "logits"):
+        a, b, c = (r[name].detach() for r in results)
+        assert_no_worse_than(a, b, c, floor=floor_of(c), name=name)
+    ours, theirs, truth = (dict(model.named_parameters()) for model in trio)
+    assert ours.keys() == truth.keys()
+    for name, parameter in truth.items():
+        grads = ours[name].grad, theirs[name].grad, parameter.grad
+        # softmax ignores a key's bias: its gradient is the rounding of sums that cancel, each as
+        # large as those of the weight beside it
+        beside = truth[name.replace("key.bias", "key.weight")]
+        assert_no_worse_than(*grads, floor=floor_of(beside.grad), name=name)
+
+
+def test_masked_lm():
+    inputs, real = batch()
+    labels = torch.where((torch.rand(4, 19) < 0.4) & real, torch.randint(0, 97, (4, 19)), -100)
+    trio = models(SpanBertForMaskedLM, BertForMaskedLM)
+    check(trio, inputs, lambda output: output.logits[real], labels=labels)
+    padded, flat = trio[0](**inputs), trio[0](**packed(inputs, real), labels=labels[real])
+    assert_bitwise_equal(flat.logits, padded.logits[real])
+    assert_bitwise_equal(flat.loss, trio[0](**inputs, labels=labels).loss)
+    assert isinstance(trio[0](**inputs, return_dict=False), tuple)
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "labels"),
+    [
+        (1, torch.tensor([0.5, -1.0, 2.0, 0.0])),
+        (3, torch.tensor([0, 2, 1, 2])),
+        (3, torch.tensor([[0.0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1]])),
+    ],
+    ids=["regression", "single label", "several labels"],
+)
+def test_sequence_classification(num_labels, labels):
+    inputs, real = batch()
+    trio = models(
+        SpanBertForSequenceClassification, BertForSequenceClassification, num_labels=num_labels
+    )
+    # HF does not widen targets of a double model
+    trio[2].register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {**kwargs, "labels": widen(kwargs["labels"])}),
+        with_kwargs=True,
+    )
+    check(trio, inputs, lambda output: output.logits, labels=labels)
+    assert trio[0].config.problem_type == trio[1].config.problem_type
+    ours = trio[0]
+    last_layer_in_full = ours(**inputs, output_hidden_states=True)
+    assert len(last_layer_in_full.hidden_states) == 3
+    torch.testing.assert_close(
+        last_layer_in_full.logits, ours(**inputs).logits, rtol=1e-4, atol=1e-4
+    )
+    assert_bitwise_equal(ours(**packed(inputs, real)).logits, ours(**inputs).logits)
+
+
+def widen(labels):
+    return labels.double() if labels.is_floating_point() else labels
+
+
+def test_token_classification():
+    inputs, real = batch()
+    labels = torch.where(real, torch.randint(0, 5, (4, 19)), -100)
+    trio = models(SpanBertForTokenClassification, BertForTokenClassification, num_labels=5)
+    check(trio, inputs, lambda output: output.logits[real], labels=labels)
+    ours = trio[0]
+    flat = ours(**packed(inputs, real), labels=labels[real])
+    assert_bitwise_equal(flat.loss, ours(**inputs, labels=labels).loss)
+    # labels where there is no token are never read
+    assert_bitwise_equal(
+        ours(**inputs, labels=torch.where(real, labels, 3)).loss, flat.loss
+    )
+
+
+def test_question_answering_without_padding():
+    inputs, _ = batch()
+    inputs["attention_mask"] = torch.ones(4, 19, dtype=torch.int64)
+    trio = models(SpanBertForQuestionAnswering, BertForQuestionAnswering)
+    check(
+        trio,
+        inputs,
+        lambda output: torch.stack([output.start_logits, output.end_logits]),
+        start_positions=torch.tensor([3, 0, 18, 25]),  # the last one was cut off
+        end_positions=torch.tensor([3, 5, 18, 30]),
+    )
+
+
+def test_question_answering_never_answers_with_padding():
+    inputs, real = batch()
+    ours, theirs, _ = models(SpanBertForQuestionAnswering, BertForQuestionAnswering)
+    positions = {
+        "start_positions": torch.tensor([3, 0, 2, 9]),
+        "end_positions": torch.tensor([3, 0, 6, 17]),
+    }
+    output, other = ours(**inputs, **positions), theirs(**inputs)
+    lowest = torch.finfo(torch.float32).min
+    for got, expected in (
+        (output.start_logits, other.start_logits),
+        (output.end_logits, other.end_logits),
+    ):
+        torch.testing.assert_close(got[real], expected[real], rtol=1e-3, atol=1e-3)
+        assert (got[~real] == lowest).all()
+    flat = ours(**packed(inputs, real), **positions)
+    assert_bitwise_equal(flat.start_logits, output.start_logits)
+    assert_bitwise_equal(flat.end_logits, output.end_logits)
+    # the loss is that of each sequence alone
+    alone = [
+        ours(
+            input_ids=inputs["input_ids"][i : i + 1, :length],
+            token_type_ids=inputs["token_type_ids"][i : i + 1, :length],
+            **{k: v[i : i + 1] for k, v in positions.items()},
+        ).loss
+        for i, length in enumerate(LENGTHS)
+    ]
+    torch.testing.assert_close(output.loss, torch.stack(alone).mean(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "model_class",
+    [
+        SpanBertForMaskedLM,
+        SpanBertForSequenceClassification,
+        SpanBertForTokenClassification,
+        SpanBertForQuestionAnswering,
+    ],
+)
+def test_every_head_trains_with_dropout_and_checkpointing(model_class):
+    """One step with what a Trainer does: train mode, checkpointing, autocast."""
+    inputs, real = batch()
+    model = model_class(SpanBertConfig(**SIZES)).train()
+    model.gradient_checkpointing_enable()
+    labels = {
+        SpanBertForMaskedLM: {"labels": inputs["input_ids"]},
+        SpanBertForSequenceClassification: {"labels": torch.tensor([0, 1, 0, 1])},
+        SpanBertForTokenClassification: {"labels": inputs["token_type_ids"]},
+        SpanBertForQuestionAnswering: {
+            "start_positions": torch.tensor([1, 0, 2, 3]),
+            "end_positions": torch.tensor([2, 0, 3, 4]),
+        },
+    }[model_class]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**inputs, **labels).loss
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert model.bert.encoder.layer[0].attention.self.query.weight.grad.any()
+
+
+def test_bad_input():
+    model = SpanBertForTokenClassification(SpanBertConfig(**SIZES))
+    with pytest.raises(ValueError, match="output_attentions must be False"):
+        model(torch.ones(1, 3, dtype=torch.int64), output_attentions=True)
+    with pytest.raises(TypeError, match="got an unexpected argument 'encoder_hidden_states'"):
+        model(torch.ones(1, 3, dtype=torch.int64), encoder_hidden_states=torch.ones(1))
