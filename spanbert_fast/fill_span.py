@@ -1,0 +1,300 @@
+"""`FillSpan`: runs of mask tokens, filled from the masked-LM or the span boundary head, or both."""
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from spanbert_fast.models import SpanBertForMaskedLM, SpanBertForPreTraining
+
+_HEADS = ("mlm", "sbo", "both")
+
+
+@dataclasses.dataclass(frozen=True)
+class FilledSpan:
+    """One run of masks, filled.
+
+    Attributes:
+        text: the filling as text; with a leading "##" where it continues the word before it.
+        token_ids, tokens: one entry per mask.
+        log_probabilities: of each token, natural logarithm.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    log_probabilities: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Filling:
+    """One way to fill all masks of a text.
+
+    Attributes:
+        text: the whole text, filled; outside the masks it is as it came.
+        score: log-probability of the filling, the sum over its tokens.
+        spans: the runs of masks, from left to right.
+    """
+
+    text: str
+    score: float
+    spans: tuple[FilledSpan, ...]
+
+
+class FillSpan:
+    """Fill runs of mask tokens.
+
+    A run is a row of neighbouring mask tokens, one for each token wanted. Its tokens are predicted
+    independently of each other, in one pass, and the best fillings are the exact best of the
+    product of those probabilities; with `iterative` each token is predicted given those before.
+
+    The span boundary head (Joshi et al. 2020, section 3.2) predicts the token at place k of a run
+    from the two tokens beside the run. It has learnt nothing about, and so has no prediction for, a
+    run that touches the start or the end of the text, and the places from
+    `config.max_span_targets` on.
+
+    Args:
+        model: a SpanBertForPreTraining, or a SpanBertForMaskedLM, which knows head="mlm" alone.
+        tokenizer: its fast tokenizer, with a mask token.
+    """
+
+    def __init__(
+        self,
+        model: SpanBertForPreTraining | SpanBertForMaskedLM,
+        tokenizer: PreTrainedTokenizerBase,
+    ):
+        if not isinstance(model, (SpanBertForPreTraining, SpanBertForMaskedLM)):
+            raise TypeError(
+                "model must be a SpanBertForPreTraining or a SpanBertForMaskedLM, "
+                f"got {type(model).__name__}"
+            )
+        if tokenizer.mask_token_id is None:
+            raise ValueError("tokenizer must have a mask token, got None")
+        if not tokenizer.is_fast:
+            raise ValueError(f"tokenizer must be a fast one, got {type(tokenizer).__name__}")
+        if len(tokenizer) > model.config.vocab_size:
+            raise ValueError(
+                "tokenizer must not have more tokens than the model's vocab_size = "
+                f"{model.config.vocab_size}, got {len(tokenizer)}"
+            )
+        self.model, self.tokenizer = model, tokenizer
+        # what a filling never holds: special tokens, and rows of the vocabulary with no token
+        self._never = torch.zeros(model.config.vocab_size, dtype=torch.bool)
+        self._never[tokenizer.all_special_ids] = True
+        self._never[len(tokenizer) :] = True
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        *,
+        head: str = "mlm",
+        top_k: int = 5,
+        iterative: bool = False,
+        batch_size: int = 64,
+    ) -> list[Filling] | list[list[Filling]]:
+        """The `top_k` best fillings of each text, best first.
+
+        Args:
+            texts: a text, or several, each with at least one mask token.
+            head: "mlm", "sbo", or "both": the product of the two heads' probabilities,
+                renormalised, and the masked-LM head alone where the other has no prediction.
+            top_k: fillings per text.
+            iterative: fill the place that the model is surest of, encode again, until all are
+                filled, with `top_k` fillings in the beam.
+            batch_size: sequences that are encoded at once, packed, without padding.
+
+        Returns:
+            A list of fillings; for several texts, a list of such lists.
+
+        Raises:
+            ValueError: an unknown head, one that the model lacks or that has no prediction for a
+                run, a text without a mask, or one that is longer than the model reads.
+        """
+        if head not in _HEADS:
+            raise ValueError(f"head must be one of {', '.join(_HEADS)}, got {head!r}")
+        if head != "mlm" and not isinstance(self.model, SpanBertForPreTraining):
+            raise ValueError(
+                f'head must be "mlm" with a {type(self.model).__name__}, which has no span '
+                f"boundary head, got {head!r}"
+            )
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        given = [texts] if isinstance(texts, str) else list(texts)
+        encoded = [self._encode(index, text) for index, text in enumerate(given)]
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            search = self._beams if iterative else self._independent
+            hypotheses = search([e["input_ids"] for e in encoded], head, top_k, batch_size)
+        finally:
+            self.model.train(was_training)
+        filled = [
+            [self._filling(*source, hypothesis) for hypothesis in found]
+            for *source, found in zip(given, encoded, hypotheses, strict=True)
+        ]
+        return filled[0] if isinstance(texts, str) else filled
+
+    def _encode(self, index: int, text: str) -> BatchEncoding:
+        encoding = self.tokenizer(text, return_offsets_mapping=True)
+        if self.tokenizer.mask_token_id not in encoding["input_ids"]:
+            raise ValueError(
+                f"texts[{index}] must hold the mask token {self.tokenizer.mask_token}, got {text!r}"
+            )
+        return encoding
+
+    def _independent(self, sequences, head, top_k, batch_size) -> list[list["_Hypothesis"]]:
+        """The exact best of the product: the best of each prefix, one place after another."""
+        found = []
+        for token_ids, log_p in self._predict(sequences, head, batch_size):
+            values, choices = self._best(log_p, top_k)
+            scores, paths = values.new_zeros(1), choices.new_zeros((1, 0))
+            for place, value in enumerate(values):
+                joint = scores[:, None] + value
+                scores, best = joint.flatten().topk(min(top_k, joint.numel()))
+                prefix, last = best // len(value), best % len(value)
+                paths = torch.cat([paths[prefix], choices[place, last, None]], dim=1)
+            places = self._masked(token_ids)
+            each = log_p.gather(1, paths.T).T.tolist()
+            found.append([])
+            for path, log_probabilities in zip(paths.tolist(), each, strict=True):
+                filled = _replaced(token_ids, dict(zip(places, path, strict=True)))
+                by_place = dict(zip(places, log_probabilities, strict=True))
+                found[-1].append(_Hypothesis(filled, by_place))
+        return found
+
+    def _beams(self, sequences, head, top_k, batch_size) -> list[list["_Hypothesis"]]:
+        """The surest place first; all hypotheses of a text have as many places filled."""
+        beams = [[_Hypothesis(list(token_ids), {})] for token_ids in sequences]
+        while True:
+            open_beams = [beam for beam in beams if self._masked(beam[0].token_ids)]
+            if not open_beams:
+                return beams
+            flat = [hypothesis.token_ids for beam in open_beams for hypothesis in beam]
+            predictions = iter(self._predict(flat, head, batch_size))
+            for beam in open_beams:
+                grown = {}
+                for hypothesis in beam:
+                    token_ids, log_p = next(predictions)
+                    surest = int(log_p.amax(1).argmax())
+                    place = self._masked(token_ids)[surest]
+                    values, choices = (t.tolist() for t in self._best(log_p[surest], top_k))
+                    for value, choice in zip(values, choices, strict=True):
+                        by_place = {**hypothesis.log_probabilities, place: value}
+                        filled = _Hypothesis(_replaced(token_ids, {place: choice}), by_place)
+                        # two orders of filling may meet in one filling: the better one stays
+                        key = tuple(filled.token_ids)
+                        if key not in grown or filled.score > grown[key].score:
+                            grown[key] = filled
+                beam[:] = sorted(grown.values(), key=lambda h: -h.score)[:top_k]
+
+    def _masked(self, token_ids: list[int]) -> list[int]:
+        mask = self.tokenizer.mask_token_id
+        return [place for place, token in enumerate(token_ids) if token == mask]
+
+    def _runs(self, token_ids: list[int]) -> list[tuple[int, int]]:
+        """(first, last) place of every run of masks."""
+        runs = []
+        for place in self._masked(token_ids):
+            if runs and runs[-1][1] == place - 1:
+                runs[-1] = (runs[-1][0], place)
+            else:
+                runs.append((place, place))
+        return runs
+
+    def _best(self, log_p: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(values, tokens) of the best along the last axis, never a token that is ruled out."""
+        return log_p.topk(min(top_k, int((~self._never).sum())))
+
+    def _predict(self, sequences, head, batch_size):
+        """Yield (token_ids, log-probabilities (masks, vocab_size) fp32) of every sequence."""
+        for start in range(0, len(sequences), batch_size):
+            batch = sequences[start : start + batch_size]
+            log_p = self._predict_batch(batch, head)
+            counts = [len(self._masked(token_ids)) for token_ids in batch]
+            yield from zip(batch, log_p.split(counts), strict=True)
+
+    def _predict_batch(self, batch: list[list[int]], head: str) -> torch.Tensor:
+        """(masks of all sequences, vocab_size), -inf for what a filling never holds."""
+        device, model = self.model.device, self.model
+        starts = list(accumulate(map(len, batch), initial=0))
+        masked = [s + p for s, ids in zip(starts, batch) for p in self._masked(ids)]
+        asked = [] if head == "mlm" else batch
+        boundaries, lengths, answers = self._questions(asked, starts, head)
+        hidden = model.bert.encode(
+            torch.tensor(sum(batch, []), device=device),
+            cu_seqlens=torch.tensor(starts, dtype=torch.int32, device=device),
+            max_seqlen=max(map(len, batch)),
+            rows=torch.tensor(masked + boundaries, device=device),
+        ).hidden_states
+        log_p = model.cls.predictions.logits(hidden[: len(masked)]).float().log_softmax(-1)
+        if answers:
+            sbo_head, decoder = model.cls.span_boundary, model.cls.predictions.decoder
+            cu_lengths = list(accumulate(lengths, initial=0))
+            states = sbo_head(
+                hidden,
+                torch.arange(len(masked), len(hidden), device=device).view(-1, 2),
+                torch.tensor(cu_lengths, dtype=torch.int32, device=device),
+                len(answers),
+            )
+            sbo = F.linear(states, decoder.weight, sbo_head.bias).float().log_softmax(-1)
+            log_p[answers] = sbo if head == "sbo" else (log_p[answers] + sbo).log_softmax(-1)
+        return log_p.masked_fill(self._never.to(device), float("-inf"))
+
+    def _questions(
+        self, batch: list[list[int]], starts: list[int], head: str
+    ) -> tuple[list[int], list[int], list[int]]:
+        """For the span boundary head: rows of the boundaries (left, right, left, ...), places per
+        span, and which masks they answer; raises where head is "sbo" and it has no answer."""
+        limit, special = self.model.config.max_span_targets, set(self.tokenizer.all_special_ids)
+        boundaries, lengths, answers, mask = [], [], [], 0
+        for start, token_ids in zip(starts, batch, strict=False):
+            for first, last in self._runs(token_ids):
+                length = last - first + 1
+                beside = token_ids[first - 1 : first] + token_ids[last + 1 : last + 2]
+                known = min(length, limit) if len(beside) == 2 and not special & set(beside) else 0
+                if known < length and head == "sbo":
+                    raise ValueError(
+                        'head must be "mlm" or "both" for a run of masks that touches the start '
+                        f"or the end of the text or is longer than max_span_targets = {limit}, "
+                        f'got "sbo" and a run of {length}'
+                    )
+                if known:
+                    boundaries += [start + first - 1, start + last + 1]
+                    lengths.append(known)
+                    answers += range(mask, mask + known)
+                mask += length
+        return boundaries, lengths, answers
+
+    def _filling(self, text: str, encoding: BatchEncoding, hypothesis: "_Hypothesis") -> Filling:
+        spans, offsets = [], encoding["offset_mapping"]
+        for first, last in reversed(self._runs(encoding["input_ids"])):  # offsets before it hold
+            token_ids = tuple(hypothesis.token_ids[first : last + 1])
+            tokens = tuple(self.tokenizer.convert_ids_to_tokens(token_ids))
+            filling = self.tokenizer.convert_tokens_to_string(list(tokens))
+            left, right = text[: offsets[first][0]], text[offsets[last][1] :]
+            joined = left.rstrip() + filling[2:] if filling.startswith("##") else left + filling
+            text = joined + right
+            each = tuple(hypothesis.log_probabilities[p] for p in range(first, last + 1))
+            spans.append(FilledSpan(filling, token_ids, tokens, each))
+        return Filling(text, hypothesis.score, tuple(reversed(spans)))
+
+
+class _Hypothesis(NamedTuple):
+    """A sequence with some places filled, and the log-probability at each of them."""
+
+    token_ids: list[int]
+    log_probabilities: dict[int, float]
+
+    @property
+    def score(self) -> float:
+        return sum(self.log_probabilities.values())
+
+
+def _replaced(token_ids: list[int], by_place: dict[int, int]) -> list[int]:
+    return [by_place.get(place, token) for place, token in enumerate(token_ids)]
