@@ -42,3 +42,58 @@ def poisoned_empty(monkeypatch):
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory) -> Path:
+    """A text file of 60 documents whose next word can be guessed, so that a small model learns."""
+    import random
+
+    draw = random.Random(7)
+    nouns = "river mountain teacher garden letter winter island engine captain market".split()
+    verbs = "follows remembers carries watches paints answers".split()
+    places = "quietly before dawn,behind the old harbour,under a pale sky,without a word".split(",")
+    documents = []
+    for _ in range(60):
+        lines = []
+        for _ in range(draw.randint(3, 12)):
+            first, second = draw.sample(nouns, 2)
+            lines.append(f"The {first} {draw.choice(verbs)} the {second} {draw.choice(places)}.")
+        documents.append("\n".join(lines))
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    return path
+
+
+SMALL_RUN = (
+    "--recipe tiny --hidden-size 32 --num-hidden-layers 2 --num-attention-heads 2 "
+    "--intermediate-size 64 --vocab-size 200 --max-seq-length 48 --tokens-per-batch 256 "
+    "--warmup-steps 5 --held-out 0.1 --logging-steps 1 --seed 3"
+).split()
+
+
+@pytest.fixture(scope="session")
+def small_run() -> list[str]:
+    """Options of a pre-training run that takes a second or two."""
+    return list(SMALL_RUN)
+
+
+@pytest.fixture(scope="session")
+def command():
+    """Run `spanbert-fast` in a process of its own, on one thread; gives subprocess.Popen."""
+    import subprocess
+
+    def start(*arguments, processes: int = 1) -> subprocess.Popen:
+        launcher = [sys.executable, "-m"]
+        if processes > 1:
+            launcher += ["torch.distributed.run", "--standalone"]
+            launcher += [f"--nproc-per-node={processes}", "-m"]
+        return subprocess.Popen(
+            [*launcher, "spanbert_fast", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
+        )
+
+    return start

@@ -1,0 +1,102 @@
+"""The `spanbert-fast` command: `spanbert-fast COMMAND --help` tells each one's options."""
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+
+from spanbert_fast import __version__
+from spanbert_fast.errors import UsageError
+
+COMMANDS = {
+    "pretrain": "pre-train, continue or resume a SpanBERT",
+    "prepare": "tokenise a corpus once, into memory-mapped shards",
+    "fill": "fill [MASK] [MASK] with the best words",
+    "import-fairseq": "convert an original SpanBERT training checkpoint",
+    "env": "versions, hardware, and which implementation each op runs",
+}
+
+USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:<16}{text}" for name, text in COMMANDS.items())
+    return (
+        "usage: spanbert-fast COMMAND [OPTIONS]\n\n"
+        f"commands:\n{rows}\n\n"
+        "examples:\n"
+        "  spanbert-fast pretrain --output-dir runs/first\n"
+        '  spanbert-fast fill "The [MASK] [MASK] fox" --model runs/first/model\n\n'
+        "`spanbert-fast COMMAND --help` lists a command's options.\n"
+        "Exit codes: 0 done, 1 failed, 2 wrong usage."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help(), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else USAGE_ERROR
+    if argv[0] == "--version":
+        print(f"spanbert-fast {__version__}")
+        return 0
+    name = argv[0]
+    if name not in COMMANDS:
+        print(
+            f"spanbert-fast: COMMAND must be one of {', '.join(COMMANDS)}, got {name}",
+            file=sys.stderr,
+        )
+        return USAGE_ERROR
+    try:
+        command = importlib.import_module(f"spanbert_fast.commands.{name.replace('-', '_')}")
+        arguments = command.parser().parse_args(argv[1:])
+    except SystemExit as stop:  # argparse has printed what is wrong, or the help
+        return int(stop.code or 0)
+    _quieten(debug="--debug" in argv)
+    try:
+        command.run(arguments)
+    except KeyboardInterrupt:
+        print(f"spanbert-fast {name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    except Exception as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        else:
+            print(f"spanbert-fast {name}: error: {_one_line(error)}", file=sys.stderr)
+        return USAGE_ERROR if isinstance(error, UsageError) else FAILURE
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    expected = isinstance(error, (ValueError, OSError, ArithmeticError))
+    return text if text and expected else f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _quieten(debug: bool) -> None:
+    """Our own log lines on stderr, from the first process; libraries speak only of errors."""
+    logger = logging.getLogger("spanbert_fast")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]  # not one that an earlier call in this process has left
+    logger.propagate = False
+    first = os.environ.get("RANK", "0") == "0"
+    logger.setLevel(logging.INFO if first else logging.WARNING)
+    # tokenizers warns where workers are forked after it has used its threads; ours never tokenise
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if not debug:
+        import datasets
+        import transformers
+
+        datasets.disable_progress_bars()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)

@@ -1,0 +1,1 @@
+"""The subcommands of `spanbert-fast`, one file each: `parser()` and `run(arguments)`."""

@@ -1,0 +1,105 @@
+"""`spanbert-fast env`: the first thing to ask of a user with a problem."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+
+LIBRARIES = ("torch", "triton", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(
+        prog="spanbert-fast env",
+        description="Versions, hardware, and which implementation each op runs and why.",
+        epilog="example:\n  spanbert-fast env --json > env.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="for a program to read")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def environment() -> dict:
+    """What `env` prints, as plain data."""
+    import torch
+
+    import spanbert_fast
+    from spanbert_fast import _extension
+    from spanbert_fast.ops._implementations import implementations
+
+    extension = _extension._C
+    gpus = []
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            gpus.append(
+                f"{properties.name}, sm_{properties.major}{properties.minor}, "
+                f"{properties.total_memory / 2**30:.0f} GiB"
+            )
+    return {
+        "spanbert_fast": spanbert_fast.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "cpu": {
+            "model": _cpu_model(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "isa_level": extension.isa_level() if extension else "unknown (no extension)",
+            "torch_capability": torch.backends.cpu.get_cpu_capability(),
+        },
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        "extension": dict(extension.build_info()) if extension else None,
+        "ops": [entry._asdict() for entry in implementations()],
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown"
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print it."""
+    found = environment()
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    cpu = found["cpu"]
+    rows = [
+        ("spanbert_fast", found["spanbert_fast"]),
+        ("python", found["python"]),
+        ("platform", found["platform"]),
+        *((name, version or "not installed") for name, version in found["libraries"].items()),
+        ("cpu", f"{cpu['model']}, {cpu['cores']} cores, {cpu['threads']} threads"),
+        ("cpu isa level", f"{cpu['isa_level']} (torch: {cpu['torch_capability']})"),
+        ("gpu", "; ".join(found["gpus"]) or "none"),
+        ("cuda of torch", found["cuda"] or "none"),
+        (
+            "extension",
+            ", ".join(f"{k} {v}" for k, v in found["extension"].items())
+            if found["extension"]
+            else "not built",
+        ),
+    ]
+    for name, value in rows:
+        print(f"{name:<16}{value}")
+    print("\nop                      device  runs as     because")
+    for op in found["ops"]:
+        print(f"{op['op']:<24}{op['device']:<8}{op['name']:<12}{op['reason']}")

@@ -1,0 +1,69 @@
+"""`spanbert-fast fill`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from spanbert_fast.errors import UsageError
+
+DEFAULT_MODEL = "runs/first/model"  # what `make pretrain` leaves
+
+EXAMPLES = """examples:
+  spanbert-fast fill "The [MASK] [MASK] fox" --top-k 5
+  spanbert-fast fill "The [MASK] [MASK] fox" --model runs/papers/model --head sbo
+  cat sentences.txt | spanbert-fast fill --model spanbert-base-cased --head mlm --json
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(
+        prog="spanbert-fast fill",
+        description="Fill runs of [MASK] of any length, from the masked-LM head, the span "
+        "boundary head, or both.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("text", nargs="*", help="sentences with [MASK]; default: the lines of standard input")
+    add("--model", metavar="DIR", help=f"a checkpoint with its tokenizer (default {DEFAULT_MODEL})")
+    add("--top-k", type=int, default=5, metavar="K", help="fillings of a sentence (default 5)")
+    add("--head", choices=("mlm", "sbo", "both"), default="both", help="who predicts (default both)")
+    add("--json", action="store_true", help="a JSON object per filling")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the fillings of every sentence."""
+    model_dir = arguments.model or DEFAULT_MODEL
+    if not Path(model_dir).is_dir():
+        raise UsageError(f"--model {model_dir} is not a directory")
+    if arguments.top_k < 1:
+        raise UsageError(f"--top-k must be at least 1, got {arguments.top_k}")
+    texts = arguments.text or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not texts:
+        raise UsageError("no sentence was given")
+
+    from spanbert_fast.data.tokenizer import load_tokenizer
+    from spanbert_fast.fill_span import FillSpan
+    from spanbert_fast.models import SpanBertForMaskedLM, SpanBertForPreTraining
+
+    tokenizer = load_tokenizer(model_dir)
+    kind = SpanBertForMaskedLM if arguments.head == "mlm" else SpanBertForPreTraining
+    model, report = kind.from_pretrained(model_dir, output_loading_info=True)
+    lacking = sorted(name for name in report["missing_keys"] if name.startswith("cls."))
+    if lacking:
+        hint = "; --head mlm needs only the masked-LM head" if arguments.head != "mlm" else ""
+        raise UsageError(f"--model {model_dir} has no {lacking[0]}{hint}")
+    for text, fillings in zip(
+        texts,
+        FillSpan(model, tokenizer)(texts, top_k=arguments.top_k, head=arguments.head),
+        strict=True,
+    ):
+        for filling in fillings:
+            if arguments.json:
+                print(json.dumps({"input": text, "text": filling.text, "score": filling.score}))
+            else:
+                print(f"{filling.score:9.3f}  {filling.text}")

@@ -1,0 +1,60 @@
+"""`spanbert-fast prepare`."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from spanbert_fast.errors import UsageError
+
+logger = logging.getLogger("spanbert_fast")
+
+EXAMPLES = """examples:
+  spanbert-fast prepare --data wiki/*.txt.zst --tokenizer bert-base-cased --output-dir shards/wiki
+  spanbert-fast prepare --data papers.jsonl --vocab-size 30000 --output-dir shards/papers
+  spanbert-fast pretrain --data shards/wiki shards/papers --tokenizer bert-base-cased ...
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(
+        prog="spanbert-fast prepare",
+        description="Tokenise a corpus once, on all cores, into memory-mapped shards that `pretrain` reads "
+        "without a copy.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", nargs="+", default=[], metavar="PATH",
+        help="as for `pretrain`; default: the embedded corpus")
+    add("--output-dir", required=True, metavar="DIR", help="where the shards are written")
+    add("--tokenizer", metavar="DIR", help="a fast WordPiece tokenizer; default: train one")
+    add("--vocab-size", type=int, default=28996, metavar="N",
+        help="word pieces of the tokenizer that is trained (default 28996)")
+    add("--overwrite", action="store_true", help="replace shards that are there")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Tokenise, then say what was written."""
+    from spanbert_fast.data.prepare import MANIFEST, is_prepared, open_shards, prepare
+    from spanbert_fast.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
+    from spanbert_fast.training.sources import documents_of
+
+    output = Path(arguments.output_dir)
+    if is_prepared(output):
+        if not arguments.overwrite:
+            raise UsageError(f"--output-dir {output} already holds shards; add --overwrite")
+        (output / MANIFEST).unlink()  # without it the shards are leftovers, which prepare replaces
+    documents = documents_of(tuple(arguments.data))
+    if arguments.tokenizer:
+        tokenizer = load_tokenizer(arguments.tokenizer)
+    else:
+        logger.info("training a WordPiece vocabulary of %d", arguments.vocab_size)
+        tokenizer = train_wordpiece(documents["text"], arguments.vocab_size)
+    prepare(documents, tokenizer, output, progress=sys.stderr.isatty())
+    shards = open_shards(output, tokenizer_fingerprint(tokenizer))
+    tokens = sum(len(shard.tokens) for shard in shards)
+    print(f"{len(documents):,} documents, {tokens:,} tokens in {len(shards)} shards: {output}")

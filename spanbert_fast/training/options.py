@@ -1,0 +1,139 @@
+"""What a user asks of a pre-training run; kept in its directory so that it can be resumed."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spanbert_fast.errors import UsageError
+from spanbert_fast.training.recipes import Recipe, recipe_named
+from spanbert_fast.training.run_directory import OPTIONS, read_json, was_started
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+_MAY_CHANGE_ON_RESUME = {"save_steps", "save_total_limit", "logging_steps", "num_workers", "training_arguments"}
+
+
+@dataclass(frozen=True)
+class PretrainOptions:
+    """A run, whole.
+
+    Attributes:
+        output_dir: where everything is written.
+        recipe_name: the preset that `overrides` change.
+        overrides: values of the Recipe that the user has given.
+        data: files, dataset directories or prepared shards; none for the embedded corpus.
+        tokenizer: directory of a fast WordPiece tokenizer; None to take the one that comes with
+            the data or the checkpoint, else to train one.
+        init_from: checkpoint to start from.
+        seed: of the weights, the order of the data, the masks and the dropout.
+        held_out: share of the text that is kept for evaluation.
+        precision: "fp32", or autocast in "bf16" or "fp16".
+        save_steps, logging_steps: 0 for a tenth and a hundredth of the run.
+        save_total_limit: checkpoints that are kept.
+        eval_steps: evaluate this often in mid-run; 0 only before and after.
+        num_workers: processes that make batches beside the training process.
+        training_arguments: further fields of transformers.TrainingArguments.
+    """
+
+    output_dir: str
+    recipe_name: str = "tiny"
+    overrides: dict = field(default_factory=dict)
+    data: tuple[str, ...] = ()
+    tokenizer: str | None = None
+    init_from: str | None = None
+    seed: int = 0
+    held_out: float = 0.02
+    precision: str = "fp32"
+    save_steps: int = 0
+    logging_steps: int = 0
+    save_total_limit: int = 2
+    eval_steps: int = 0
+    num_workers: int = 0
+    training_arguments: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(
+                f"--precision must be one of {', '.join(PRECISIONS)}, got {self.precision}"
+            )
+        if not 0 < self.held_out < 1:
+            raise UsageError(f"--held-out must be in (0, 1), got {self.held_out}")
+        for name in ("save_steps", "logging_steps", "eval_steps", "num_workers", "seed"):
+            if getattr(self, name) < 0:
+                option = "--" + name.replace("_", "-")
+                raise UsageError(f"{option} must be 0 or more, got {getattr(self, name)}")
+        if self.save_total_limit < 1:
+            raise UsageError(f"--save-total-limit must be at least 1, got {self.save_total_limit}")
+        if self.init_from is not None:
+            sizes = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
+            given = sorted((sizes | {"vocab_size"}) & set(self.overrides))
+            if given:
+                option = "--" + given[0].replace("_", "-")
+                raise UsageError(f"{option} cannot be given with --init-from: the checkpoint has it")
+
+    @property
+    def recipe(self) -> Recipe:
+        """The preset with the user's values in it."""
+        return recipe_named(self.recipe_name).override(**self.overrides)
+
+    def steps_between(self, name: str) -> int:
+        """save_steps or logging_steps, with 0 made a number."""
+        given = getattr(self, name)
+        parts, most = {"save_steps": (10, 10_000), "logging_steps": (100, 100)}[name]
+        return given or max(1, min(most, self.recipe.max_steps // parts))
+
+    def to_json(self, world_size: int) -> dict:
+        """For the run's options.json."""
+        return {**dataclasses.asdict(self), "data": list(self.data), "world_size": world_size}
+
+
+def resumed_options(output_dir: str, given: dict, world_size: int) -> PretrainOptions:
+    """The options that a run was started with, for `--resume`.
+
+    Args:
+        output_dir: the run's directory.
+        given: options that the user has given beside --resume; they must say what the run says, or
+            be of those that do not change what is computed.
+        world_size: processes now; with accumulation they must make the same global batch.
+
+    Raises:
+        UsageError: there is no run, or an option differs from the run's.
+    """
+    run = Path(output_dir)
+    if not was_started(run):
+        raise UsageError(f"--output-dir {output_dir} holds no run to resume")
+    saved = read_json(run / OPTIONS)
+    old_world_size = saved.pop("world_size")
+    known = {f.name for f in dataclasses.fields(PretrainOptions)}
+    saved = {**{k: v for k, v in saved.items() if k in known}, "output_dir": output_dir}
+    saved["data"] = tuple(saved["data"])
+    old = PretrainOptions(**saved)
+    changed = dict(given)
+    overrides = changed.pop("overrides", {})
+    for name, value in overrides.items():
+        if name != "gradient_accumulation_steps":
+            _require_same(name, value, getattr(old.recipe, name))
+    for name, value in changed.items():
+        if name not in _MAY_CHANGE_ON_RESUME:
+            _require_same("recipe" if name == "recipe_name" else name, value, getattr(old, name))
+    accumulation = overrides.get(
+        "gradient_accumulation_steps", old.recipe.gradient_accumulation_steps
+    )
+    before = old_world_size * old.recipe.gradient_accumulation_steps
+    if world_size * accumulation != before:
+        raise UsageError(
+            f"--resume needs the run's global batch of {before} micro-batches, got {world_size} "
+            f"processes with --gradient-accumulation-steps {accumulation}"
+        )
+    return dataclasses.replace(
+        old,
+        overrides={**old.overrides, "gradient_accumulation_steps": accumulation},
+        **{name: value for name, value in changed.items() if name in _MAY_CHANGE_ON_RESUME},
+    )
+
+
+def _require_same(name: str, given, saved) -> None:
+    if given != saved:
+        option = "--" + name.replace("_", "-")
+        raise UsageError(
+            f"{option} {given} differs from the run's {saved}: a resumed run keeps its options"
+        )

@@ -1,0 +1,251 @@
+"""The main job: pre-train a SpanBERT, resume it, measure it, and leave a checkpoint."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from spanbert_fast.data.blocks import BlockDataset
+from spanbert_fast.data.collator import DataCollatorForSpanMasking
+from spanbert_fast.errors import UsageError
+from spanbert_fast.fill_span import FillSpan
+from spanbert_fast.models import SpanBertForPreTraining
+from spanbert_fast.training import run_directory
+from spanbert_fast.training.checkpoints import UNFINISHED, checkpoint_step, last_checkpoint
+from spanbert_fast.training.evaluation import HeldOut, unigram_cross_entropy
+from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.progress import Progress
+from spanbert_fast.training.run_directory import MetricsFile
+from spanbert_fast.training.sources import (
+    check_paths,
+    initial_model,
+    random_token_pool,
+    text_and_tokenizer,
+)
+from spanbert_fast.training.trainer import SpanPretrainingTrainer
+
+logger = logging.getLogger("spanbert_fast")
+
+
+def pretrain(
+    options: PretrainOptions, *, resume: bool = False, overwrite: bool = False
+) -> dict:
+    """Run (or go on with) a pre-training run; returns what its summary.json holds.
+
+    Works in one process and, one call per process, under torchrun and `accelerate launch`.
+
+    Args:
+        options: for a resumed run, as `resumed_options` gives them.
+        resume: go on from the last whole checkpoint, bit for bit on the CPU.
+        overwrite: replace a run that the directory holds.
+
+    Raises:
+        UsageError: the options cannot be met.
+        DataError: a file does not hold what it should.
+        OSError: a checkpoint could not be written; earlier ones stay.
+        FloatingPointError: the loss is no longer finite.
+    """
+    check_paths(options)
+    arguments = training_arguments(options)
+    state = PartialState()  # the arguments have joined the other processes
+    run = Path(options.output_dir)
+    checkpoint = None
+    if resume:
+        # every process looks before one of them clears what was left unfinished
+        checkpoint = last_checkpoint(run)
+        logger.info("resuming from %s", checkpoint or "the beginning: there is no checkpoint yet")
+    elif state.is_main_process:
+        run_directory.start(run, options.to_json(state.num_processes), overwrite=overwrite)
+    state.wait_for_everyone()
+    if resume and state.is_main_process:
+        run_directory.forget_after(run, checkpoint_step(checkpoint) if checkpoint else 0)
+
+    with state.main_process_first():
+        shards, tokenizer = text_and_tokenizer(options, run)
+    recipe = options.recipe
+    blocks = BlockDataset(
+        shards,
+        cls_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        max_seq_length=recipe.max_seq_length,
+        short_seq_prob=recipe.short_seq_prob,
+        seed=options.seed,
+    )
+    training_blocks, held_out_blocks = blocks.split(options.held_out, options.seed)
+    model = initial_model(options, tokenizer)
+    held_out = HeldOut(
+        held_out_blocks,
+        DataCollatorForSpanMasking(
+            tokenizer,
+            seed=options.seed + 1,
+            random_token_pool=random_token_pool(training_blocks, tokenizer),
+            **recipe.masking_options(),
+        ),
+        recipe.tokens_per_batch,
+    )
+    trainer = make_trainer(options, arguments, model, tokenizer, training_blocks, held_out)
+    logger.info(
+        "%s parameters, %s blocks (%s tokens) to train on, %s held out",
+        f"{sum(p.numel() for p in model.parameters()):,}",
+        f"{len(training_blocks):,}",
+        f"{int(training_blocks.lengths.sum()):,}",
+        f"{len(held_out_blocks):,}",
+    )
+
+    if checkpoint is None:
+        summary = {
+            "held_out_before": _without_prefix(trainer.evaluate(metric_key_prefix="before")),
+            "unigram_cross_entropy": unigram_cross_entropy(
+                training_blocks.unigram_counts(), held_out
+            ),
+        }
+        if state.is_main_process:
+            run_directory.write_json(run / run_directory.SUMMARY, summary)
+    else:
+        summary = run_directory.read_json(run / run_directory.SUMMARY)
+
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    summary["held_out_after"] = _without_prefix(trainer.evaluate(metric_key_prefix="after"))
+    _export(trainer, run)
+    if state.is_main_process:
+        _finish(run, summary, options, tokenizer, held_out, trainer.args.device)
+    state.wait_for_everyone()
+    return summary
+
+
+def make_trainer(
+    options: PretrainOptions,
+    arguments: TrainingArguments,
+    model: SpanBertForPreTraining,
+    tokenizer,
+    training_blocks: BlockDataset,
+    held_out: HeldOut,
+) -> SpanPretrainingTrainer:
+    """The Trainer of a run."""
+    run, recipe = Path(options.output_dir), options.recipe
+    collator = DataCollatorForSpanMasking(
+        tokenizer,
+        seed=options.seed,
+        random_token_pool=held_out.collator.random_token_pool,
+        dropout_seeds=True,
+        **recipe.masking_options(),
+    )
+    trainer = SpanPretrainingTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=training_blocks,
+        eval_dataset=held_out.dataset,
+        data_collator=collator,
+        processing_class=tokenizer,
+        tokens_per_batch=recipe.tokens_per_batch,
+        held_out=held_out,
+    )
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(MetricsFile(run))
+    trainer.add_callback(Progress())
+    if trainer.is_world_process_zero():
+        from torch.utils.tensorboard import SummaryWriter
+
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(run / "tensorboard"))))
+    return trainer
+
+
+def training_arguments(options: PretrainOptions) -> TrainingArguments:
+    """The Trainer's arguments; joins the process group under torchrun.
+
+    Raises:
+        UsageError: a field of `options.training_arguments` is unknown or cannot be.
+    """
+    recipe = options.recipe
+    on_gpu = torch.cuda.is_available()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    fields = {
+        "output_dir": options.output_dir,
+        "max_steps": recipe.max_steps,
+        "warmup_steps": recipe.warmup_steps,
+        "lr_scheduler_type": "linear",
+        "learning_rate": recipe.learning_rate,
+        "adam_beta1": recipe.adam_beta1,
+        "adam_beta2": recipe.adam_beta2,
+        "adam_epsilon": recipe.adam_epsilon,
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_grad_norm,
+        "optim": "adamw_torch_fused" if on_gpu else "adamw_torch",
+        "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
+        "bf16": options.precision == "bf16",
+        "fp16": options.precision == "fp16",
+        "seed": options.seed,
+        "data_seed": options.seed,
+        "use_cpu": not on_gpu,
+        "ddp_backend": "gloo" if processes > 1 and not on_gpu else None,
+        "ddp_find_unused_parameters": False,
+        "logging_steps": options.steps_between("logging_steps"),
+        "logging_nan_inf_filter": False,
+        "save_steps": options.steps_between("save_steps"),
+        "save_total_limit": options.save_total_limit,
+        "eval_strategy": "steps" if options.eval_steps else "no",
+        "eval_steps": options.eval_steps or None,
+        "dataloader_num_workers": options.num_workers,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "log_level": "error",
+    }
+    try:
+        return TrainingArguments(**{**fields, **options.training_arguments})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--set: {str(error).splitlines()[0]}") from error
+
+
+def _without_prefix(metrics: dict) -> dict:
+    return {name.split("_", 1)[1]: value for name, value in metrics.items()}
+
+
+def _export(trainer: SpanPretrainingTrainer, run: Path) -> None:
+    """The trained model, its configuration and tokenizer, in run/model: whole or not at all."""
+    written = run / UNFINISHED / "model"
+    try:
+        trainer.save_model(str(written))
+        trainer.accelerator.wait_for_everyone()
+        if trainer.args.should_save:
+            (written / "training_args.bin").unlink(missing_ok=True)
+            shutil.rmtree(run / "model", ignore_errors=True)
+            os.replace(written, run / "model")
+    finally:
+        if trainer.args.should_save:
+            shutil.rmtree(run / UNFINISHED, ignore_errors=True)
+
+
+def _finish(run, summary, options, tokenizer, held_out, device) -> None:
+    """Speed, curves, one sentence filled in: what a person looks at first."""
+    lines = run_directory.read_metrics(run)
+    speeds = sorted(line["tokens_per_second"] for line in lines)
+    summary["tokens_per_second"] = speeds[len(speeds) // 2] if speeds else None
+    summary["steps"] = options.recipe.max_steps
+    summary["recipe"] = options.recipe_name
+    if lines:
+        run_directory.draw_curves(run, summary)
+    model = SpanBertForPreTraining.from_pretrained(run / "model").to(device)  # what a user gets
+    masked, original = example_sentence(held_out, tokenizer)
+    filled = FillSpan(model, tokenizer)(masked, head="both", top_k=1)[0]
+    summary["example"] = {"masked": masked, "filled": filled.text, "original": original}
+    run_directory.write_json(run / run_directory.SUMMARY, summary)
+
+
+def example_sentence(held_out: HeldOut, tokenizer, words: int = 24) -> tuple[str, str]:
+    """(a held-out passage with a two-piece run of [MASK] in its middle, the passage itself)."""
+    index = int(held_out.dataset.lengths.argmax())
+    example = held_out.dataset[index]
+    ids = example["input_ids"][1:-1][: 2 * words].tolist()
+    middle = max(1, len(ids) // 2)
+    end = min(middle + 2, len(ids))
+    masked = [*ids[:middle], *[tokenizer.mask_token_id] * (end - middle), *ids[end:]]
+    return tokenizer.decode(masked), tokenizer.decode(ids)

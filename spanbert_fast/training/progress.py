@@ -1,0 +1,55 @@
+"""How far a run is: a bar on a terminal, plain lines in a log file."""
+
+import sys
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+_COLUMNS = (
+    ("mlm_loss", "mlm loss {:.3f}"),
+    ("sbo_loss", "sbo loss {:.3f}"),
+    ("learning_rate", "lr {:.2e}"),
+    ("tokens_per_second", "{:,.0f} tokens/s"),
+)
+
+
+def readable(logs: dict) -> str:
+    """The numbers of a log line that a person watches."""
+    return "  ".join(form.format(logs[name]) for name, form in _COLUMNS if name in logs)
+
+
+class Progress(TrainerCallback):
+    """One bar over all steps; every log line above it, or alone where stderr is not a terminal."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                unit="step",
+                dynamic_ncols=True,
+                disable=not sys.stderr.isatty(),
+            )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.bar is None or not logs:
+            return
+        if "mlm_loss" in logs:
+            text = readable(logs)
+        elif "eval_mlm_loss" in logs:
+            text = f"held out: mlm loss {logs['eval_mlm_loss']:.3f}  sbo loss {logs['eval_sbo_loss']:.3f}"
+        else:
+            return
+        tqdm.write(f"step {state.global_step}/{state.max_steps}  {text}", file=sys.stderr)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

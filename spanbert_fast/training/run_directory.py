@@ -1,0 +1,168 @@
+"""What a run leaves in its directory: options, metrics, curves, summary."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints
+
+OPTIONS = "options.json"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+CURVE = "loss.png"
+_FOLDERS = ("model", "shards", "tensorboard", UNFINISHED)
+
+_LOGGED = (
+    "mlm_loss",
+    "sbo_loss",
+    "learning_rate",
+    "tokens_per_second",
+    "masked_tokens",
+    "spans",
+    "grad_norm",
+)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Replace the file in one step."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> dict:
+    """The object that a run's file holds.
+
+    Raises:
+        DataError: it is not there, or does not hold JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file; is this the directory of a run?") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from None
+
+
+def was_started(run: Path) -> bool:
+    """Whether there is a run to resume."""
+    return (run / OPTIONS).exists()
+
+
+def has_results(run: Path) -> bool:
+    """Whether a run has got far enough for something to be lost with it."""
+    return was_started(run) and ((run / METRICS).exists() or bool(checkpoints(run)))
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl; a last line that a killed run left half written is dropped."""
+    path = run / METRICS
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def forget_after(run: Path, step: int) -> None:
+    """Drop the metrics of steps that a resumed run makes again."""
+    kept = [line for line in read_metrics(run) if line["step"] <= step]
+    partial = run / (METRICS + ".partial")
+    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    os.replace(partial, run / METRICS)
+
+
+class MetricsFile(TrainerCallback):
+    """Writes a line of metrics.jsonl for every log step, and ends one wherever a checkpoint is."""
+
+    def __init__(self, run: Path):
+        self.path = run / METRICS
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # Sums since the last line are not in a checkpoint: with a line at each, none are lost.
+        if control.should_save:
+            control.should_log = True
+        return control
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or "mlm_loss" not in (logs or {}):
+            return
+        line = {"step": state.global_step, **{name: logs[name] for name in _LOGGED if name in logs}}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def draw_curves(run: Path, summary: dict) -> Path:
+    """Loss over steps as a PNG that reads without colour; returns its path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = read_metrics(run)
+    steps = [line["step"] for line in lines]
+    figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for name, label, style in (
+        ("mlm_loss", "masked LM, training", "-"),
+        ("sbo_loss", "span boundary, training", "--"),
+    ):
+        axis.plot(steps, [line[name] for line in lines], style, label=label, linewidth=1.2)
+    last = steps[-1] if steps else 0
+    for name, label, marker in (
+        ("mlm_loss", "masked LM, held out", "o"),
+        ("sbo_loss", "span boundary, held out", "s"),
+    ):
+        held_out = [summary[when][name] for when in ("held_out_before", "held_out_after")]
+        axis.plot([0, last], held_out, marker, label=label, markerfacecolor="none", color="black")
+    axis.axhline(
+        summary["unigram_cross_entropy"],
+        linestyle=":",
+        color="black",
+        label="unigram model, held out",
+    )
+    axis.set_xlabel("optimiser step")
+    axis.set_ylabel("cross-entropy per token (nats)")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(run / CURVE, dpi=120)
+    pyplot.close(figure)
+    return run / CURVE
+
+
+def start(run: Path, options: dict, *, overwrite: bool) -> None:
+    """Make a new run's directory and write its options.
+
+    Raises:
+        UsageError: it holds a run already and `overwrite` is not set, it is a file, or something
+            else lies where a run writes.
+    """
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"--output-dir {run} is a file")
+    if has_results(run) and not overwrite:
+        raise UsageError(
+            f"--output-dir {run} already holds a run; go on with --resume, or replace it with "
+            "--overwrite"
+        )
+    if was_started(run):
+        _remove_run(run)
+    strangers = [name for name in _FOLDERS if (run / name).exists()]
+    if strangers:
+        raise UsageError(f"--output-dir {run} has a `{strangers[0]}` that no run has made")
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(run / OPTIONS, options)
+
+
+def _remove_run(run: Path) -> None:
+    """Remove what a run writes, and nothing else that lies in its directory."""
+    for folder in [*checkpoints(run), *(run / name for name in _FOLDERS)]:
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in (OPTIONS, METRICS, SUMMARY, CURVE):
+        (run / name).unlink(missing_ok=True)

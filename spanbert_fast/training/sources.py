@@ -1,0 +1,131 @@
+"""What a run starts from: its tokenizer, its text as blocks, its model."""
+
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from spanbert_fast.data.blocks import BlockDataset
+from spanbert_fast.data.corpus import load_documents
+from spanbert_fast.data.embedded import embedded_documents
+from spanbert_fast.data.prepare import is_prepared, open_shards, prepare
+from spanbert_fast.data.shards import Shard
+from spanbert_fast.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
+from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.models import SpanBertForPreTraining
+from spanbert_fast.training.options import PretrainOptions
+
+logger = logging.getLogger("spanbert_fast")
+
+POOL_SIZE = 1 << 16  # entries of the pool that random replacements come from
+
+
+def check_paths(options: PretrainOptions) -> None:
+    """Raise UsageError where something that the options name is not there."""
+    for path in options.data:
+        if not Path(path).exists():
+            raise UsageError(f"--data {path} does not exist")
+    for option, path in (("tokenizer", options.tokenizer), ("init-from", options.init_from)):
+        if path is not None and not Path(path).is_dir():
+            raise UsageError(f"--{option} {path} is not a directory")
+
+
+def documents_of(paths: tuple[str, ...]):
+    """The documents of the given files, or of the embedded corpus."""
+    import datasets
+
+    if paths:
+        return load_documents(paths)
+    return datasets.Dataset.from_dict({"text": embedded_documents()})
+
+
+def text_and_tokenizer(
+    options: PretrainOptions, run: Path
+) -> tuple[list[Shard], PreTrainedTokenizerBase]:
+    """The run's shards, tokenised now where they do not come prepared, and their tokenizer.
+
+    Raises:
+        UsageError: prepared data is mixed with raw text or brings another tokenizer than asked for.
+        DataError: the text is empty or broken.
+    """
+    prepared = [is_prepared(path) for path in options.data]
+    if any(prepared) and not all(prepared):
+        raise UsageError("--data must be all prepared directories or none of them, got both")
+    # a checkpoint's own tokenizer is the one that its embeddings belong to
+    named = options.tokenizer or options.init_from
+    if options.data and all(prepared):
+        tokenizer = load_tokenizer(named or options.data[0])
+        fingerprint = tokenizer_fingerprint(tokenizer)
+        shards = [shard for path in options.data for shard in open_shards(path, fingerprint)]
+        return shards, tokenizer
+    shards_dir = run / "shards"
+    if is_prepared(shards_dir):  # a resumed run
+        tokenizer = load_tokenizer(shards_dir)
+        return open_shards(shards_dir, tokenizer_fingerprint(tokenizer)), tokenizer
+    documents = documents_of(options.data)
+    if named:
+        tokenizer = load_tokenizer(named)
+    else:
+        size = options.recipe.vocab_size
+        logger.info("training a WordPiece vocabulary of %d on %d documents", size, len(documents))
+        tokenizer = train_wordpiece(documents["text"], size)
+    logger.info("tokenising %d documents into %s", len(documents), shards_dir)
+    prepare(documents, tokenizer, shards_dir, progress=sys.stderr.isatty())
+    return open_shards(shards_dir, tokenizer_fingerprint(tokenizer)), tokenizer
+
+
+def initial_model(
+    options: PretrainOptions, tokenizer: PreTrainedTokenizerBase
+) -> SpanBertForPreTraining:
+    """A new model, or the one of `--init-from` with what it lacks initialised and named in the log.
+
+    Raises:
+        UsageError: the checkpoint's vocabulary or position table is too small for the run.
+        DataError: the checkpoint is corrupt or of another shape.
+    """
+    recipe = options.recipe
+    torch.manual_seed(options.seed)
+    if options.init_from is None:
+        config = recipe.model_config(len(tokenizer), tokenizer.pad_token_id)
+        return SpanBertForPreTraining(config)
+    fields = recipe.objective_fields()
+    given = set(options.overrides)
+    if "dropout" in given:
+        given |= {"hidden_dropout_prob", "attention_probs_dropout_prob"}
+    model, report = SpanBertForPreTraining.from_pretrained(
+        options.init_from,
+        output_loading_info=True,
+        **{name: value for name, value in fields.items() if name in given},
+    )
+    for name in sorted(report["missing_keys"]):
+        logger.info("--init-from has no %s: initialised", name)
+    for name in sorted(report["unexpected_keys"]):
+        logger.info("--init-from: %s is not part of the model: left out", name)
+    if len(tokenizer) > model.config.vocab_size:
+        raise UsageError(
+            f"--init-from {options.init_from} has a vocabulary of {model.config.vocab_size}, the "
+            f"tokenizer one of {len(tokenizer)}"
+        )
+    if recipe.max_seq_length > model.config.max_position_embeddings:
+        raise UsageError(
+            f"--max-seq-length {recipe.max_seq_length} is beyond the checkpoint's position table "
+            f"of {model.config.max_position_embeddings}"
+        )
+    return model
+
+
+def random_token_pool(dataset: BlockDataset, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """int64 (about POOL_SIZE,): word pieces as often as the text has them, for random replacement.
+
+    Raises:
+        DataError: the text has no word piece that is not special.
+    """
+    counts = dataset.unigram_counts().astype(np.float64)
+    counts[tokenizer.all_special_ids] = 0
+    if not counts.any():
+        raise DataError("the text has no word piece that the tokenizer knows")
+    repeats = np.ceil(counts * (POOL_SIZE / counts.sum())).astype(np.int64)
+    return torch.from_numpy(np.repeat(np.arange(len(counts)), repeats))

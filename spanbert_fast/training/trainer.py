@@ -1,0 +1,192 @@
+"""The Hugging Face Trainer for span pre-training: packed batches, exact resume, global means."""
+
+import math
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from spanbert_fast.data.batches import TokenBudgetBatches
+from spanbert_fast.training.checkpoints import UNFINISHED, publish
+from spanbert_fast.training.evaluation import HeldOut, held_out_losses
+
+
+class SpanPretrainingTrainer(Trainer):
+    """A Trainer whose batches hold a number of tokens and whose losses are means of global batches.
+
+    Batch k of the run is a function of the seed alone: micro-batch j of rank r in step s is number
+    (s * accumulation + j) * world_size + r of one stream. So two processes with one micro-batch
+    each compute what one process with two computes, and a resumed run goes on where it stopped.
+
+    Args:
+        tokens_per_batch: most tokens of one micro-batch.
+        held_out: what `evaluate` measures; None for no evaluation.
+        others: as for `transformers.Trainer`; `train_dataset` is a BlockDataset and the collator a
+            DataCollatorForSpanMasking with packed output.
+    """
+
+    def __init__(self, *args, tokens_per_batch: int, held_out: HeldOut | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.tokens_per_batch = tokens_per_batch
+        self.held_out = held_out
+        self._writing_to: str | None = None
+        self._reset_tracked()
+
+    # Data
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This rank's batches of the whole run, as one pass."""
+        batches = TokenBudgetBatches(
+            self.train_dataset.lengths,
+            tokens_per_batch=self.tokens_per_batch,
+            num_batches=self.args.max_steps * self.args.gradient_accumulation_steps,
+            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+        )
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            prefetch_factor=4 if workers else None,
+        )
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Blocks of the corpus."""
+        return len(self.train_dataset)
+
+    # Loss
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Also counts the targets of the whole global batch: what its losses are divided by."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        names = ("mlm_targets", "sbo_targets")
+        counts = torch.tensor([sum(len(batch[name]) for batch in batches) for name in names])
+        counts = counts.to(device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, "sum")
+        # a global batch with no target at all has a sum of 0 to divide
+        mlm, sbo = counts.clamp(min=1).unbind()
+        for batch in batches:
+            batch["mlm_denominator"], batch["sbo_denominator"] = mlm, sbo
+        # not None: tells the Trainer that accumulation is already in the loss
+        return batches, mlm
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The micro-batch's share of the global batch's loss."""
+        outputs = model(**inputs)
+        self._track(inputs, outputs)
+        # DDP and FSDP average the ranks' gradients; the shares have to be added
+        loss = outputs.loss * self.args.world_size
+        return (loss, outputs) if return_outputs else loss
+
+    # Metrics
+
+    def _reset_tracked(self) -> None:
+        self._tracked: torch.Tensor | None = None
+        self._tracked_since = time.perf_counter()
+
+    @torch.no_grad()
+    def _track(self, inputs, outputs) -> None:
+        """Add up sums on the device: nothing is read back before a log line is due."""
+        device = outputs.loss.device
+        mlm_count, sbo_count = outputs.mlm_count.double(), outputs.sbo_count.double()
+        shapes = (inputs["input_ids"].shape[0], inputs["span_boundaries"].shape[0])
+        step = torch.stack(
+            [
+                outputs.mlm_loss.double() * mlm_count,
+                mlm_count,
+                outputs.sbo_loss.double() * sbo_count,
+                sbo_count,
+                *torch.tensor(shapes, dtype=torch.float64).to(device, non_blocking=True),
+            ]
+        )
+        self._tracked = step if self._tracked is None else self._tracked + step
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the span losses, counts and speed since the last line to what the Trainer logs."""
+        if "loss" in logs and not math.isfinite(logs["loss"]):
+            raise FloatingPointError(
+                f"the loss of step {self.state.global_step} is {logs['loss']}: lower "
+                "--learning-rate, raise --warmup-steps, or use --precision fp32"
+            )
+        if "loss" in logs and self._tracked is not None:
+            sums = self._tracked
+            if self.args.world_size > 1:
+                sums = self.accelerator.reduce(sums, "sum")
+            mlm_loss, mlm, sbo_loss, sbo, tokens, spans = sums.tolist()
+            seconds = time.perf_counter() - self._tracked_since
+            logs["mlm_loss"] = mlm_loss / max(mlm, 1)
+            logs["sbo_loss"] = sbo_loss / max(sbo, 1)
+            logs["tokens_per_second"] = round(tokens / seconds, 1)
+            logs["masked_tokens"] = int(mlm)
+            logs["spans"] = int(spans)
+            self._reset_tracked()
+        super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):
+        """Held-out losses and accuracies; every process measures its share."""
+        if self.held_out is None:
+            raise ValueError("held_out must be given to the trainer for evaluate(), got None")
+        began = time.perf_counter()
+        # The processes share the batches out, but for FSDP, which needs all of them in every forward
+        shared = self.args.world_size > 1 and not self.is_fsdp_enabled
+        losses = held_out_losses(
+            self.model_wrapped if self.is_fsdp_enabled else self.model,
+            self.held_out,
+            self.args.device,
+            autocast=self.accelerator.autocast,
+            rank=self.args.process_index if shared else 0,
+            world_size=self.args.world_size if shared else 1,
+            reduce=self.accelerator.reduce if shared else None,
+        )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in losses.items()}
+        self.log(dict(metrics))
+        # evaluation is not training time
+        self._tracked_since += time.perf_counter() - began
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    # Checkpoints
+
+    def _get_output_dir(self, trial) -> str:
+        return self._writing_to or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Writes beside the finished checkpoints, and renames when all of it is there.
+
+        Raises:
+            OSError: it could not be written (a full disk); the finished checkpoints stay as they are.
+        """
+        began = time.perf_counter()
+        run = Path(super()._get_output_dir(trial))
+        self._writing_to = str(run / UNFINISHED)
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                written = run / UNFINISHED / f"checkpoint-{self.state.global_step}"
+                publish(written, run, self.args.save_total_limit)
+                shutil.rmtree(run / UNFINISHED, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+        except Exception as error:
+            shutil.rmtree(run / UNFINISHED, ignore_errors=True)
+            raise OSError(
+                f"{run}: the checkpoint of step {self.state.global_step} could not be saved "
+                f"({_one_line(error)}); earlier checkpoints are whole, go on with --resume"
+            ) from error
+        finally:
+            self._writing_to = None
+        self._tracked_since += time.perf_counter() - began
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

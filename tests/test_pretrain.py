@@ -1,0 +1,214 @@
+"""The main job, end to end: what a run leaves, exact resume, several processes, failures."""
+
+import json
+import resource
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, BertForMaskedLM
+
+import spanbert_fast as sb
+from spanbert_fast.cli import main
+from spanbert_fast.training.checkpoints import checkpoints
+from spanbert_fast.training.trainer import SpanPretrainingTrainer
+
+FIELDS = {
+    "step",
+    "mlm_loss",
+    "sbo_loss",
+    "learning_rate",
+    "tokens_per_second",
+    "masked_tokens",
+    "spans",
+}
+TRAJECTORY = ("step", "mlm_loss", "sbo_loss", "learning_rate", "grad_norm", "masked_tokens", "spans")
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def trajectory(run):
+    return [[line[name] for name in TRAJECTORY] for line in metrics(run)]
+
+
+def finish(process, code=0):
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == code, err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, corpus_file, small_run, command):
+    """An uninterrupted run of 60 steps, with checkpoints after 20, 40 and 60."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    process = command(
+        "pretrain", "--data", corpus_file, "--output-dir", run, *small_run,
+        "--max-steps", 60, "--save-steps", 20, "--save-total-limit", 3, "--learning-rate", 5e-3,
+    )  # fmt: skip
+    out, err = finish(process)
+    return run, out, err
+
+
+def test_a_run_leaves_what_it_should(finished):
+    run, out, err = finished
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == list(range(1, 61))
+    assert all(set(line) >= FIELDS for line in lines)
+    assert [path.name for path in checkpoints(run)] == [f"checkpoint-{n}" for n in (20, 40, 60)]
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((run / "tensorboard").glob("events.*"))
+    assert not (run / "unfinished").exists()
+    summary = json.loads((run / "summary.json").read_text())
+    before, after = summary["held_out_before"], summary["held_out_after"]
+    assert before["mlm_count"] == after["mlm_count"] > 50
+    assert after["mlm_loss"] < summary["unigram_cross_entropy"] < before["mlm_loss"]
+    assert after["sbo_loss"] < 0.8 * before["sbo_loss"]
+    assert "[MASK] [MASK]" in summary["example"]["masked"]
+    assert "[MASK]" not in summary["example"]["filled"]
+    for text in ("masked-LM loss", "unigram model", "tokens/s", "filled:", str(run / "model")):
+        assert text in out
+    assert "Traceback" not in err
+
+
+def test_the_checkpoint_loads_in_stock_transformers(finished):
+    run = finished[0]
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    stock = BertForMaskedLM.from_pretrained(run / "model").eval()
+    ours = sb.SpanBertForMaskedLM.from_pretrained(run / "model").eval()
+    batch = tokenizer("The river [MASK] the garden.", return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            ours(**batch).logits, stock(**batch).logits, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_killed_and_resumed_equals_uninterrupted(finished, tmp_path, corpus_file, small_run, command):
+    whole, run = finished[0], tmp_path / "killed"
+    options = [
+        "--data", corpus_file, "--output-dir", run, *small_run,
+        "--max-steps", 60, "--save-steps", 20, "--save-total-limit", 3, "--learning-rate", 5e-3,
+    ]  # fmt: skip
+    process = command("pretrain", *options)
+    deadline = time.monotonic() + 120
+    while len(checkpoints(run)) < 1 or len(metrics(run)) < 23:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(metrics(run)) < 60, "it was killed in mid-run"
+    # what a kill while a checkpoint was being written leaves
+    half = run / "unfinished" / "checkpoint-40"
+    half.mkdir(parents=True, exist_ok=True)
+    (half / "model.safetensors").write_bytes(b"half")
+
+    finish(command("pretrain", "--output-dir", run, "--resume"))
+    assert trajectory(run) == trajectory(whole)
+    for name, tensor in load_file(whole / "model" / "model.safetensors").items():
+        assert torch.equal(tensor, load_file(run / "model" / "model.safetensors")[name]), name
+    assert json.loads((run / "summary.json").read_text())["held_out_after"] == (
+        json.loads((whole / "summary.json").read_text())["held_out_after"]
+    )
+    assert not (run / "unfinished").exists()
+
+
+def test_two_processes_equal_one_with_the_same_global_batch(
+    tmp_path, corpus_file, small_run, command
+):
+    runs = []
+    for processes in (1, 2):
+        run = tmp_path / f"{processes}"
+        process = command(
+            "pretrain", "--data", corpus_file, "--output-dir", run, *small_run,
+            "--max-steps", 8, "--gradient-accumulation-steps", 2 // processes,
+            processes=processes,
+        )  # fmt: skip
+        finish(process)
+        runs.append(run)
+    one, two = (metrics(run) for run in runs)
+    for a, b in zip(one, two, strict=True):
+        for name in ("masked_tokens", "spans", "step"):
+            assert a[name] == b[name]
+        for name in ("mlm_loss", "sbo_loss", "grad_norm"):
+            # fp32 sums of two halves in another order, over 8 steps
+            assert a[name] == pytest.approx(b[name], rel=2e-4), (a["step"], name)
+    held_out = [json.loads((run / "summary.json").read_text())["held_out_after"] for run in runs]
+    assert held_out[0]["mlm_count"] == held_out[1]["mlm_count"]
+    assert held_out[0]["mlm_loss"] == pytest.approx(held_out[1]["mlm_loss"], rel=1e-3)
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(
+    tmp_path, corpus_file, small_run, monkeypatch, capsys
+):
+    """The second checkpoint runs into the file-size limit in the middle of its weights."""
+    save = SpanPretrainingTrainer._save_checkpoint
+
+    def save_on_a_full_disk(self, model, trial):
+        if self.state.global_step < 4:
+            return save(self, model, trial)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        try:
+            return save(self, model, trial)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr(SpanPretrainingTrainer, "_save_checkpoint", save_on_a_full_disk)
+    run = tmp_path / "run"
+    options = ["pretrain", "--data", str(corpus_file), "--output-dir", str(run), *small_run]
+    code = main([*options, "--max-steps", "6", "--save-steps", "2", "--save-total-limit", "1"])
+    assert code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "checkpoint of step 4 could not be saved" in error and "--resume" in error
+    assert [path.name for path in checkpoints(run)] == ["checkpoint-2"]
+    assert not (run / "unfinished").exists()
+    monkeypatch.setattr(SpanPretrainingTrainer, "_save_checkpoint", save)
+    assert main(["pretrain", "--output-dir", str(run), "--resume"]) == 0
+    assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_warm_start_from_a_stock_bert_names_what_is_missing(
+    finished, tmp_path, corpus_file, capsys
+):
+    """A masked LM without the span head becomes a SpanBERT."""
+    source = tmp_path / "bert"
+    BertForMaskedLM.from_pretrained(finished[0] / "model").save_pretrained(source)
+    AutoTokenizer.from_pretrained(finished[0] / "model").save_pretrained(source)
+    run = tmp_path / "run"
+    options = [
+        "--recipe", "tiny", "--max-seq-length", "48", "--tokens-per-batch", "256", "--held-out",
+        "0.1", "--logging-steps", "1", "--seed", "3", "--learning-rate", "1e-6", "--max-steps", "2",
+    ]  # fmt: skip
+    code = main(
+        ["pretrain", "--data", str(corpus_file), "--output-dir", str(run), *options]
+        + ["--init-from", str(source)]
+    )
+    err = capsys.readouterr().err
+    assert code == 0, err
+    assert "--init-from has no cls.span_boundary.bias: initialised" in err
+    assert "--init-from has no cls.predictions" not in err
+    trained = json.loads((finished[0] / "summary.json").read_text())["held_out_after"]["mlm_loss"]
+    warm = json.loads((run / "summary.json").read_text())["held_out_before"]
+    assert warm["mlm_loss"] == pytest.approx(trained, rel=0.05)
+    assert warm["sbo_loss"] > 4, "the span boundary head has not been trained"
+
+
+def test_prepared_shards_and_mixed_precision(tmp_path, corpus_file, small_run, capsys):
+    shards = tmp_path / "shards"
+    assert main(
+        ["prepare", "--data", str(corpus_file), "--output-dir", str(shards), "--vocab-size", "200"]
+    ) == 0  # fmt: skip
+    assert "60 documents" in capsys.readouterr().out
+    run = tmp_path / "run"
+    code = main(
+        ["pretrain", "--data", str(shards), "--output-dir", str(run), *small_run]
+        + ["--max-steps", "3", "--precision", "bf16", "--num-workers", "1", "--eval-steps", "2"]
+        + ["--set", "gradient_checkpointing=true"]
+    )
+    assert code == 0, capsys.readouterr().err
+    assert len(metrics(run)) == 3
+    assert not (run / "shards").exists(), "prepared shards are read where they lie"
