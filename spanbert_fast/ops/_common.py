@@ -87,6 +87,15 @@ def check_cu_values(name: str, values: list[int], total: int) -> None:
         raise ValueError(f"{name} must end at {total}, got {values[-1]}")
 
 
+def check_ids(name: str, ids: torch.Tensor, rows: int) -> None:
+    """Raise on an id outside [0, rows) where looking is free: on the CPU, not in a trace."""
+    if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
+        return
+    low, high = (value.item() for value in ids.aminmax())
+    if low < 0 or high >= rows:
+        raise ValueError(f"{name} must be in [0, {rows}), got {low if low < 0 else high}")
+
+
 def check_same_device(name: str, tensor: torch.Tensor, like: torch.Tensor, like_name: str) -> None:
     """Raise unless both tensors live on one device."""
     if tensor.device != like.device:

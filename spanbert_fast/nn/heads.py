@@ -1,0 +1,277 @@
+"""The heads of span pre-training, and their joint loss over one decoder."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from spanbert_fast.nn.linear import linear_gelu, reset_linear
+from spanbert_fast.ops import _common
+from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
+from spanbert_fast.ops.span_boundary_gather import span_boundary_gather
+
+
+class PredictionTransform(nn.Module):
+    """LayerNorm(GELU(W x + b)), (..., hidden_size) to the same."""
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.LayerNorm = nn.LayerNorm(hidden_size, eps=eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(linear_gelu(self.dense, x))
+
+
+class MaskedLMHead(nn.Module):
+    """BERT's masked-LM head, under Hugging Face's names (contract C1).
+
+    Called, it gives the transformed hidden states, which `SpanPretrainingLoss` and
+    `linear_cross_entropy` take; `logits` gives the scores themselves.
+
+    Shapes:
+        hidden_states: (..., hidden_size), packed or padded.
+        output: as hidden_states; of `logits`: (..., vocab_size).
+
+    Args:
+        hidden_size, vocab_size: sizes.
+        eps: added to the norm's variance.
+
+    Attributes:
+        decoder: nn.Linear from hidden_size to vocab_size; to tie it, set `decoder.weight` to the
+            word embeddings' parameter.
+        bias: the decoder's bias, (vocab_size,), the same parameter under a second name.
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, eps: float = 1e-12):
+        super().__init__()
+        self.transform = PredictionTransform(hidden_size, eps)
+        self.decoder = nn.Linear(hidden_size, vocab_size)
+        self.bias = self.decoder.bias
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal(0, 0.02) weights, zero biases, an identity norm; a tied decoder's too."""
+        reset_linear(self.transform.dense)
+        self.transform.LayerNorm.reset_parameters()
+        reset_linear(self.decoder)
+
+    def extra_repr(self) -> str:
+        return f"hidden_size={self.decoder.in_features}, vocab_size={self.decoder.out_features}"
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.transform(hidden_states)
+
+    def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., vocab_size): every entry's score at every position."""
+        return self.decoder(self(hidden_states))
+
+
+class SpanBoundaryHead(nn.Module):
+    """Tells a span's tokens from its boundaries and their places (Joshi et al. 2020, section 3.2).
+
+    h = LN2(GELU(W2 LN1(GELU(W1 [x_l; x_r; p_k] + b1)) + b2)) for the token at place k of a span
+    whose external boundaries are l and r (contract C2), for the places that have a target alone.
+
+    Shapes:
+        hidden_states: (total_tokens, hidden_size), or (batch, seqlen, hidden_size), whose rows are
+            then numbered through.
+        span_boundaries: int64 (num_spans, 2), rows of hidden_states.
+        cu_span_lengths: int32 (num_spans + 1,), prefix sums of the spans' target counts; a span has
+            at most max_span_targets.
+        num_targets: their sum, a Python int.
+        output: (num_targets, hidden_size); scores are output times a decoder's weight (the word
+            embeddings, which are not part of this module) plus `bias`.
+
+    Args:
+        hidden_size, vocab_size: sizes.
+        max_span_targets: places that have an embedding p_k.
+        span_position_embedding_size: features of p_k.
+        eps: added to the norms' variance.
+
+    Attributes:
+        linear1: W1, (hidden_size, 2 * hidden_size + span_position_embedding_size), whose columns
+            are x_l's, x_r's and p_k's, in this order; and b1.
+        bias: (vocab_size,), this head's own.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        max_span_targets: int = 20,
+        span_position_embedding_size: int = 200,
+        eps: float = 1e-12,
+    ):
+        super().__init__()
+        self.position_embeddings = nn.Embedding(max_span_targets, span_position_embedding_size)
+        self.linear1 = nn.Linear(2 * hidden_size + span_position_embedding_size, hidden_size)
+        self.layer_norm1 = nn.LayerNorm(hidden_size, eps=eps)
+        self.linear2 = nn.Linear(hidden_size, hidden_size)
+        self.layer_norm2 = nn.LayerNorm(hidden_size, eps=eps)
+        self.bias = nn.Parameter(torch.empty(vocab_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal(0, 0.02) weights and embeddings, zero biases, identity norms, as BERT starts."""
+        nn.init.normal_(self.position_embeddings.weight, std=0.02)
+        for linear in (self.linear1, self.linear2):
+            reset_linear(linear)
+        for norm in (self.layer_norm1, self.layer_norm2):
+            norm.reset_parameters()
+        nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        return (
+            f"hidden_size={self.linear2.in_features}, vocab_size={self.bias.shape[0]}, "
+            f"max_span_targets={self.position_embeddings.num_embeddings}"
+        )
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        span_boundaries: torch.Tensor,
+        cu_span_lengths: torch.Tensor,
+        num_targets: int,
+    ) -> torch.Tensor:
+        _common.check_shape("span_boundaries", span_boundaries, ("num_spans", 2))
+        boundaries = _rows("span_boundaries", hidden_states, span_boundaries).flatten(1)
+        size = self.position_embeddings.embedding_dim
+        of_boundaries, of_places = self.linear1.weight.split([boundaries.shape[1], size], dim=1)
+        x = span_boundary_gather(
+            F.linear(boundaries, of_boundaries),
+            F.linear(self.position_embeddings.weight, of_places, self.linear1.bias),
+            cu_span_lengths,
+            num_targets,
+            self.layer_norm1.weight,
+            self.layer_norm1.bias,
+            eps=self.layer_norm1.eps,
+        )
+        return self.layer_norm2(linear_gelu(self.linear2, x))
+
+
+def _rows(name: str, hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """hidden_states' rows at `positions`, of which some may come twice."""
+    rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+    _common.check_integer(name, positions, (torch.int64,))
+    _common.check_ids(name, positions, rows.shape[0])  # indexing would take -1 for the last row
+    return rows[positions]
+
+
+class SpanPretrainingLosses(NamedTuple):
+    """What `SpanPretrainingLoss` returns.
+
+    Attributes:
+        loss: 0-dim, what to minimise.
+        mlm_loss, sbo_loss: 0-dim, the batch's own means, whatever the loss was divided by; 0 where
+            there is no target. For looking at: detached.
+        mlm_count, sbo_count: int64 0-dim, numbers of targets.
+        mlm_predictions, sbo_predictions: int64 (num_masked,), (num_targets,), each target's best
+            entry; None where not asked for.
+    """
+
+    loss: torch.Tensor
+    mlm_loss: torch.Tensor
+    sbo_loss: torch.Tensor
+    mlm_count: torch.Tensor
+    sbo_count: torch.Tensor
+    mlm_predictions: torch.Tensor | None
+    sbo_predictions: torch.Tensor | None
+
+
+class SpanPretrainingLoss(nn.Module):
+    """Masked LM and span boundaries in one loss (Joshi et al. 2020, section 3.3; contract C2).
+
+    loss = mlm_sum / mlm_count + sbo_weight * sbo_sum / (sbo_count + denominator_offset), the sums
+    being of cross-entropies in nats. Both heads' scores are made by one decoder, in one op, and
+    never whole in memory.
+
+    Shapes:
+        hidden_states: (total_tokens, hidden_size), or (batch, seqlen, hidden_size), whose rows are
+            then numbered through.
+        decoder_weight: (vocab_size, hidden_size), as a rule the word embeddings.
+        mlm_positions, mlm_targets: int64 (num_masked,), rows of hidden_states and what they hide.
+        span_boundaries: int64 (num_spans, 2), rows of hidden_states left and right of each span.
+        cu_span_lengths: int32 (num_spans + 1,), prefix sums of the spans' target counts.
+        sbo_targets: int64 (num_targets,).
+        output: `SpanPretrainingLosses`, losses in fp32 (fp64 for fp64).
+
+    Args:
+        mlm_head: its transform and bias are used; its decoder where it is the one given.
+        sbo_head: the span boundary head.
+        sbo_weight: weight of the span boundary loss.
+        denominator_offset: added to the count of span boundary targets; the released code has 1.
+
+    `mlm_denominator` and `sbo_denominator` (a number or a 0-dim tensor) take the place of the
+    counts in `loss`: those of a whole global batch, where this is a part of it. A denominator of 0
+    counts as 1: there is nothing to divide, and the gradient is 0 and not NaN.
+    """
+
+    def __init__(
+        self,
+        mlm_head: MaskedLMHead,
+        sbo_head: SpanBoundaryHead,
+        sbo_weight: float = 1.0,
+        denominator_offset: int = 0,
+    ):
+        super().__init__()
+        # the names of a SpanBERT checkpoint's `cls` module
+        self.predictions = mlm_head
+        self.span_boundary = sbo_head
+        self.sbo_weight = sbo_weight
+        self.denominator_offset = denominator_offset
+
+    def reset_parameters(self) -> None:
+        """Both heads' reset_parameters."""
+        self.predictions.reset_parameters()
+        self.span_boundary.reset_parameters()
+
+    def extra_repr(self) -> str:
+        return f"sbo_weight={self.sbo_weight}, denominator_offset={self.denominator_offset}"
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        decoder_weight: torch.Tensor,
+        mlm_positions: torch.Tensor,
+        mlm_targets: torch.Tensor,
+        span_boundaries: torch.Tensor,
+        cu_span_lengths: torch.Tensor,
+        sbo_targets: torch.Tensor,
+        mlm_denominator: torch.Tensor | float | None = None,
+        sbo_denominator: torch.Tensor | float | None = None,
+        return_predictions: bool = False,
+    ) -> SpanPretrainingLosses:
+        _common.check_shape("mlm_positions", mlm_positions, ("num_masked",))
+        _common.check_shape("mlm_targets", mlm_targets, tuple(mlm_positions.shape))
+        _common.check_shape("sbo_targets", sbo_targets, ("num_targets",))
+        counts = [mlm_targets.shape[0], sbo_targets.shape[0]]
+        masked = self.predictions(_rows("mlm_positions", hidden_states, mlm_positions))
+        in_spans = self.span_boundary(hidden_states, span_boundaries, cu_span_lengths, counts[1])
+        losses, predictions = linear_cross_entropy(
+            torch.cat([masked, in_spans]),
+            decoder_weight,
+            torch.stack([self.predictions.bias, self.span_boundary.bias]),
+            torch.cat([mlm_targets, sbo_targets]),
+            group_sizes=counts,
+            return_predictions=return_predictions,
+        )
+        mlm_sum, sbo_sum = (part.sum() for part in losses.split(counts))
+        mlm_divisor = counts[0] if mlm_denominator is None else mlm_denominator
+        sbo_divisor = counts[1] if sbo_denominator is None else sbo_denominator
+        sbo_term = sbo_sum / _nonzero(sbo_divisor + self.denominator_offset)
+        return SpanPretrainingLosses(
+            mlm_sum / _nonzero(mlm_divisor) + self.sbo_weight * sbo_term,
+            mlm_sum.detach() / max(counts[0], 1),
+            sbo_sum.detach() / max(counts[1], 1),
+            *(torch.full((), count, device=losses.device) for count in counts),
+            *((None, None) if predictions is None else predictions.split(counts)),
+        )
+
+
+def _nonzero(divisor: torch.Tensor | float) -> torch.Tensor | float:
+    """`divisor`, or 1 where it is 0; a tensor's value is not looked at by the host."""
+    if isinstance(divisor, torch.Tensor):
+        return torch.where(divisor == 0, torch.ones_like(divisor), divisor)
+    return divisor or 1

@@ -1,0 +1,46 @@
+"""Linear layers: their initial values, and their bias left to the op that follows."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from spanbert_fast.ops.bias_gelu import bias_gelu
+
+
+def reset_linear(linear: nn.Linear, std: float = 0.02) -> None:
+    """Normal(0, std) weight and zero bias, as BERT starts."""
+    nn.init.normal_(linear.weight, std=std)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+def draw_dropout_seed(device: torch.device) -> torch.Tensor:
+    """int64 0-dim seed from torch's generator of `device`: torch.manual_seed governs it, and a
+    restored generator state gives the same masks again."""
+    return torch.randint(2**63 - 1, (), device=device)
+
+
+def linear_without_bias(
+    module: nn.Module, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(x W^T, bias), for an op that adds the bias itself.
+
+    A module that is not a plain nn.Linear (a LoRA adapter, a quantised layer, one with hooks or a
+    forward of its own) is called as it is, and its bias comes back as None: already added.
+    """
+    hooked = (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+    )
+    if type(module) is nn.Linear and not hooked:
+        return F.linear(x, module.weight), module.bias
+    return module(x), None
+
+
+def linear_gelu(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """GELU(x W^T + bias), the exact form."""
+    y, bias = linear_without_bias(module, x)
+    return bias_gelu(y, y.new_zeros(y.shape[-1]) if bias is None else bias)

@@ -1,0 +1,109 @@
+"""One way in and one way out for modules that take packed or padded hidden states (C7)."""
+
+import dataclasses
+
+import torch
+
+from spanbert_fast.ops.pad import pad, take_tokens, unpad_indices
+
+
+@dataclasses.dataclass
+class Packing:
+    """How the sequences of one batch lie in packed rows, and how to give padded rows back.
+
+    Attributes:
+        cu_seqlens: int32 (batch + 1,).
+        max_seqlen: the longest length, or an upper bound of it.
+        total_tokens: rows of the packed matrix.
+        indices: int64 (total_tokens,), flat padded position of each row; None where every
+            position is real, or where the input came packed.
+        padded_shape: (batch, seqlen) of a padded input; None where the input came packed.
+    """
+
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+    total_tokens: int
+    indices: torch.Tensor | None = None
+    padded_shape: tuple[int, int] | None = None
+
+    @classmethod
+    def of_packed(
+        cls, cu_seqlens: torch.Tensor | None, max_seqlen: int | None, total_tokens: int
+    ) -> "Packing":
+        """For packed input; `max_seqlen` may be left out on the CPU, where reading it is free."""
+        if cu_seqlens is None:
+            raise ValueError("cu_seqlens must be given with packed input, got None")
+        if max_seqlen is None:
+            if cu_seqlens.device.type != "cpu":
+                raise ValueError(
+                    "max_seqlen must be given with packed input on a GPU (finding it there would "
+                    "stop the host), got None"
+                )
+            max_seqlen = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
+        return cls(cu_seqlens, max_seqlen, total_tokens)
+
+    @classmethod
+    def of_padded(
+        cls, shape: tuple[int, int], attention_mask: torch.Tensor | None, device: torch.device
+    ) -> "Packing":
+        """For (batch, seqlen) input; with a mask one host sync, without it none."""
+        batch, seqlen = shape
+        if attention_mask is None:
+            cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device=device) * seqlen
+            return cls(cu_seqlens, seqlen, batch * seqlen, None, shape)
+        if tuple(attention_mask.shape) != tuple(shape):
+            raise ValueError(
+                f"attention_mask must have shape (batch, seqlen) = {tuple(shape)}, "
+                f"got {tuple(attention_mask.shape)}"
+            )
+        indices, cu_seqlens, max_seqlen = unpad_indices(attention_mask)
+        return cls(cu_seqlens, max_seqlen, indices.shape[0], indices, shape)
+
+    @classmethod
+    def of(
+        cls,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> "Packing":
+        """From hidden states: (total_tokens, hidden_size) packed, (batch, seqlen, ...) padded."""
+        if hidden_states.dim() == 2:
+            if attention_mask is not None:
+                raise ValueError("attention_mask must be None with packed hidden_states")
+            return cls.of_packed(cu_seqlens, max_seqlen, hidden_states.shape[0])
+        if hidden_states.dim() == 3:
+            if cu_seqlens is not None:
+                raise ValueError("cu_seqlens must be None with padded hidden_states")
+            return cls.of_padded(hidden_states.shape[:2], attention_mask, hidden_states.device)
+        raise ValueError(
+            "hidden_states must have shape (total_tokens, hidden_size) or (batch, seqlen, "
+            f"hidden_size), got {tuple(hidden_states.shape)}"
+        )
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, seqlen, ...) -> (total_tokens, ...); packed input comes back as it is."""
+        if self.padded_shape is None:
+            return x
+        return x.flatten(0, 1) if self.indices is None else take_tokens(x, self.indices)
+
+    def unpack(self, x: torch.Tensor) -> torch.Tensor:
+        """(total_tokens, ...) -> (batch, seqlen, ...), zeros where there is no token."""
+        if self.padded_shape is None:
+            return x
+        if self.indices is None:
+            return x.unflatten(0, self.padded_shape)
+        return pad(x, self.indices, *self.padded_shape)
+
+    def position_ids(self) -> torch.Tensor:
+        """int64 (total_tokens,): each row's place in its sequence."""
+        if self.padded_shape is not None:
+            batch, seqlen = self.padded_shape
+            places = torch.arange(seqlen, device=self.cu_seqlens.device)
+            return self.pack(places.expand(batch, seqlen))
+        starts = torch.repeat_interleave(
+            self.cu_seqlens[:-1].long(),
+            self.cu_seqlens.diff().long(),
+            output_size=self.total_tokens,
+        )
+        return torch.arange(self.total_tokens, device=starts.device) - starts

@@ -1,0 +1,232 @@
+"""`linear_cross_entropy`: a vocabulary's cross-entropy whose scores are never whole in memory.
+
+With scores S = X W^T + b and a loss per row, l_r = lse_r - S_r,target, lse_r = log sum_v exp S_rv:
+
+    D = dl (exp(S - lse) - onehot(target))      dX = D W      dW = D^T X      db = sum_r D
+
+The forward keeps lse alone; the backward makes the scores again, tile by tile. That is a fourth
+matrix product where making dX and dW in the forward would need three. But dW = D^T X must know
+each row's own dl before rows are summed, and the forward does not: so any reduction, denominator
+or loss scale may follow, and nothing of the size of W is kept from forward to backward.
+
+The outer loop goes over the vocabulary: each block of W is read and cast once, and its dW is
+complete, and written once, when the loop leaves it.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from spanbert_fast.ops import _common
+from spanbert_fast.reference import linear_cross_entropy as reference
+
+# Scores in one tile. In fp32 these are 8 MB, and a handful of tensors of that size is all the
+# memory that is needed beside the gradients.
+_TILE_ELEMENTS = 1 << 21
+_TILE_ROWS = 4096
+_TILE_COLUMNS = 256  # at least; narrower products are slow
+
+
+class LinearCrossEntropy(NamedTuple):
+    """What `linear_cross_entropy` returns.
+
+    Attributes:
+        losses: (rows,), each row's cross-entropy, never negative; fp32 (fp64 for fp64).
+        predictions: int64 (rows,), the entry with the highest score, the first of equals; None
+            where not asked for.
+    """
+
+    losses: torch.Tensor
+    predictions: torch.Tensor | None
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    group_sizes: Sequence[int] | None = None,
+    return_predictions: bool = False,
+) -> LinearCrossEntropy:
+    """-log softmax(hidden weight^T + bias)[target] of every row.
+
+    The joint form takes several groups of rows over one weight, each group with a bias of its own
+    (the masked-LM rows and the span boundary rows over the tied decoder), and makes one dW.
+
+    Args:
+        hidden: (rows, hidden_size), floating.
+        weight: (vocab_size, hidden_size), floating; may be of a wider dtype than hidden, in which
+            its gradient then comes.
+        bias: (vocab_size,); or (num_groups, vocab_size) with group_sizes.
+        targets: int64 (rows,), in [0, vocab_size).
+        group_sizes: the rows of each group, which follow one another.
+        return_predictions: also return each row's best entry.
+
+    Returns:
+        Losses (differentiable, each row with its own upstream gradient) and predictions. Products
+        in hidden's dtype (autocast's under autocast); softmax and all sums over tiles in fp32. On
+        a GPU, where nobody looks at the targets, one that is out of range gives NaN.
+
+    Raises:
+        ValueError: shapes disagree, or (on the CPU, where looking is free) a target is out of
+            range.
+    """
+    tensors = (("hidden", hidden), ("weight", weight), ("bias", bias))
+    for name, tensor in tensors:
+        _common.check_floating(name, tensor)
+        _common.check_same_device(name, tensor, hidden, "hidden")
+    _common.check_shape("hidden", hidden, ("rows", "hidden_size"))
+    _common.check_shape("weight", weight, ("vocab_size", hidden.shape[1]))
+    _common.check_shape("targets", targets, (hidden.shape[0],))
+    _common.check_integer("targets", targets, (torch.int64,))
+    _common.check_same_device("targets", targets, hidden, "hidden")
+    if group_sizes is None:
+        _common.check_shape("bias", bias, (weight.shape[0],))
+    else:
+        _common.check_shape("bias", bias, (len(group_sizes), weight.shape[0]))
+        if min(group_sizes, default=0) < 0 or sum(group_sizes) != hidden.shape[0]:
+            raise ValueError(
+                f"group_sizes must not be negative and sum to {hidden.shape[0]} rows, "
+                f"got {tuple(group_sizes)}"
+            )
+    if _common.runs_reference():
+        losses, predictions = reference.linear_cross_entropy(
+            hidden, weight, bias, targets, group_sizes=group_sizes
+        )
+    else:
+        losses, _, predictions = _linear_cross_entropy_fwd(
+            hidden.to(_common.compute_dtype(hidden)),
+            weight,
+            bias.unsqueeze(0) if group_sizes is None else bias,
+            targets,
+            [hidden.shape[0]] if group_sizes is None else list(group_sizes),
+            return_predictions,
+        )
+    return LinearCrossEntropy(losses, predictions if return_predictions else None)
+
+
+def _tiles(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+def _column_tiles(rows: int, vocab_size: int) -> Iterator[slice]:
+    size = _TILE_ELEMENTS // max(1, min(rows, _TILE_ROWS))
+    return _tiles(vocab_size, max(_TILE_COLUMNS, size // 64 * 64))  # rows that start aligned
+
+
+def _row_tiles(group_sizes: Sequence[int]) -> Iterator[tuple[int, slice]]:
+    """(group, rows): tiles of rows that share a bias."""
+    start = 0
+    for group, size in enumerate(group_sizes):
+        for tile in _tiles(size, _TILE_ROWS):
+            yield group, slice(start + tile.start, start + tile.stop)
+        start += size
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b in the dtype of sums: on a GPU straight from the accumulators, else after rounding."""
+    opmath = _common.opmath_dtype(a.dtype)
+    if a.is_cuda and a.dtype != opmath:
+        return torch.mm(a, b, out_dtype=opmath)
+    return (a @ b).to(opmath)
+
+
+def _locate(targets: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each target's place among `columns`, and whether it is there (else the place is any)."""
+    inside = (targets >= columns.start) & (targets < columns.stop)
+    return torch.where(inside, targets - columns.start, 0), inside
+
+
+@torch.library.custom_op("spanbert_fast::linear_cross_entropy_fwd", mutates_args=())
+def _linear_cross_entropy_fwd(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    targets: torch.Tensor,
+    group_sizes: list[int],
+    with_predictions: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(losses, lse, predictions); predictions are (0,) where not asked for."""
+    _common.check_ids("targets", targets, weight.shape[0])
+    rows, opmath = hidden.shape[0], _common.opmath_dtype(hidden.dtype)
+    lse = hidden.new_full((rows,), -torch.inf, dtype=opmath)
+    best = lse.clone()
+    target_scores = torch.full_like(lse, torch.nan)
+    predictions = targets.new_zeros(rows if with_predictions else 0)
+    for columns in _column_tiles(rows, weight.shape[0]):
+        w, b = weight[columns].to(hidden.dtype), bias[:, columns].to(opmath)
+        for group, tile in _row_tiles(group_sizes):
+            scores = _product(hidden[tile], w.t()).add_(b[group])
+            lse[tile] = torch.logaddexp(lse[tile], scores.logsumexp(1))
+            place, inside = _locate(targets[tile], columns)
+            score = scores.gather(1, place[:, None]).squeeze(1)
+            target_scores[tile] = torch.where(inside, score, target_scores[tile])
+            if with_predictions:
+                score, place = scores.max(1)
+                better = score > best[tile]
+                best[tile] = torch.where(better, score, best[tile])
+                predictions[tile] = torch.where(better, place + columns.start, predictions[tile])
+    return lse - target_scores, lse, predictions
+
+
+@_linear_cross_entropy_fwd.register_fake
+def _(hidden, weight, bias, targets, group_sizes, with_predictions):
+    rows = hidden.shape[0]
+    losses = hidden.new_empty((rows,), dtype=_common.opmath_dtype(hidden.dtype))
+    predictions = targets.new_empty((rows if with_predictions else 0,))
+    return losses, torch.empty_like(losses), predictions
+
+
+@torch.library.custom_op("spanbert_fast::linear_cross_entropy_bwd", mutates_args=())
+def _linear_cross_entropy_bwd(
+    dlosses: torch.Tensor,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    targets: torch.Tensor,
+    lse: torch.Tensor,
+    group_sizes: list[int],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(dhidden, dweight, dbias), summed in fp32."""
+    dhidden = torch.zeros_like(hidden, dtype=lse.dtype)
+    dweight, dbias = torch.empty_like(weight), torch.zeros_like(bias, dtype=lse.dtype)
+    for columns in _column_tiles(hidden.shape[0], weight.shape[0]):
+        w, b = weight[columns].to(hidden.dtype), bias[:, columns].to(lse.dtype)
+        dw = torch.zeros_like(w, dtype=lse.dtype)
+        for group, tile in _row_tiles(group_sizes):
+            scores = _product(hidden[tile], w.t()).add_(b[group])
+            d = scores.sub_(lse[tile, None]).exp_()
+            place, inside = _locate(targets[tile], columns)
+            d[torch.arange(len(d), device=d.device), place] -= inside.to(d.dtype)
+            d *= dlosses[tile, None]
+            dbias[group, columns] += d.sum(0)
+            d = d.to(hidden.dtype)
+            dhidden[tile] += _product(d, w)
+            dw += _product(d.t(), hidden[tile])
+        dweight[columns] = dw.to(weight.dtype)
+    return dhidden.to(hidden.dtype), dweight, dbias.to(bias.dtype)
+
+
+@_linear_cross_entropy_bwd.register_fake
+def _(dlosses, hidden, weight, bias, targets, lse, group_sizes):
+    return tuple(torch.empty_like(t) for t in (hidden, weight, bias))
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.group_sizes, _ = inputs
+    _, lse, predictions = output
+    ctx.mark_non_differentiable(lse, predictions)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, lse)
+
+
+def _backward(ctx, dlosses, _dlse, _dpredictions):
+    if dlosses is None:
+        return (None,) * 6
+    gradients = _linear_cross_entropy_bwd(dlosses, *ctx.saved_tensors, ctx.group_sizes)
+    return *gradients, None, None, None
+
+
+_linear_cross_entropy_fwd.register_autograd(_backward, setup_context=_setup_context)
