@@ -335,8 +335,9 @@ def losses_by_hand(model, bert, inputs, wanted):
     return mlm, F.cross_entropy(logits, wanted["sbo_targets"], reduction="sum")
 
 
-def pretraining_models():
-    ours = large_init(SpanBertForPreTraining(SpanBertConfig(**SIZES, **SPAN_SIZES, sbo_weight=0.7)))
+def pretraining_models(offset=0):
+    weights = {"sbo_weight": 0.7, "sbo_denominator_offset": offset}
+    ours = large_init(SpanBertForPreTraining(SpanBertConfig(**SIZES, **SPAN_SIZES, **weights)))
     truth = SpanBertForPreTraining(SpanBertConfig(**SIZES, **SPAN_SIZES)).eval()
     peer = SpanBertForPreTraining(SpanBertConfig(**SIZES, **SPAN_SIZES)).eval()
     for model in (truth, peer):
@@ -353,8 +354,7 @@ def pretraining_models():
 def test_pretraining_losses_and_gradients(offset):
     inputs, real = batch("everything")
     wanted = targets(real)
-    ours, peer, truth = pretraining_models()
-    ours.config.sbo_denominator_offset = offset
+    ours, peer, truth = pretraining_models(offset)
     output = ours(**inputs, **wanted)
     output.loss.backward()
     by_hand = []

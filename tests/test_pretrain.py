@@ -119,26 +119,33 @@ def test_killed_and_resumed_equals_uninterrupted(finished, tmp_path, corpus_file
 def test_two_processes_equal_one_with_the_same_global_batch(
     tmp_path, corpus_file, small_run, command
 ):
-    runs = []
-    for processes in (1, 2):
-        run = tmp_path / f"{processes}"
+    """DistributedDataParallel and FSDP over gloo, dropout and all."""
+    sharded = ["--set", "fsdp=true", "--set", 'fsdp_config={"version": 2}']
+    runs = {}
+    for name, processes, more in (("one", 1, []), ("ddp", 2, []), ("fsdp", 2, sharded)):
+        runs[name] = tmp_path / name
         process = command(
-            "pretrain", "--data", corpus_file, "--output-dir", run, *small_run,
-            "--max-steps", 8, "--gradient-accumulation-steps", 2 // processes,
+            "pretrain", "--data", corpus_file, "--output-dir", runs[name], *small_run,
+            "--learning-rate", "5e-3", "--max-steps", 8,
+            "--gradient-accumulation-steps", 2 // processes, *more,
             processes=processes,
         )  # fmt: skip
         finish(process)
-        runs.append(run)
-    one, two = (metrics(run) for run in runs)
-    for a, b in zip(one, two, strict=True):
-        for name in ("masked_tokens", "spans", "step"):
-            assert a[name] == b[name]
-        for name in ("mlm_loss", "sbo_loss", "grad_norm"):
-            # fp32 sums of two halves in another order, over 8 steps
-            assert a[name] == pytest.approx(b[name], rel=2e-4), (a["step"], name)
-    held_out = [json.loads((run / "summary.json").read_text())["held_out_after"] for run in runs]
-    assert held_out[0]["mlm_count"] == held_out[1]["mlm_count"]
-    assert held_out[0]["mlm_loss"] == pytest.approx(held_out[1]["mlm_loss"], rel=1e-3)
+    one = metrics(runs["one"])
+    after = {
+        name: json.loads((run / "summary.json").read_text())["held_out_after"]
+        for name, run in runs.items()
+    }
+    assert one[-1]["mlm_loss"] < one[0]["mlm_loss"]
+    for name in ("ddp", "fsdp"):
+        for a, b in zip(one, metrics(runs[name]), strict=True):
+            for field in ("masked_tokens", "spans", "step"):
+                assert a[field] == b[field]
+            for field in ("mlm_loss", "sbo_loss", "grad_norm"):
+                # fp32 sums of two halves in another order, over 8 steps
+                assert a[field] == pytest.approx(b[field], rel=2e-4), (name, a["step"], field)
+        assert after[name]["mlm_count"] == after["one"]["mlm_count"]
+        assert after[name]["mlm_loss"] == pytest.approx(after["one"]["mlm_loss"], rel=1e-3)
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(

@@ -68,23 +68,6 @@ class SpanTargets:
         )
 
 
-class PreTrainingHeads(nn.Module):
-    """The `cls` module: `predictions` (masked LM) and `span_boundary`."""
-
-    def __init__(self, config: SpanBertConfig):
-        super().__init__()
-        self.predictions = MaskedLMHead(
-            config.hidden_size, config.vocab_size, config.layer_norm_eps
-        )
-        self.span_boundary = SpanBoundaryHead(
-            config.hidden_size,
-            config.vocab_size,
-            config.max_span_targets,
-            config.span_position_embedding_size,
-            config.layer_norm_eps,
-        )
-
-
 class SpanBertForPreTraining(SpanBertPreTrainedModel):
     """SpanBERT with both heads (Joshi et al. 2020, section 3): masked LM and span boundaries."""
 
@@ -93,7 +76,18 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
     def __init__(self, config: SpanBertConfig):
         super().__init__(config)
         self.bert = SpanBertModel(config, add_pooling_layer=False)
-        self.cls = PreTrainingHeads(config)
+        self.cls = SpanPretrainingLoss(
+            MaskedLMHead(config.hidden_size, config.vocab_size, config.layer_norm_eps),
+            SpanBoundaryHead(
+                config.hidden_size,
+                config.vocab_size,
+                config.max_span_targets,
+                config.span_position_embedding_size,
+                config.layer_norm_eps,
+            ),
+            config.sbo_weight,
+            config.sbo_denominator_offset,
+        )
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -188,12 +182,7 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
             return SpanBertForPreTrainingOutput(
                 logits=packing.unpack(logits), hidden_states=encoded.padded_stages()
             )
-        losses = SpanPretrainingLoss(
-            self.cls.predictions,
-            self.cls.span_boundary,
-            self.config.sbo_weight,
-            self.config.sbo_denominator_offset,
-        )(
+        losses = self.cls(
             encoded.hidden_states,
             self.cls.predictions.decoder.weight,
             **vars(targets if every_row else targets.on_rows()),
@@ -234,7 +223,8 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
         to_row = None
         if packing.indices is not None:
             batch, seqlen = packing.padded_shape
-            to_row = torch.zeros(batch * seqlen, dtype=torch.int64, device=device)
+            # -1, which the gathers refuse, for a target that lies on padding
+            to_row = torch.full((batch * seqlen,), -1, dtype=torch.int64, device=device)
             to_row[packing.indices] = torch.arange(packing.total_tokens, device=device)
         if labels is not None:
             packed_labels = packing.pack(labels)
