@@ -97,3 +97,14 @@ def command():
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def trained_model(tmp_path_factory, corpus_file) -> Path:
+    """Directory of a small SpanBERT that a run of two steps has left, with its tokenizer."""
+    from spanbert_fast.cli import main
+
+    run = tmp_path_factory.mktemp("trained") / "run"
+    options = ["--data", str(corpus_file), "--output-dir", str(run), *SMALL_RUN]
+    assert main(["pretrain", *options, "--max-steps", "2"]) == 0
+    return run / "model"

@@ -47,9 +47,7 @@ def test_epochs_and_seeds_have_their_own_order():
 
 def test_little_of_the_budget_is_lost():
     for budget in (512, 4096):
-        batches = [
-            batch for batch in TokenBudgetBatches(LENGTHS, budget, 400) if batch[0][0] == 0
-        ]
+        batches = [batch for batch in TokenBudgetBatches(LENGTHS, budget, 400) if batch[0][0] == 0]
         # the fewest that can hold the epoch, and 2 % and a last one more
         least = LENGTHS.sum() / budget
         assert len(batches) <= 1.02 * least + 1

@@ -42,8 +42,13 @@ def make_shards(directory, corpus: Corpus, per_shard: int = 7) -> list[Shard]:
         tokens = np.array([token for line in lines for token in line])
         path = directory / f"shard-{len(shards):05d}"
         write_shard(
-            path, tokens, tokens % 3 > 0, np.array([len(line) for line in lines]),
-            np.array([len(document) for document in documents]), tokenizer="0", vocab_size=VOCAB,
+            path,
+            tokens,
+            tokens % 3 > 0,
+            np.array([len(line) for line in lines]),
+            np.array([len(document) for document in documents]),
+            tokenizer="0",
+            vocab_size=VOCAB,
         )
         shards.append(Shard.open(path))
     return shards
@@ -97,8 +102,12 @@ def test_no_token_is_lost_or_doubled(
 ):
     corpus = random_corpus(9, seed)
     blocks = make_blocks(
-        tmp_path_factory.mktemp("shards"), corpus, per_shard, max_seq_length=max_seq_length,
-        short_seq_prob=short_seq_prob, seed=seed,
+        tmp_path_factory.mktemp("shards"),
+        corpus,
+        per_shard,
+        max_seq_length=max_seq_length,
+        short_seq_prob=short_seq_prob,
+        seed=seed,
     )
     got = iter(tokens_of(blocks))
     for document in corpus:  # in order, and no block crosses a document

@@ -115,19 +115,16 @@ def test_an_output_dir_with_a_run_is_kept(tmp_path, corpus_file, small_run, caps
     assert model in line and "intermediate.dense" in line
 
 
-def test_fill(tmp_path, corpus_file, small_run, capsys):
-    run = tmp_path / "run"
-    options = ["--data", str(corpus_file), "--output-dir", str(run), *small_run, "--max-steps", "2"]
-    assert main(["pretrain", *options]) == 0
-    capsys.readouterr()
+def test_fill(trained_model, tmp_path, capsys):
     text = "The [MASK] [MASK] the garden."
-    assert main(["fill", text, text, "--model", str(run / "model"), "--top-k", "3", "--json"]) == 0
+    model = ["--model", str(trained_model)]
+    assert main(["fill", text, text, *model, "--top-k", "3", "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 6 and all("[MASK]" not in line["text"] for line in lines)
     for head in ("mlm", "sbo"):
-        assert main(["fill", text, "--model", str(run / "model"), "--head", head]) == 0
+        assert main(["fill", text, *model, "--head", head]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 10
     assert main(["fill", text, "--model", str(tmp_path / "none")]) == 2
     assert "is not a directory" in last_line(capsys)
-    assert main(["fill", "no mask here", "--model", str(run / "model")]) in (1, 2)
+    assert main(["fill", "no mask here", *model]) == 1
     assert "[MASK]" in last_line(capsys)

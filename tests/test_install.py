@@ -42,7 +42,9 @@ def wheel(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    ignored = shutil.ignore_patterns(".venv", "build", "runs", "*.so", "*.egg-info", ".git", "__pycache__")
+    ignored = shutil.ignore_patterns(
+        ".venv", "build", "runs", "*.so", "*.egg-info", ".git", "__pycache__"
+    )
     shutil.copytree(ROOT, source, ignore=ignored)
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]

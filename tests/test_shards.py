@@ -22,7 +22,8 @@ from spanbert_fast.data.tokenizer import (
 from spanbert_fast.errors import DataError, UsageError
 
 TEXTS = [
-    f"Document {number} has some words.\n\n" + "\n".join(
+    f"Document {number} has some words.\n\n"
+    + "\n".join(
         " ".join(f"word{number * i % 37}s" for i in range(length)) for length in range(number % 7)
     )
     for number in range(1, 40)
@@ -51,9 +52,7 @@ def lines_of(shards: list[Shard]) -> list[list[list[int]]]:
 def expected_lines(texts, tokenizer) -> list[list[list[int]]]:
     documents = []
     for text in texts:
-        lines = [
-            tokenizer(line, add_special_tokens=False).input_ids for line in text.split("\n")
-        ]
+        lines = [tokenizer(line, add_special_tokens=False).input_ids for line in text.split("\n")]
         documents.append([line for line in lines if line])
     return [document for document in documents if document]
 
@@ -266,11 +265,20 @@ def test_what_is_no_shard_of_this_corpus_is_refused(tmp_path, tokenizer):
 def test_write_shard_refuses_lengths_that_do_not_fit(tmp_path):
     tokens, starts = np.arange(6), np.ones(6, bool)
     for line_lengths, document_lengths in (
-        ([3, 2], [2]), ([3, 3], [1]), ([6, 0], [2]), ([3, 3], [2, 0]), ([6], [])
+        ([3, 2], [2]),
+        ([3, 3], [1]),
+        ([6, 0], [2]),
+        ([3, 3], [2, 0]),
+        ([6], []),
     ):
         with pytest.raises(ValueError, match="line_lengths and document_lengths must be positive"):
             write_shard(
-                tmp_path / "a", tokens, starts, np.array(line_lengths, np.int64),
-                np.array(document_lengths, np.int64), tokenizer="0", vocab_size=6,
+                tmp_path / "a",
+                tokens,
+                starts,
+                np.array(line_lengths, np.int64),
+                np.array(document_lengths, np.int64),
+                tokenizer="0",
+                vocab_size=6,
             )
     assert list(tmp_path.iterdir()) == []

@@ -66,7 +66,10 @@ def test_training_is_deterministic_in_another_process_and_on_one_thread(trained)
     )
     other = {"PYTHONHASHSEED": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
     run = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, **other}, capture_output=True, text=True,
+        [sys.executable, "-c", script],
+        env={**os.environ, **other},
+        capture_output=True,
+        text=True,
         check=True,
     )
     assert run.stdout.strip() == tokenizer_fingerprint(trained)
@@ -155,11 +158,19 @@ def test_fingerprint_depends_on_all_that_decides_ids(trained, directory):
     assert fingerprint_with(swap_two_tokens) != base
     assert fingerprint_with(keep_accents) != base
     # padding and truncation change no token's id
-    assert fingerprint_with(
-        lambda state: state.update(truncation={
-            "direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0
-        })
-    ) == base
+    assert (
+        fingerprint_with(
+            lambda state: state.update(
+                truncation={
+                    "direction": "Right",
+                    "max_length": 8,
+                    "strategy": "LongestFirst",
+                    "stride": 0,
+                }
+            )
+        )
+        == base
+    )
 
 
 def test_word_starts_are_the_tokens_without_the_prefix(trained):

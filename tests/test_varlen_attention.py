@@ -1,4 +1,4 @@
-"""varlen_attention: both composites against fp64, with and without dropout, in every shape of C6."""
+"""varlen_attention: both composites against fp64, with and without dropout, every shape of C6."""
 
 import pytest
 import torch

@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
     add("text", nargs="*", help="sentences with [MASK]; default: the lines of standard input")
     add("--model", metavar="DIR", help=f"a checkpoint with its tokenizer (default {DEFAULT_MODEL})")
     add("--top-k", type=int, default=5, metavar="K", help="fillings of a sentence (default 5)")
-    add("--head", choices=("mlm", "sbo", "both"), default="both", help="who predicts (default both)")
+    add(
+        "--head", choices=("mlm", "sbo", "both"), default="both", help="who predicts (default both)"
+    )
     add("--json", action="store_true", help="a JSON object per filling")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser

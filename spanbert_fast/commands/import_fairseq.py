@@ -18,8 +18,11 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("checkpoint", metavar="model.pt")
     parser.add_argument("output_dir", metavar="OUT")
-    parser.add_argument("--tokenizer", metavar="PATH",
-                        help="a vocab.txt, the release's dict.txt, or a tokenizer directory")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="a vocab.txt, the release's dict.txt, or a tokenizer directory",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

@@ -26,12 +26,22 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", nargs="+", default=[], metavar="PATH",
-        help="as for `pretrain`; default: the embedded corpus")
+    add(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="as for `pretrain`; default: the embedded corpus",
+    )
     add("--output-dir", required=True, metavar="DIR", help="where the shards are written")
     add("--tokenizer", metavar="DIR", help="a fast WordPiece tokenizer; default: train one")
-    add("--vocab-size", type=int, default=28996, metavar="N",
-        help="word pieces of the tokenizer that is trained (default 28996)")
+    add(
+        "--vocab-size",
+        type=int,
+        default=28996,
+        metavar="N",
+        help="word pieces of the tokenizer that is trained (default 28996)",
+    )
     add("--overwrite", action="store_true", help="replace shards that are there")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser

@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's options; every value of a recipe is one."""
     parser = argparse.ArgumentParser(
         prog="spanbert-fast pretrain",
+        usage="spanbert-fast pretrain --output-dir DIR [OPTIONS]",
         description="Pre-train a SpanBERT: masked spans of whole words, masked LM and span "
         "boundary losses, on text of your own or on the text that comes with Python.",
         epilog=EXAMPLES,
@@ -46,8 +47,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--tokenizer", metavar="DIR", help="a fast WordPiece tokenizer; default: train one")
     add("--init-from", metavar="DIR", help="start from a BERT or SpanBERT checkpoint")
-    add("--recipe", dest="recipe_name", metavar="NAME",
-        help=f"one of {', '.join(RECIPES)} (default tiny)")
+    add(
+        "--recipe",
+        dest="recipe_name",
+        metavar="NAME",
+        help=f"one of {', '.join(RECIPES)} (default tiny)",
+    )
     add("--seed", type=int, metavar="N", help="of weights, order, masks and dropout (default 0)")
     add("--held-out", type=float, metavar="SHARE", help="share of text kept aside (default 0.02)")
     add("--precision", choices=PRECISIONS, help="arithmetic of the model (default fp32)")

@@ -11,7 +11,8 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 def checkpoints(run: Path) -> list[Path]:
     """The run's checkpoints, oldest step first."""
-    found = [(int(m[1]), path) for path in run.glob("checkpoint-*") if (m := _NAME.fullmatch(path.name))]
+    matches = ((_NAME.fullmatch(path.name), path) for path in run.glob("checkpoint-*"))
+    found = [(int(match[1]), path) for match, path in matches if match]
     return [path for _, path in sorted(found)]
 
 
@@ -29,7 +30,7 @@ def checkpoint_step(path: Path) -> int:
 def publish(written: Path, run: Path, keep: int | None) -> None:
     """Give a wholly written checkpoint its place in the run, then drop the oldest beyond `keep`.
 
-    The bytes are on the disk before the name is: a rename is the one step that cannot stop half way.
+    The bytes are on the disk before the name is, and a rename cannot stop half way.
     """
     for file in written.rglob("*"):
         if file.is_file():

@@ -9,7 +9,8 @@ from spanbert_fast.training.recipes import Recipe, recipe_named
 from spanbert_fast.training.run_directory import OPTIONS, read_json, was_started
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-_MAY_CHANGE_ON_RESUME = {"save_steps", "save_total_limit", "logging_steps", "num_workers", "training_arguments"}
+# what does not change the numbers that a run computes
+_MAY_CHANGE_ON_RESUME = {"save_steps", "save_total_limit", "logging_steps", "num_workers"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ class PretrainOptions:
             given = sorted((sizes | {"vocab_size"}) & set(self.overrides))
             if given:
                 option = "--" + given[0].replace("_", "-")
-                raise UsageError(f"{option} cannot be given with --init-from: the checkpoint has it")
+                raise UsageError(
+                    f"{option} cannot be given with --init-from: the checkpoint has its own"
+                )
 
     @property
     def recipe(self) -> Recipe:

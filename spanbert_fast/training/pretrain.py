@@ -33,9 +33,7 @@ from spanbert_fast.training.trainer import SpanPretrainingTrainer
 logger = logging.getLogger("spanbert_fast")
 
 
-def pretrain(
-    options: PretrainOptions, *, resume: bool = False, overwrite: bool = False
-) -> dict:
+def pretrain(options: PretrainOptions, *, resume: bool = False, overwrite: bool = False) -> dict:
     """Run (or go on with) a pre-training run; returns what its summary.json holds.
 
     Works in one process and, one call per process, under torchrun and `accelerate launch`.

@@ -44,7 +44,8 @@ class Progress(TrainerCallback):
         if "mlm_loss" in logs:
             text = readable(logs)
         elif "eval_mlm_loss" in logs:
-            text = f"held out: mlm loss {logs['eval_mlm_loss']:.3f}  sbo loss {logs['eval_sbo_loss']:.3f}"
+            mlm, sbo = logs["eval_mlm_loss"], logs["eval_sbo_loss"]
+            text = f"held out: mlm loss {mlm:.3f}  sbo loss {sbo:.3f}"
         else:
             return
         tqdm.write(f"step {state.global_step}/{state.max_steps}  {text}", file=sys.stderr)

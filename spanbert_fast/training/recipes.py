@@ -20,7 +20,7 @@ def _data(default, help: str):
 
 
 def _optimiser(default, help: str):
-    return _setting(default, help, "optimiser")
+    return _setting(default, help, "optimiser and regularisation")
 
 
 def _masking(default, help: str, choices: tuple[str, ...] | None = None):
@@ -39,7 +39,6 @@ class Recipe:
     num_attention_heads: int = _model(12, "attention heads")
     intermediate_size: int = _model(3072, "features inside the feed-forward network")
     vocab_size: int = _model(28996, "word pieces, where the run trains its own tokenizer")
-    dropout: float = _model(0.1, "dropout of hidden states and of attention, while training")
 
     max_seq_length: int = _data(512, "tokens of a sequence, [CLS] and [SEP] included")
     short_seq_prob: float = _data(0.0, "share of sequences that are cut to a random length")
@@ -54,6 +53,7 @@ class Recipe:
     adam_epsilon: float = _optimiser(1e-8, "added to the root of the second moment")
     weight_decay: float = _optimiser(0.01, "decoupled decay; none on biases and norms")
     max_grad_norm: float = _optimiser(1.0, "gradients are clipped to this norm")
+    dropout: float = _optimiser(0.1, "dropout of hidden states and of attention")
 
     mask_ratio: float = _masking(0.15, "share of the word pieces that are masked")
     geometric_p: float = _masking(0.2, "parameter of the span lengths' geometric law")
@@ -81,12 +81,21 @@ class Recipe:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("vocab_size", self.vocab_size >= 100, "at least 100")
         self._require("max_seq_length", self.max_seq_length >= 3, "at least 3")
-        self._require("max_span_words", self.max_span_words >= self.min_span_words,
-                      f"at least --min-span-words = {self.min_span_words}")
-        self._require("hidden_size", self.hidden_size % self.num_attention_heads == 0,
-                      f"a multiple of --num-attention-heads = {self.num_attention_heads}")
-        self._require("tokens_per_batch", self.tokens_per_batch >= self.max_seq_length,
-                      f"at least --max-seq-length = {self.max_seq_length}")
+        self._require(
+            "max_span_words",
+            self.max_span_words >= self.min_span_words,
+            f"at least --min-span-words = {self.min_span_words}",
+        )
+        self._require(
+            "hidden_size",
+            self.hidden_size % self.num_attention_heads == 0,
+            f"a multiple of --num-attention-heads = {self.num_attention_heads}",
+        )
+        self._require(
+            "tokens_per_batch",
+            self.tokens_per_batch >= self.max_seq_length,
+            f"at least --max-seq-length = {self.max_seq_length}",
+        )
         for name in "warmup_steps weight_decay max_grad_norm sbo_weight pair_loss_weight".split():
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in "learning_rate adam_epsilon".split():

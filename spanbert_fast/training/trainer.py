@@ -135,7 +135,7 @@ class SpanPretrainingTrainer(Trainer):
         if self.held_out is None:
             raise ValueError("held_out must be given to the trainer for evaluate(), got None")
         began = time.perf_counter()
-        # The processes share the batches out, but for FSDP, which needs all of them in every forward
+        # The processes share the batches out; under FSDP all of them take part in every forward.
         shared = self.args.world_size > 1 and not self.is_fsdp_enabled
         losses = held_out_losses(
             self.model_wrapped if self.is_fsdp_enabled else self.model,
@@ -164,7 +164,7 @@ class SpanPretrainingTrainer(Trainer):
         """Writes beside the finished checkpoints, and renames when all of it is there.
 
         Raises:
-            OSError: it could not be written (a full disk); the finished checkpoints stay as they are.
+            OSError: it could not be written (a full disk); the finished checkpoints stay.
         """
         began = time.perf_counter()
         run = Path(super()._get_output_dir(trial))
