@@ -1,0 +1,1 @@
+"""From text to batches: corpora, shards, blocks, and the span-masking collator."""

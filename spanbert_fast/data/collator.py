@@ -1,0 +1,279 @@
+"""`DataCollatorForSpanMasking`: a list of examples in, a masked batch with its targets out."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers.models import WordPiece
+from transformers import PreTrainedTokenizerBase
+
+from spanbert_fast.ops._span_law import derived_seed, signed64, span_law
+from spanbert_fast.ops.sample_spans import SpanSample, sample_spans
+
+OUTPUTS = ("packed", "padded", "masked_lm", "raw")
+_SHARED = ("cu_seqlens", "max_seqlen", "dropout_seed")  # of raw and packed batches
+_EPOCH_SHIFT, _EPOCH_LIMIT = 40, 2**23
+_IGNORED = -100  # the label that Hugging Face's masked-LM losses skip
+
+
+def sequence_id(epoch: int, example_id: int) -> int:
+    """What a sequence's masks are drawn by, as a signed 64-bit integer.
+
+    No two pairs with example ids in [0, 2**40) and epochs in [0, 2**23) share one; wider ids, such
+    as content hashes, collide no more often than random 64-bit numbers do.
+    """
+    if not 0 <= epoch < _EPOCH_LIMIT:
+        raise ValueError(f"epoch must be in [0, 2**23), got {epoch}")
+    if not -(2**63) <= example_id < 2**64:
+        raise ValueError(f"example_id must be a 64-bit integer, got {example_id}")
+    return signed64(example_id ^ epoch << _EPOCH_SHIFT)
+
+
+class DataCollatorForSpanMasking:
+    """Masks spans and makes batches, for `SpanBertForPreTraining` or a stock masked-LM model.
+
+    An example is a mapping with `input_ids` (integers as a list, an array or a tensor, with [CLS]
+    and [SEP]) and, where wanted:
+
+    - `word_starts`: bool per token; without it, a WordPiece that does not continue one is a start;
+    - `special_tokens_mask`: per token, true where it is never masked; without it, the tokenizer's
+      special tokens except the unknown token;
+    - `example_id`: an integer; without it, a hash of input_ids: equal texts get equal masks;
+    - `epoch`: an integer; without it, the collator's;
+    - `given_spans`: (first, last) pairs of places in the example, for the scheme "given".
+
+    The masks of an example depend on (seed, epoch, example_id) and its text only: not on the batch,
+    the order, nor the number of workers. With the Hugging Face `Trainer`, set
+    `remove_unused_columns=False` so that these columns get here. Workers hold copies of the
+    collator: between epochs set `epoch` before new workers start, or put it into the examples.
+
+    Args:
+        tokenizer: a fast WordPiece tokenizer, or any other where examples bring `word_starts`.
+        seed: any 64-bit integer.
+        epoch: in [0, 2**23); also an attribute to set.
+        output: "packed" (no padding: input_ids (total_tokens,), cu_seqlens, max_seqlen and the span
+            fields of `sample_spans`); "padded" (input_ids and attention_mask (batch, seqlen), and
+            the same fields in rows of (batch * seqlen)): both are keyword arguments of
+            `SpanBertForPreTraining`; "masked_lm" (input_ids, attention_mask and labels, -100 where
+            no loss is taken) for any masked-LM model; "raw": text that is not masked yet, for
+            `mask` to do on the model's device.
+        random_token_pool: int64 (pool,), see `sample_spans`; default: every token of the vocabulary
+            that is not special, once.
+        dropout_seeds: add `dropout_seed`, an int64 0-dim tensor drawn from (seed, epoch and
+            example_id of the first example).
+        pad_to_multiple_of: what seqlen is rounded up to, "padded" and "masked_lm" only.
+        options: `sample_spans`'s, by the same names: mask_ratio, geometric_p, scheme, ...
+
+    Raises:
+        ValueError: the tokenizer has no mask token; an option or an example is not as above.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        output: str = "packed",
+        random_token_pool: torch.Tensor | None = None,
+        dropout_seeds: bool = False,
+        pad_to_multiple_of: int | None = None,
+        **options: Any,
+    ):
+        if tokenizer.mask_token_id is None:
+            raise ValueError("tokenizer must have a mask token, got one whose mask_token is None")
+        if output not in OUTPUTS:
+            raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
+        if output in ("padded", "masked_lm") and tokenizer.pad_token_id is None:
+            raise ValueError("tokenizer must have a pad token, got one whose pad_token is None")
+        if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
+            raise ValueError(f"pad_to_multiple_of must be at least 1, got {pad_to_multiple_of}")
+        # Raises on a bad option here, not in the first batch.
+        self._uses_given = span_law(**options).scheme_thresholds[0] > 0
+        self.seed, self.epoch, self.output = seed, epoch, output
+        self.dropout_seeds = dropout_seeds
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.options = options
+        self.mask_token_id = tokenizer.mask_token_id
+        self.pad_token_id = tokenizer.pad_token_id
+        special = set(tokenizer.all_special_ids)
+        self._is_special = np.zeros(len(tokenizer), dtype=bool)
+        self._is_special[list(special - {tokenizer.unk_token_id})] = True
+        self._starts_word = _word_start_table(tokenizer)
+        if random_token_pool is None:
+            ordinary = [token for token in range(len(tokenizer)) if token not in special]
+            random_token_pool = torch.tensor(ordinary)
+        self.random_token_pool = random_token_pool
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The batch of these examples; at least one."""
+        raw = self._raw(examples)
+        if self.output == "raw":
+            return raw
+        if self.output == "packed":
+            return self.mask(raw)
+        batch = self._padded(self._sample(raw), raw["cu_seqlens"], raw["max_seqlen"])
+        return batch | {name: raw[name] for name in ("dropout_seed",) if name in raw}
+
+    def mask(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """The packed batch of a raw one, bit for bit that of `output="packed"`, made on the device
+        that the raw batch lies on (a GPU needs the compiled extension with CUDA)."""
+        batch = {name: raw[name] for name in _SHARED if name in raw}
+        return batch | _targets(self._sample(raw))
+
+    def _raw(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        if len(examples) == 0:
+            raise ValueError("examples must hold at least one example, got none")
+        rows = [_integers(i, example) for i, example in enumerate(examples)]
+        lengths = np.array([len(row) for row in rows])
+        cu_seqlens = torch.zeros(len(rows) + 1, dtype=torch.int32)
+        cu_seqlens[1:] = torch.from_numpy(lengths.cumsum())
+        ids = np.concatenate(rows)
+        self._check_ids(ids, cu_seqlens)
+        names = [self._sequence_id(*pair) for pair in zip(examples, rows, strict=True)]
+        raw = {
+            "input_ids": torch.from_numpy(ids),
+            "cu_seqlens": cu_seqlens,
+            "max_seqlen": int(lengths.max()),
+            "word_starts": torch.from_numpy(self._word_starts(examples, rows)),
+            "special_mask": torch.from_numpy(self._special_mask(examples, rows)),
+            "sequence_ids": torch.tensor(names),
+        }
+        if self._uses_given:
+            raw["given_spans"] = _given_spans(examples, cu_seqlens)
+        if self.dropout_seeds:
+            raw["dropout_seed"] = torch.tensor(derived_seed(self.seed, names[0]))
+        return raw
+
+    def _sample(self, raw: Mapping[str, Any]) -> SpanSample:
+        device = raw["input_ids"].device
+        if device != self.random_token_pool.device:
+            self.random_token_pool = self.random_token_pool.to(device)
+        return sample_spans(
+            raw["input_ids"],
+            raw["cu_seqlens"],
+            raw["word_starts"],
+            seed=self.seed,
+            sequence_ids=raw["sequence_ids"],
+            mask_token_id=self.mask_token_id,
+            random_token_pool=self.random_token_pool,
+            special_mask=raw["special_mask"],
+            given_spans=raw.get("given_spans"),
+            **self.options,
+        )
+
+    def _check_ids(self, ids: np.ndarray, cu_seqlens: torch.Tensor) -> None:
+        size = len(self._is_special)
+        if len(ids) and (ids.min() < 0 or ids.max() >= size):
+            where = int(np.flatnonzero((ids < 0) | (ids >= size))[0])
+            example = int(torch.searchsorted(cu_seqlens, where, right=True)) - 1
+            raise ValueError(
+                f"examples[{example}]['input_ids'] must be in [0, {size}), got {ids[where]}"
+            )
+
+    def _sequence_id(self, example: Mapping[str, Any], row: np.ndarray) -> int:
+        name = example.get("example_id")
+        if name is None:
+            digest = hashlib.blake2b(row.astype("<i8", copy=False).tobytes(), digest_size=8)
+            name = int.from_bytes(digest.digest(), "little")
+        return sequence_id(int(example.get("epoch", self.epoch)), int(name))
+
+    def _word_starts(self, examples: Sequence[Mapping[str, Any]], rows: list) -> np.ndarray:
+        def from_table(row: np.ndarray) -> np.ndarray:
+            if self._starts_word is None:
+                raise ValueError(
+                    "examples must have word_starts where the tokenizer is not a WordPiece, "
+                    "got some without"
+                )
+            return self._starts_word[row]
+
+        return _flags("word_starts", examples, rows, from_table)
+
+    def _special_mask(self, examples: Sequence[Mapping[str, Any]], rows: list) -> np.ndarray:
+        return _flags("special_tokens_mask", examples, rows, self._is_special.__getitem__)
+
+    def _padded(
+        self, sample: SpanSample, cu_seqlens: torch.Tensor, max_seqlen: int
+    ) -> dict[str, torch.Tensor]:
+        multiple = self.pad_to_multiple_of or 1
+        batch, seqlen = len(cu_seqlens) - 1, -(-max_seqlen // multiple) * multiple
+        kept = torch.arange(seqlen) < cu_seqlens.diff()[:, None]
+        padded = torch.full((batch, seqlen), self.pad_token_id)
+        padded[kept] = sample.input_ids
+        fields = {"input_ids": padded, "attention_mask": kept.long()}
+        row_of = kept.flatten().nonzero().squeeze(1)  # a packed position's row of (batch * seqlen)
+        if self.output == "masked_lm":
+            labels = torch.full((batch * seqlen,), _IGNORED)
+            labels[row_of[sample.mlm_positions]] = sample.mlm_targets
+            return {**fields, "labels": labels.view(batch, seqlen)}
+        targets = _targets(sample) | {"input_ids": padded}
+        for name in ("mlm_positions", "span_boundaries"):
+            targets[name] = row_of[targets[name]]
+        return {**fields, **targets}
+
+
+def _word_start_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
+    """Whether each id begins a word; None where only the examples can say it."""
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if not isinstance(model, WordPiece):
+        return None
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    prefix = model.continuing_subword_prefix
+    return np.array([not token.startswith(prefix) for token in tokens])
+
+
+def _integers(i: int, example: Mapping[str, Any]) -> np.ndarray:
+    """An example's tokens as int64 (seqlen,)."""
+    row = np.asarray(example["input_ids"])
+    if row.ndim != 1:
+        raise ValueError(f"examples[{i}]['input_ids'] must have shape (seqlen,), got {row.shape}")
+    if len(row) == 0:
+        raise ValueError(f"examples[{i}]['input_ids'] must hold at least one token, got none")
+    if row.dtype.kind not in "iu":
+        raise TypeError(f"examples[{i}]['input_ids'] must be integers, got {row.dtype}")
+    attention_mask = example.get("attention_mask")
+    if attention_mask is not None and not np.all(attention_mask):
+        raise ValueError(f"examples[{i}] must not be padded, got an attention_mask with zeros")
+    return row.astype(np.int64, copy=False)
+
+
+def _flags(name: str, examples: Sequence[Mapping[str, Any]], rows: list, default) -> np.ndarray:
+    """One bool per packed token: the examples' own, else `default(row)`."""
+    flags = []
+    for i, (example, row) in enumerate(zip(examples, rows, strict=True)):
+        own = example.get(name)
+        flags.append(default(row) if own is None else np.asarray(own, dtype=bool))
+        if flags[-1].shape != row.shape:
+            raise ValueError(
+                f"examples[{i}][{name!r}] must have shape {row.shape} as input_ids has, "
+                f"got {flags[-1].shape}"
+            )
+    return np.concatenate(flags)
+
+
+def _given_spans(examples: Sequence[Mapping[str, Any]], cu_seqlens: torch.Tensor) -> torch.Tensor:
+    """The examples' given spans in packed rows, int64 (num_given, 2)."""
+    spans = []
+    for i, (example, begin) in enumerate(zip(examples, cu_seqlens.tolist(), strict=False)):
+        own = torch.as_tensor(example.get("given_spans", []), dtype=torch.int64).reshape(-1, 2)
+        length = int(cu_seqlens[i + 1]) - begin
+        if len(own) and not 0 <= int(own.min()) <= int(own.max()) < length:
+            raise ValueError(
+                f"examples[{i}]['given_spans'] must be in [0, {length}), got {own.tolist()}"
+            )
+        spans.append(own + begin)
+    return torch.cat(spans)
+
+
+def _targets(sample: SpanSample) -> dict[str, torch.Tensor]:
+    """The fields that `SpanBertForPreTraining` takes."""
+    return {
+        "input_ids": sample.input_ids,
+        "mlm_positions": sample.mlm_positions,
+        "mlm_targets": sample.mlm_targets,
+        "span_boundaries": sample.span_boundaries,
+        "cu_span_lengths": sample.cu_span_lengths,
+        "sbo_targets": sample.sbo_targets,
+    }

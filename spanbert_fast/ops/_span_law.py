@@ -1,0 +1,146 @@
+"""Checks of the span sampler's options, and their law in integers."""
+
+import functools
+from collections.abc import Mapping
+from fractions import Fraction
+
+from spanbert_fast.reference.philox import philox4x32, split_key
+from spanbert_fast.reference.span_law import (
+    DROPOUT_STREAM,
+    SCHEMES,
+    SpanLaw,
+    length_thresholds,
+    threshold,
+)
+
+MAX_SPAN_WORDS = 256  # lengths have a table, which kernels keep in registers or shared memory
+_MAX_DENOMINATOR = 10**6
+
+Scheme = str | Mapping[str, float]
+
+
+def signed64(word: int) -> int:
+    """The signed integer with the same low 64 bits."""
+    return (word + 2**63) % 2**64 - 2**63
+
+
+def derived_seed(seed: int, sequence_id: int) -> int:
+    """A seed for dropout that is a function of the sampler's seed and a sequence; signed."""
+    low, high, _, _ = philox4x32((0, *split_key(sequence_id), DROPOUT_STREAM), split_key(seed))
+    return signed64(high << 32 | low)
+
+
+def _check_ratio(name: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must be in (0, 1], got {value}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        wanted = ", ".join(f'"{choice}"' for choice in choices)
+        raise ValueError(f"{name} must be one of {wanted}, got {value!r}")
+
+
+def scheme_shares(scheme: Scheme, given_probability: float) -> tuple[float, ...]:
+    """The probability of each of SCHEMES in a draw.
+
+    Raises:
+        ValueError: a name that is none, shares that are no probabilities, or nothing beside given
+            spans, which may not be enough for the budget.
+    """
+    if isinstance(scheme, str):
+        _check_choice("scheme", scheme, SCHEMES)
+        if scheme == "given":
+            if not 0 < given_probability < 1:
+                raise ValueError(f"given_probability must be in (0, 1), got {given_probability}")
+            scheme = {"given": given_probability, "word": 1 - given_probability}
+        else:
+            scheme = {scheme: 1.0}
+    for name, share in scheme.items():
+        _check_choice("scheme", name, SCHEMES)
+        if not 0 <= share <= 1:
+            raise ValueError(f"scheme[{name!r}] must be in [0, 1], got {share}")
+    if abs(sum(scheme.values()) - 1) > 1e-6:
+        raise ValueError(f"scheme must have shares that add up to 1, got {dict(scheme)}")
+    shares = tuple(scheme.get(name, 0.0) for name in SCHEMES)
+    if shares[0] > 0.999:
+        raise ValueError(f'scheme["given"] must be at most 0.999, got {shares[0]}')
+    return shares
+
+
+def span_law(
+    *,
+    mask_ratio: float = 0.15,
+    geometric_p: float = 0.2,
+    min_span_words: int = 1,
+    max_span_words: int = 10,
+    max_span_targets: int = 20,
+    replacement: str = "span",
+    scheme: Scheme = "geometric",
+    given_probability: float = 0.5,
+    endpoints: str = "external",
+    complete_words: bool = False,
+    unbiased_edges: bool = False,
+) -> SpanLaw:
+    """The law of these options; see `spanbert_fast.ops.sample_spans` for what they mean.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+    return _span_law(
+        mask_ratio,
+        geometric_p,
+        min_span_words,
+        max_span_words,
+        max_span_targets,
+        replacement,
+        scheme_shares(scheme, given_probability),
+        endpoints,
+        complete_words,
+        unbiased_edges,
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _span_law(
+    mask_ratio: float,
+    geometric_p: float,
+    min_span_words: int,
+    max_span_words: int,
+    max_span_targets: int,
+    replacement: str,
+    shares: tuple[float, ...],
+    endpoints: str,
+    complete_words: bool,
+    unbiased_edges: bool,
+) -> SpanLaw:
+    _check_ratio("mask_ratio", mask_ratio)
+    _check_ratio("geometric_p", geometric_p)
+    if min_span_words < 1:
+        raise ValueError(f"min_span_words must be at least 1, got {min_span_words}")
+    if not min_span_words <= max_span_words <= MAX_SPAN_WORDS:
+        raise ValueError(
+            f"max_span_words must be in [min_span_words = {min_span_words}, {MAX_SPAN_WORDS}], "
+            f"got {max_span_words}"
+        )
+    if max_span_targets < 1:
+        raise ValueError(f"max_span_targets must be at least 1, got {max_span_targets}")
+    _check_choice("replacement", replacement, ("span", "token"))
+    _check_choice("endpoints", endpoints, ("external", "internal"))
+    # 0.15 means 3/20, not the binary fraction beside it: 20 tokens have a budget of exactly 3.
+    ratio = Fraction(mask_ratio).limit_denominator(_MAX_DENOMINATOR)
+    if ratio == 0:
+        raise ValueError(f"mask_ratio must be at least 1e-6, got {mask_ratio}")
+    cumulative = [sum(map(Fraction, shares[: i + 1])) for i in range(len(shares))]
+    return SpanLaw(
+        budget_numerator=ratio.numerator,
+        budget_denominator=ratio.denominator,
+        min_span_words=min_span_words,
+        length_thresholds=length_thresholds(geometric_p, min_span_words, max_span_words),
+        scheme_thresholds=tuple(threshold(part / cumulative[-1]) for part in cumulative[:-1]),
+        max_span_targets=max_span_targets,
+        replace_per_token=replacement == "token",
+        internal_endpoints=endpoints == "internal",
+        complete_words=complete_words,
+        unbiased_edges=unbiased_edges,
+    )
