@@ -26,6 +26,8 @@ _PUBLIC = {
     "SpanBertForTokenClassification": "spanbert_fast.models",
     "SpanBertModel": "spanbert_fast.models",
     "sample_spans": "spanbert_fast.ops.sample_spans",
+    "sample_spans_fixed": "spanbert_fast.ops.sample_spans",
+    "span_law": "spanbert_fast.ops.sample_spans",
     "use_backend": "spanbert_fast.ops._common",
 }
 

