@@ -1,0 +1,95 @@
+"""The house rules that a machine can hold: who imports whom, the `kernels` name, file names."""
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+import spanbert_fast
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "spanbert_fast"
+
+# room -> the rooms of this package that it may import (itself always)
+MAY_IMPORT = {
+    "reference": set(),
+    "kernels": set(),
+    "ops": {"kernels", "_extension", "reference"},
+    "nn": {"ops"},
+    "models": {"nn", "ops", "config"},
+    "data": {"ops"},
+    "training": {"models", "data", "config", "fill_span"},
+    "integrations": {"models", "data", "config"},
+    "fill_span": {"models"},
+    "config": set(),
+    "testing": set(),
+    "_extension": {"_C"},
+}
+
+
+def room_of(path: Path) -> str:
+    if path.is_relative_to(ROOT / "kernels"):
+        return "kernels"
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            assert parts[0] not in ("tests", "benchmarks", "kernels"), f"{path} imports {name}"
+            if parts[0] == "spanbert_fast" and len(parts) > 1:
+                rooms.add(parts[1])
+    return rooms
+
+
+SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_floor_plan(path):
+    room = room_of(path)
+    if room not in MAY_IMPORT:  # the front door and the command line may import everything
+        assert room in ("__init__", "__main__", "cli", "commands"), f"a room without a rule: {room}"
+        return
+    extra = imported_rooms(path) - MAY_IMPORT[room] - {room}
+    assert not extra, f"{path.relative_to(ROOT)} may not import {sorted(extra)}"
+
+
+def test_every_op_has_its_reference_and_its_tests():
+    ops = {path.stem for path in (PACKAGE / "ops").glob("[!_]*.py")}
+    references = {path.stem for path in (PACKAGE / "reference").glob("[!_]*.py")}
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert ops, "no ops found"
+    assert ops <= references, ops - references
+    assert ops <= tests, ops - tests
+
+
+def test_the_name_kernels_never_resolves_into_the_repository():
+    spec = importlib.util.find_spec("kernels")
+    if spec is not None:
+        places = [spec.origin, *(spec.submodule_search_locations or [])]
+        assert not any(place and Path(place).is_relative_to(ROOT) for place in places), places
+    assert importlib.util.find_spec("spanbert_fast.kernels") is not None
+    source = (ROOT / "kernels" / "__init__.py").read_text()
+    assert not any(
+        isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.walk(ast.parse(source))
+    ), "kernels/__init__.py holds a docstring only"
+
+
+def test_public_names_are_documented():
+    for name in spanbert_fast.__all__:
+        value = getattr(spanbert_fast, name)
+        assert value is not None
+        if callable(value):
+            assert (value.__doc__ or "").strip(), f"{name} has no docstring"
