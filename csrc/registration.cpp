@@ -1,27 +1,17 @@
-// The extension module `spanbert_fast._C`: the one place where op schemas are declared and where
-// what is not a tensor op is bound to Python. Implementations live in cpu/<op>.cpp, cuda/<op>.cu.
+// The extension module `spanbert_fast._C`: the one place where compiled functions are bound to
+// Python. Schemas, autograd and fake implementations of the ops are in spanbert_fast/ops/<op>.py;
+// the implementations in cpu/<op>.cpp, cuda/<op>.cu.
 
 #include <pybind11/pybind11.h>
-#include <torch/library.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 
-#include <string>
+#include "cpu/dispatch.h"
+#include "cpu/ops.h"
 
 namespace py = pybind11;
 
 namespace {
-
-// The widest instruction set of this CPU that our kernels may use; the compiler asks the CPU.
-std::string isa_level() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl")) {
-    return __builtin_cpu_supports("avx512bf16") ? "avx512_bf16" : "avx512";
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
-#endif
-  return "baseline";
-}
 
 py::dict build_info() {
   py::dict info;
@@ -35,10 +25,21 @@ py::dict build_info() {
   return info;
 }
 
+// Binds the CPU implementation of the custom op of that name.
+template <class Function>
+void bind_op(py::module_& m, const char* name, Function* function) {
+  m.def(name, function, py::call_guard<py::gil_scoped_release>());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled parts of spanbert_fast.";
   m.def("build_info", &build_info, "What the extension was built with.");
-  m.def("isa_level", &isa_level, "The widest CPU instruction set that the kernels may use.");
+  m.def(
+      "isa_level", [] { return spanbert_fast::isa_level_name(spanbert_fast::isa_level()); },
+      "The CPU instruction set that the kernels run with.");
+
+  bind_op(m, "bias_gelu_fwd", &spanbert_fast::bias_gelu_fwd);
+  bind_op(m, "bias_gelu_bwd", &spanbert_fast::bias_gelu_bwd);
 }
