@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "cpu/dispatch.h"
@@ -25,10 +26,11 @@ py::dict build_info() {
   return info;
 }
 
-// Binds the CPU implementation of the custom op of that name.
+// Binds the CPU implementation of the custom op of that name. PyTorch's wrapper turns its errors
+// into ValueError and TypeError, and releases the GIL.
 template <class Function>
 void bind_op(py::module_& m, const char* name, Function* function) {
-  m.def(name, function, py::call_guard<py::gil_scoped_release>());
+  m.def(name, torch::wrap_pybind_function_no_gil(function));
 }
 
 }  // namespace
@@ -42,4 +44,6 @@ PYBIND11_MODULE(_C, m) {
 
   bind_op(m, "bias_gelu_fwd", &spanbert_fast::bias_gelu_fwd);
   bind_op(m, "bias_gelu_bwd", &spanbert_fast::bias_gelu_bwd);
+  bind_op(m, "dropout_add_layer_norm_fwd", &spanbert_fast::dropout_add_layer_norm_fwd);
+  bind_op(m, "dropout_add_layer_norm_bwd", &spanbert_fast::dropout_add_layer_norm_bwd);
 }

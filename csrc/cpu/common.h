@@ -9,6 +9,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
+
+#include "cpu/kernels/dropout.h"
 
 namespace spanbert_fast {
 
@@ -39,6 +42,32 @@ inline at::Tensor float_vector(const char* name, const at::Tensor& tensor, int64
       tensor.dim() == 1 && tensor.size(0) == size, name, " must have shape (", size, ",), got ",
       tensor.sizes());
   return tensor.to(at::kFloat).contiguous();
+}
+
+inline at::Tensor int64_vector(const char* name, const at::Tensor& tensor, int64_t size) {
+  TORCH_CHECK_VALUE(
+      tensor.dim() == 1 && tensor.size(0) == size, name, " must have shape (", size, ",), got ",
+      tensor.sizes());
+  TORCH_CHECK_TYPE(
+      tensor.scalar_type() == at::kLong, name, " must be int64, got ", tensor.scalar_type());
+  return tensor.contiguous();
+}
+
+inline DropoutKey dropout_key(
+    const std::optional<at::Tensor>& seed, int64_t threshold, int64_t site) {
+  TORCH_CHECK_VALUE(
+      0 <= threshold && threshold < 256, "threshold must be in [0, 256), got ", threshold);
+  TORCH_CHECK_VALUE(
+      0 <= site && site < 65536, "dropout_site must be in [0, 65536), got ", site);
+  TORCH_CHECK_VALUE(threshold == 0 || seed, "dropout_seed must be given with dropout_p > 0");
+  const auto value = threshold == 0 ? 0 : *seed->const_data_ptr<int64_t>();
+  return {
+      static_cast<uint64_t>(value), static_cast<uint32_t>(site), static_cast<uint32_t>(threshold)};
+}
+
+// A gradient that shares no memory with the op's other outputs.
+inline at::Tensor as_output(const at::Tensor& sum, at::ScalarType dtype) {
+  return sum.to(dtype, /*non_blocking=*/false, /*copy=*/true);
 }
 
 inline const char* bytes(const at::Tensor& tensor) {

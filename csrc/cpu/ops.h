@@ -13,4 +13,15 @@ at::Tensor bias_gelu_fwd(const at::Tensor& x, const at::Tensor& bias);
 std::tuple<at::Tensor, at::Tensor> bias_gelu_bwd(
     const at::Tensor& dy, const at::Tensor& x, const at::Tensor& bias);
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> dropout_add_layer_norm_fwd(
+    const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
+    const at::Tensor& bias, const std::optional<at::Tensor>& x_bias,
+    const std::optional<at::Tensor>& seed, const std::optional<at::Tensor>& rows,
+    int64_t threshold, int64_t site, double eps);
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> dropout_add_layer_norm_bwd(
+    const at::Tensor& dy, const at::Tensor& x, const at::Tensor& residual,
+    const at::Tensor& weight, const at::Tensor& bias, const std::optional<at::Tensor>& x_bias,
+    const std::optional<at::Tensor>& seed, const std::optional<at::Tensor>& rows,
+    const at::Tensor& mean, const at::Tensor& rstd, int64_t threshold, int64_t site);
+
 }  // namespace spanbert_fast

@@ -17,6 +17,7 @@
 #endif
 
 #define SPANBERT_FAST_INLINE static inline __attribute__((always_inline))
+#define SPANBERT_FAST_INLINE_METHOD __attribute__((always_inline)) inline
 #define SPANBERT_FAST_INLINE_BODY __attribute__((always_inline))  // behind a lambda's arguments
 
 namespace spanbert_fast::SPANBERT_FAST_ISA {
@@ -180,6 +181,18 @@ template <class T>
 SPANBERT_FAST_INLINE vfloat load(const T* from, Whole) { return load(from); }
 template <class T>
 SPANBERT_FAST_INLINE void store(T* to, vfloat x, Whole) { store(to, x); }
+
+SPANBERT_FAST_INLINE vuint lane_numbers() {
+  vuint lanes;
+  for (int i = 0; i < kWidth; ++i) lanes[i] = i;
+  return lanes;
+}
+
+// x in the first `count` lanes, zero in the others.
+SPANBERT_FAST_INLINE vfloat first_lanes(vfloat x, Whole) { return x; }
+SPANBERT_FAST_INLINE vfloat first_lanes(vfloat x, int64_t count) {
+  return keep_where(lane_numbers() < static_cast<uint32_t>(count), x);
+}
 
 // body(column, count) over [0, size) in vectors: count is Whole{}, at the end what is left.
 template <class Body>
