@@ -97,7 +97,7 @@ struct HiddenDropout {
 
 // The lanes' masks out of kWidth flags.
 SPANBERT_FAST_INLINE vint keep_mask(const uint8_t* keep) {
-  return __builtin_convertvector(load_bits<vflags>(keep), vint);
+  return widen_signed(load_bits<vflags>(keep));
 }
 
 }  // namespace spanbert_fast::SPANBERT_FAST_ISA

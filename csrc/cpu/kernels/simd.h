@@ -85,10 +85,45 @@ SPANBERT_FAST_INLINE float sum(vfloat x) {
   return lanes[0];
 }
 
+// ---- Lanes of other widths, in the one instruction that a level has for them
+
+SPANBERT_FAST_INLINE vuint widen_unsigned(vhalf x) {
+#if defined(__AVX512F__)
+  return bit_cast<vuint>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(x)));
+#elif defined(__AVX2__)
+  return bit_cast<vuint>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(x)));
+#else
+  return __builtin_convertvector(x, vuint);
+#endif
+}
+
+SPANBERT_FAST_INLINE vint widen_signed(vflags x) {
+#if defined(__AVX512F__)
+  return bit_cast<vint>(_mm512_cvtepi8_epi32(bit_cast<__m128i>(x)));
+#elif defined(__AVX2__)
+  return bit_cast<vint>(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bit_cast<int64_t>(x))));
+#else
+  return __builtin_convertvector(x, vint);
+#endif
+}
+
+// Of values below 2^16.
+SPANBERT_FAST_INLINE vhalf narrow_unsigned(vuint x) {
+#if defined(__AVX512F__)
+  return bit_cast<vhalf>(_mm512_cvtepi32_epi16(bit_cast<__m512i>(x)));
+#elif defined(__AVX2__)
+  const __m256i v = bit_cast<__m256i>(x);
+  return bit_cast<vhalf>(
+      _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+#else
+  return __builtin_convertvector(x, vhalf);
+#endif
+}
+
 // ---- 16-bit floats <-> float, rounding to the nearest, ties to even
 
 SPANBERT_FAST_INLINE vfloat widen(vhalf bits, bfloat16) {
-  return bit_cast<vfloat>(__builtin_convertvector(bits, vuint) << 16);
+  return bit_cast<vfloat>(widen_unsigned(bits) << 16);
 }
 
 SPANBERT_FAST_INLINE vhalf narrow(vfloat x, bfloat16) {
@@ -98,7 +133,7 @@ SPANBERT_FAST_INLINE vhalf narrow(vfloat x, bfloat16) {
   const vuint bits = bit_cast<vuint>(x);
   const vuint rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   // the carry of a NaN could make it infinite
-  return __builtin_convertvector(where(x != x, bits >> 16 | 0x40u, rounded), vhalf);
+  return narrow_unsigned(where(x != x, bits >> 16 | 0x40u, rounded));
 #endif
 }
 
@@ -124,7 +159,7 @@ SPANBERT_FAST_INLINE vhalf narrow(vfloat x, float16) {
 #else
 
 SPANBERT_FAST_INLINE vfloat widen(vhalf half, float16) {
-  const vuint bits = __builtin_convertvector(half, vuint);
+  const vuint bits = widen_unsigned(half);
   const vuint magnitude = (bits & 0x7fffu) << 13;
   // the exponent's bias goes from 15 to 127; the product makes subnormals right as well
   const vfloat scaled = bit_cast<vfloat>(magnitude) * 0x1p112f;
@@ -141,7 +176,7 @@ SPANBERT_FAST_INLINE vhalf narrow(vfloat x, float16) {
   vuint value = where(magnitude < (113u << 23), subnormal, normal);
   value = where(magnitude >= 0x477ff000u, broadcast(0x7c00u), value);  // from 65520 on: infinite
   value = where(magnitude > (255u << 23), broadcast(0x7e00u), value);
-  return __builtin_convertvector(value | (bits >> 16 & 0x8000u), vhalf);
+  return narrow_unsigned(value | (bits >> 16 & 0x8000u));
 }
 
 #endif
