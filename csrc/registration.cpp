@@ -46,4 +46,6 @@ PYBIND11_MODULE(_C, m) {
   bind_op(m, "bias_gelu_bwd", &spanbert_fast::bias_gelu_bwd);
   bind_op(m, "dropout_add_layer_norm_fwd", &spanbert_fast::dropout_add_layer_norm_fwd);
   bind_op(m, "dropout_add_layer_norm_bwd", &spanbert_fast::dropout_add_layer_norm_bwd);
+  bind_op(m, "varlen_attention_fwd", &spanbert_fast::varlen_attention_fwd);
+  bind_op(m, "varlen_attention_bwd", &spanbert_fast::varlen_attention_bwd);
 }

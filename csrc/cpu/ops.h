@@ -24,4 +24,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> dropout_a
     const std::optional<at::Tensor>& seed, const std::optional<at::Tensor>& rows,
     const at::Tensor& mean, const at::Tensor& rstd, int64_t threshold, int64_t site);
 
+std::tuple<at::Tensor, at::Tensor> varlen_attention_fwd(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& cu_seqlens,
+    int64_t max_seqlen, double scale, const std::optional<at::Tensor>& seed, int64_t threshold,
+    int64_t site);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> varlen_attention_bwd(
+    const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+    const at::Tensor& out, const at::Tensor& lse, const at::Tensor& cu_seqlens,
+    int64_t max_seqlen, double scale, const std::optional<at::Tensor>& seed, int64_t threshold,
+    int64_t site);
+
 }  // namespace spanbert_fast
