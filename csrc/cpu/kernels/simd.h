@@ -242,7 +242,7 @@ SPANBERT_FAST_INLINE void for_vectors(int64_t size, const Body& body) {
 // 2^x, relative error 6e-8 (3e-6 in 16-bit formats); x is clamped to [-126, 127].
 template <class Format>
 SPANBERT_FAST_INLINE vfloat exp2(vfloat x) {
-  x = min(max(x, broadcast(-126.0f)), broadcast(127.0f));
+  x = min(broadcast(127.0f), max(broadcast(-126.0f), x));  // in this order a NaN stays one
   // adding 1.5 * 2^23 rounds to an integer, which stays in the lowest bits
   const vfloat shifted = x + 0x1.8p23f;
   const vfloat f = x - (shifted - 0x1.8p23f);  // in [-1/2, 1/2]
