@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <tuple>
+#include <vector>
 
 namespace spanbert_fast {
 
@@ -33,5 +34,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> varlen_attention_bwd(
     const at::Tensor& out, const at::Tensor& lse, const at::Tensor& cu_seqlens,
     int64_t max_seqlen, double scale, const std::optional<at::Tensor>& seed, int64_t threshold,
     int64_t site);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> embedding_layer_norm_fwd(
+    const std::optional<at::Tensor>& input_ids, const std::optional<at::Tensor>& inputs_embeds,
+    const at::Tensor& position_ids, const at::Tensor& token_type_ids, const at::Tensor& word,
+    const at::Tensor& position, const at::Tensor& token_type, const at::Tensor& weight,
+    const at::Tensor& bias, const std::optional<at::Tensor>& seed, int64_t threshold, int64_t site,
+    int64_t padding_idx, double eps, at::ScalarType out_dtype);
+std::vector<at::Tensor> embedding_layer_norm_bwd(
+    const at::Tensor& dy, const std::optional<at::Tensor>& input_ids,
+    const std::optional<at::Tensor>& inputs_embeds, const at::Tensor& position_ids,
+    const at::Tensor& token_type_ids, const at::Tensor& word, const at::Tensor& position,
+    const at::Tensor& token_type, const at::Tensor& weight, const at::Tensor& bias,
+    const std::optional<at::Tensor>& seed, const at::Tensor& mean, const at::Tensor& rstd,
+    int64_t threshold, int64_t site, int64_t padding_idx);
 
 }  // namespace spanbert_fast

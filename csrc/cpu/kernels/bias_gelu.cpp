@@ -2,7 +2,7 @@
 // distribution (Hendrycks and Gimpel, arXiv 1606.08415). Each way reads and writes memory once.
 #include "cpu/kernels/bias_gelu.h"
 
-#include "cpu/kernels/simd.h"
+#include "cpu/kernels/normal.h"
 
 namespace spanbert_fast::SPANBERT_FAST_ISA {
 namespace {
