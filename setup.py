@@ -5,12 +5,47 @@ SPANBERT_FAST_SANITIZE=1 builds with -fsanitize=address,undefined (see `make che
 """
 
 import os
+import platform
 import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+
+# csrc/cpu/kernels/*.cpp are compiled once for each of these (csrc/cpu/dispatch.h says why); all
+# other sources once, for any CPU of the architecture.
+ISA_FLAGS = {"baseline": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    ISA_FLAGS["avx512"] = [
+        *ISA_FLAGS["avx2"],
+        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"),
+    ]
+    ISA_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
+
+
+def with_isa_levels(build_ext: type) -> type:
+    """`build_ext` that also compiles the kernels, level by level, and links them in."""
+
+    class BuildWithIsaLevels(build_ext):
+        def build_extension(self, ext) -> None:
+            flags = ext.extra_compile_args
+            flags = flags["cxx"] if isinstance(flags, dict) else flags
+            kernels = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/cpu/kernels/*.cpp"))]
+            ext.extra_objects = []
+            for level, isa_flags in ISA_FLAGS.items():
+                ext.extra_objects += self.compiler.compile(
+                    kernels,
+                    output_dir=str(Path(self.build_temp) / level),
+                    macros=[("SPANBERT_FAST_ISA", level)],
+                    include_dirs=[str(ROOT / "csrc")],
+                    extra_postargs=[*flags, "-ffp-contract=fast", *isa_flags],
+                    depends=ext.depends,
+                )
+            super().build_extension(ext)
+
+    return BuildWithIsaLevels
 
 
 def extension() -> dict:
@@ -46,13 +81,13 @@ def extension() -> dict:
     module = kind(
         "spanbert_fast._C",
         [str(path.relative_to(ROOT)) for path in sources],
-        depends=[str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").glob("*.h"))],
         include_dirs=[str(ROOT / "csrc")],
+        depends=[str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.h"))],
         define_macros=macros,
         extra_compile_args={"cxx": cxx, "nvcc": nvcc} if with_cuda else cxx,
         extra_link_args=link,
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}
+    return {"ext_modules": [module], "cmdclass": {"build_ext": with_isa_levels(BuildExtension)}}
 
 
 setup(

@@ -1,31 +1,22 @@
-// The extension module `spanbert_fast._C`: the one place where op schemas are declared and where
-// what is not a tensor op is bound to Python. Implementations live in cpu/<op>.cpp, cuda/<op>.cu.
+// The extension module `spanbert_fast._C`: the one place where compiled functions are bound to
+// Python. Schemas, autograd and fake implementations of the ops are in spanbert_fast/ops/<op>.py;
+// the implementations in cpu/<op>.cpp, cuda/<op>.cu.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include <array>
-#include <string>
 
+#include "cpu/dispatch.h"
+#include "cpu/ops.h"
 #include "philox.h"
 
 namespace py = pybind11;
 
 namespace {
-
-// The widest instruction set of this CPU that our kernels may use; the compiler asks the CPU.
-std::string isa_level() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl")) {
-    return __builtin_cpu_supports("avx512bf16") ? "avx512_bf16" : "avx512";
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
-#endif
-  return "baseline";
-}
 
 py::dict build_info() {
   py::dict info;
@@ -49,6 +40,13 @@ Words philox(const Words& counter, const std::array<uint32_t, 2>& key) {
   return {words.x[0], words.x[1], words.x[2], words.x[3]};
 }
 
+// Binds the CPU implementation of the custom op of that name. PyTorch's wrapper turns its errors
+// into ValueError and TypeError, and releases the GIL.
+template <class Function>
+void bind_op(py::module_& m, const char* name, Function* function) {
+  m.def(name, torch::wrap_pybind_function_no_gil(function));
+}
+
 }  // namespace
 
 // A fragment: Python registers ops of this namespace too.
@@ -70,5 +68,16 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info, "What the extension was built with.");
   m.def("philox4x32_7", &philox<7>, "Philox4x32-7 of (counter, key).");
   m.def("philox4x32_10", &philox<10>, "Philox4x32-10 of (counter, key).");
-  m.def("isa_level", &isa_level, "The widest CPU instruction set that the kernels may use.");
+  m.def(
+      "isa_level", [] { return spanbert_fast::isa_level_name(spanbert_fast::isa_level()); },
+      "The CPU instruction set that the kernels run with.");
+
+  bind_op(m, "bias_gelu_fwd", &spanbert_fast::bias_gelu_fwd);
+  bind_op(m, "bias_gelu_bwd", &spanbert_fast::bias_gelu_bwd);
+  bind_op(m, "dropout_add_layer_norm_fwd", &spanbert_fast::dropout_add_layer_norm_fwd);
+  bind_op(m, "dropout_add_layer_norm_bwd", &spanbert_fast::dropout_add_layer_norm_bwd);
+  bind_op(m, "varlen_attention_fwd", &spanbert_fast::varlen_attention_fwd);
+  bind_op(m, "varlen_attention_bwd", &spanbert_fast::varlen_attention_bwd);
+  bind_op(m, "embedding_layer_norm_fwd", &spanbert_fast::embedding_layer_norm_fwd);
+  bind_op(m, "embedding_layer_norm_bwd", &spanbert_fast::embedding_layer_norm_bwd);
 }

@@ -1,15 +1,29 @@
-"""varlen_attention: both composites against fp64, with and without dropout, every shape of C6."""
+"""varlen_attention: kernels and composites against fp64, dropout exactly, every shape of C6."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from spanbert_fast._extension import _C
 from spanbert_fast.ops import _common
-from spanbert_fast.ops._attention_composite import padded_bwd, padded_fwd
+from spanbert_fast.ops._attention_composite import (
+    grouped_bwd,
+    grouped_fwd,
+    padded_bwd,
+    padded_fwd,
+)
 from spanbert_fast.ops.varlen_attention import varlen_attention
+from spanbert_fast.reference.dropout import attention_keep_mask, dropout_scale, dropout_threshold
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
 
 SEED = torch.tensor(2**62 + 12345)
+SITE = 3
 LENGTHS = {
     "one token": [1],
     "one sequence": [100],
@@ -18,6 +32,16 @@ LENGTHS = {
     "equal": [16, 16, 16],
     "empty batch": [],
 }
+# what ATEN_CPU_CAPABILITY may say, and the level of kernels that it stands for
+LEVELS = {"default": "baseline", "avx2": "avx2", "avx512": "avx512"}
+
+
+@pytest.fixture
+def poisoned(poisoned_empty):
+    """What the kernels allocate and do not write is NaN as well."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def cumulative(lengths):
@@ -34,7 +58,7 @@ def attention_with(dropout_p, lengths):
 
     def function(q, k, v):
         return varlen_attention(
-            q, k, v, cu_seqlens, longest, dropout_p=dropout_p, dropout_seed=SEED, dropout_site=3
+            q, k, v, cu_seqlens, longest, dropout_p=dropout_p, dropout_seed=SEED, dropout_site=SITE
         )
 
     return function
@@ -50,15 +74,17 @@ def rounding_floors(q, k, v, dout, truth, dtype):
     """What an implementation that keeps lse and out, and not the probabilities, must round.
 
     exp(S - lse) is off by eps * |S| in fp32, relatively; out is stored in `dtype`, so dS = P (dP -
-    dout out) by eps * |dout| |out| absolutely. PyTorch's softmax stores P and has neither (with
-    one token its dq is exactly 0).
+    dout out) by eps * |dout| |out| absolutely, and by as much in fp32 again, where dP and dout out
+    are summed in two orders. PyTorch's softmax stores P and has none of it (with one token its dq
+    is exactly 0).
     """
     if len(q) == 0:
         return 0.0, 0.0, 0.0, 0.0
     norm = [t.double().norm(dim=-1).max().item() for t in (q, k, v, dout)]
     scale = q.shape[2] ** -0.5
-    relative = torch.finfo(torch.float32).eps * norm[0] * norm[1] * scale
-    stored = torch.finfo(dtype).eps * norm[2] * norm[3] * scale
+    single = torch.finfo(torch.float32).eps
+    relative = single * norm[0] * norm[1] * scale
+    stored = (torch.finfo(dtype).eps + single) * norm[2] * norm[3] * scale
     size = [t.abs().max().item() for t in truth]
     largest = [t.double().abs().max().item() for t in (q, k)]
     return (
@@ -69,12 +95,8 @@ def rounding_floors(q, k, v, dout, truth, dtype):
     )
 
 
-@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
-def test_no_worse_than_pytorch(lengths, head_dim, dtype, dropout_p, poisoned_empty):
-    *qkv, dout = make(lengths, 2, head_dim, dtype)
+def check_no_worse_than_pytorch(lengths, heads, head_dim, dtype, dropout_p):
+    *qkv, dout = make(lengths, heads, head_dim, dtype)
     function = attention_with(dropout_p, lengths)
     ours = run(function, qkv, dout, dtype)
     with _common.use_backend("reference"):
@@ -83,22 +105,130 @@ def test_no_worse_than_pytorch(lengths, head_dim, dtype, dropout_p, poisoned_emp
     floors = rounding_floors(*qkv, dout, truth, dtype)
     names = ("out", "dq", "dk", "dv")
     for name, a, b, c, floor in zip(names, ours, peer, truth, floors, strict=True):
+        assert a.dtype == dtype
         assert_no_worse_than(a, b, c, floor=floor, name=name)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_no_worse_than_pytorch(lengths, head_dim, dtype, dropout_p, poisoned):
+    check_no_worse_than_pytorch(lengths, 2, head_dim, dtype, dropout_p)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [1, 4, 33, 80, 200])
+def test_any_head_dim(head_dim, dtype, poisoned):
+    check_no_worse_than_pytorch([7, 66, 1], 2, head_dim, dtype, 0.25)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [[513, 2], [1024], [2048]], ids=str)
+def test_long_sequences(lengths, dtype, dropout_p, poisoned):
+    """Beyond 512 keys the softmax goes on with a running maximum; from 2,048 dq comes in parts."""
+    check_no_worse_than_pytorch(lengths, 1, 32, dtype, dropout_p)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_8192_tokens(dtype):
+    """Few queries get a gradient, so that the truth needs only their rows of scores."""
+    length, rows = 8192, torch.tensor([0, 1, 511, 512, 4095, 6000, 8191])
+    *qkv, dout = make([length], 1, 64, dtype)
+    dout = torch.zeros_like(dout).index_copy(0, rows, dout[rows])
+    ours = run(attention_with(0.0, [length]), qkv, dout, dtype)
+
+    def few(q, k, v):
+        scores = q[rows, 0] @ k[:, 0].T * 64**-0.5
+        return torch.zeros_like(q).index_copy(0, rows, (scores.softmax(-1) @ v[:, 0])[:, None])
+
+    peer, truth = (run(few, qkv, dout, cast) for cast in (dtype, torch.float64))
+    floors = rounding_floors(*qkv, dout, truth, dtype)
+    ours = (torch.zeros_like(dout).index_copy(0, rows, ours[0][rows]), *ours[1:])
+    for name, a, b, c, floor in zip(("out", "dq", "dk", "dv"), ours, peer, truth, floors):
+        assert_no_worse_than(a, b, c, floor=floor, name=name)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(0, 140), max_size=6),
+    heads=st.integers(1, 3),
+    head_dim=st.integers(1, 70),
+    dropout_p=st.sampled_from([0.0, 0.3]),
+)
+def test_any_shape(lengths, heads, head_dim, dropout_p):
+    torch.manual_seed(1)
+    check_no_worse_than_pytorch(lengths, heads, head_dim, torch.float32, dropout_p)
+
+
+COMPOSITES = {"grouped": (grouped_fwd, grouped_bwd), "padded": (padded_fwd, padded_bwd)}
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.25])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
-def test_padded_composite_equals_the_reference(lengths, dropout_p, poisoned_empty):
-    """The GPU's composite is device-agnostic: here it is held to the truth on the CPU."""
+@pytest.mark.parametrize("composite", COMPOSITES)
+def test_composites_equal_the_reference(composite, lengths, dropout_p, poisoned_empty):
+    """What runs without the extension, and the GPU's, which is device-agnostic: here on the CPU."""
+    forward, backward = COMPOSITES[composite]
     *qkv, dout = make(lengths, 3, 32, torch.float64)
     with _common.use_backend("reference"):
         out, *gradients = run(attention_with(dropout_p, lengths), qkv, dout, torch.float64)
     threshold = 64 if dropout_p else 0
-    last = (cumulative(lengths), max(lengths, default=0), 32**-0.5, SEED, threshold, 3)
-    padded_out, lse = padded_fwd(*qkv, *last)
-    torch.testing.assert_close(padded_out, out.detach())
-    for got, want in zip(padded_bwd(dout, *qkv, padded_out, lse, *last), gradients, strict=True):
+    last = (cumulative(lengths), max(lengths, default=0), 32**-0.5, SEED, threshold, SITE)
+    got_out, lse = forward(*qkv, *last)
+    torch.testing.assert_close(got_out, out.detach())
+    for got, want in zip(backward(dout, *qkv, got_out, lse, *last), gradients, strict=True):
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dropout_p", [1 / 256, 0.1, 0.5, 250 / 256])
+def test_the_mask_is_exactly_the_references(dropout_p, dtype):
+    """Recovered from out (lanes of P M), dv, dq and dk, 64 keys or queries at a time.
+
+    With q or k zero every probability is 1 / length. A v, dout, k or q that is the unit matrix at
+    64 tokens then shows M, or dS = P (r M dP - delta), which is above 0 only where M keeps: with
+    v and dout all ones dP is 64, and delta less than r 64 where anything in the row is dropped.
+    """
+    lengths, heads, head_dim = [150, 70], 2, 64
+    threshold = dropout_threshold(dropout_p)
+    zeros = torch.zeros(sum(lengths), heads, head_dim, dtype=dtype)
+    function = attention_with(dropout_p, lengths)
+    for sequence, length in enumerate(lengths):
+        start = sum(lengths[:sequence])
+        keep = attention_keep_mask(SEED, SITE, torch.tensor([sequence]), heads, length, threshold)
+        keep = keep[0].transpose(0, 1)  # (query, heads, key)
+        whole_rows = keep.all(-1, keepdim=True)  # where delta is r 64, and dS tells nothing
+        own = slice(start, start + length)
+        for first in range(0, length, head_dim):
+            size = min(head_dim, length - first)
+            part = slice(first, first + size)
+            unit = zeros.clone()
+            for i in range(size):
+                unit[start + first + i, :, i] = 1
+            ones = torch.ones_like(zeros)
+            out, _, _, dv = run(function, (zeros, zeros, unit), unit, dtype)
+            assert torch.equal(out[own, :, :size] > 0, keep[..., part])
+            assert torch.equal(dv[own, :, :size] > 0, keep[part].permute(2, 1, 0))
+            _, dq, _, _ = run(function, (zeros, unit, ones), ones, dtype)
+            informative = ~whole_rows.expand_as(keep)
+            assert torch.equal(
+                (dq[own, :, :size] > 0)[informative[..., part]],
+                keep[..., part][informative[..., part]],
+            )
+            _, _, dk, _ = run(function, (unit, zeros, ones), ones, dtype)
+            informative = informative[part].permute(2, 1, 0)
+            assert torch.equal(
+                (dk[own, :, :size] > 0)[informative], keep[part].permute(2, 1, 0)[informative]
+            )
+
+
+def test_kept_values_are_scaled():
+    q = torch.zeros(1, 1, 32)
+    out = attention_with(0.1, [1])(q, q, q + 1)
+    kept = attention_keep_mask(SEED, SITE, torch.tensor([0]), 1, 1, 26).item()
+    assert_bitwise_equal(out, (q + 1) * kept * dropout_scale(26))
 
 
 def test_mask_belongs_to_the_sequence_not_to_the_packing():
@@ -112,13 +242,103 @@ def test_mask_belongs_to_the_sequence_not_to_the_packing():
     assert_bitwise_equal(behind[:40].contiguous(), alone)
 
 
-def test_non_contiguous_input():
-    qkv = torch.randn(3, 4, 21, 32).permute(0, 2, 1, 3)  # heads before tokens in memory
-    cu_seqlens = cumulative([10, 11])
-    assert_bitwise_equal(
-        varlen_attention(*qkv, cu_seqlens, 11),
-        varlen_attention(*(t.contiguous() for t in qkv), cu_seqlens, 11),
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_for_any_number_of_threads(dtype):
+    lengths = [2100, 3, 700, 64]  # the first is split among tasks both ways
+    *qkv, dout = make(lengths, 2, 32, dtype)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(run(attention_with(0.1, lengths), qkv, dout, dtype))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert_bitwise_equal(b, a)
+
+
+LAYOUTS = {
+    "slice of packed qkv": lambda t: torch.stack([t + 1, t, t + 2], 1)[:, 1],
+    "heads first": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+    "head_dim strided": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_non_contiguous_input(layout, dtype):
+    lengths = [10, 90]
+    *qkv, dout = make(lengths, 4, 64, dtype)
+    function = attention_with(0.1, lengths)
+    *strided, strided_dout = [LAYOUTS[layout](t) for t in (*qkv, dout)]
+    assert not any(t.is_contiguous() for t in (*strided, strided_dout))
+    expected = run(function, qkv, dout, dtype)
+    for a, b in zip(run(function, strided, strided_dout, dtype), expected, strict=True):
+        assert_bitwise_equal(a, b)
+
+
+def test_expanded_gradient():
+    q, k, v, _ = (t.requires_grad_() for t in make([9, 4], 2, 32, torch.float32))
+    out = attention_with(0.1, [9, 4])(q, k, v)
+    expected = torch.autograd.grad(out, (q, k, v), torch.ones_like(out), retain_graph=True)
+    for a, b in zip(torch.autograd.grad(out.sum(), (q, k, v)), expected, strict=True):
+        assert_bitwise_equal(a, b)
+
+
+def test_lse_is_the_log_of_the_denominator():
+    q, k, v, _ = make([600], 1, 32, torch.float32)
+    _, lse = torch.ops.spanbert_fast.varlen_attention_fwd(
+        q, k, v, cumulative([600]), 600, 0.3, None, 0, 0
     )
+    torch.testing.assert_close(lse, torch.logsumexp(0.3 * q[:, 0] @ k[:, 0].T, -1)[:, None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_shows_and_does_not_stay(dtype):
+    """A NaN reaches what it must, and no later call through memory that is used again."""
+    *qkv, dout = make([70, 30], 1, 64, dtype)
+    function = attention_with(0.0, [70, 30])
+    clean = run(function, qkv, dout, dtype)
+    for spoilt_tensor in range(3):
+        spoilt = [t.clone() for t in qkv]
+        spoilt[spoilt_tensor][5, 0, 3] = float("nan")
+        with _common.use_backend("reference"):
+            expected = run(function, spoilt, dout, dtype)
+        for a, b in zip(run(function, spoilt, dout, dtype), expected, strict=True):
+            assert torch.equal(a.isnan(), b.isnan())
+    for a, b in zip(run(function, qkv, dout, dtype), clean, strict=True):
+        assert_bitwise_equal(a, b)
+
+
+def test_large_scores_do_not_overflow():
+    q, k, v, dout = (100 * t for t in make([90], 1, 64, torch.float32))
+    q, k, v = (t.requires_grad_() for t in (q, k, v))
+    out = attention_with(0.0, [90])(q, k, v)
+    best = (q[:, 0] @ k[:, 0].T).argmax(-1)
+    torch.testing.assert_close(out[:, 0], v[best, 0])
+    assert all(g.isfinite().all() for g in torch.autograd.grad(out, (q, k, v), dout))
+
+
+@pytest.mark.skipif(_C is None, reason="needs the extension")
+@pytest.mark.parametrize("capability", LEVELS)
+def test_every_instruction_set(capability):
+    """The tests of the kernels again, in a process where PyTorch and they are held to a level."""
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    chosen = "(no_worse and (ragged or one) and (64 or 96)) or exactly or any_head or bits or level"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k"]
+    done = subprocess.run(
+        [*command, f"({chosen}) and not every"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.skipif(_C is None, reason="needs the extension")
+def test_level_is_what_the_environment_allows():
+    order = ["baseline", "avx2", "avx512", "avx512_bf16"]
+    capability = os.environ.get("ATEN_CPU_CAPABILITY", "")
+    assert order.index(_C.isa_level()) <= order.index(LEVELS.get(capability, order[-1]))
 
 
 def test_softmax_scale_is_used():
@@ -145,17 +365,10 @@ def test_gradcheck_opcheck_compile(dropout_p):
     assert_bitwise_equal(compiled(q, k, v), function(q, k, v))
 
 
-def test_long_sequence_and_autocast():
-    q, k, v, _ = make([2048], 1, 32, torch.float32)
-    cu_seqlens = cumulative([2048])
+def test_autocast_gives_its_dtype():
+    q, k, v, _ = make([6], 1, 32, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        assert varlen_attention(q, k, v, cu_seqlens, 2048).dtype == torch.bfloat16
-    with _common.use_backend("reference"):
-        truth = varlen_attention(q.double(), k.double(), v.double(), cu_seqlens, 2048)
-        peer = varlen_attention(q, k, v, cu_seqlens, 2048)
-    # softmax over 2,048 keys: a few roundings more or less in the peer
-    floor = 1e-5
-    assert_no_worse_than(varlen_attention(q, k, v, cu_seqlens, 2048), peer, truth, floor=floor)
+        assert varlen_attention(q, k, v, cumulative([6]), 6).dtype == torch.bfloat16
 
 
 def test_bad_input():

@@ -1,14 +1,14 @@
 """Which implementation each op runs here, and why: the answer that `spanbert-fast env` prints."""
 
+import importlib
 from typing import NamedTuple
 
 import torch
 
 from spanbert_fast import _extension
 from spanbert_fast.ops import _common
+from spanbert_fast.ops._cpu import compiled_ops
 
-# ops whose CPU implementation is in the compiled extension
-_COMPILED_ON_CPU = ("sample_spans",)
 OPS = (
     "bias_gelu",
     "dropout_add_layer_norm",
@@ -39,9 +39,16 @@ def implementations() -> list[Implementation]:
 def _of(op: str, device: str) -> tuple[str, str]:
     if _common.runs_reference():
         return "reference", 'use_backend("reference") is on'
-    compiled = device == "cpu" and op in _COMPILED_ON_CPU
-    if compiled and _extension._C is not None:
-        return "C++", f"compiled extension, {_extension._C.isa_level()}"
-    if compiled:
-        return "reference", "the package was installed without its compiled extension"
+    importlib.import_module(f"spanbert_fast.ops.{op}")  # registers its kernels
+    extension = _extension._C
+    if op == "sample_spans":  # CUDA is in the extension too; without it, the reference samples
+        if extension is None:
+            return "reference", "the package was installed without its compiled extension"
+        if device == "cuda" and not extension.build_info()["cuda"]:
+            return "none", "the extension was built without a CUDA toolkit"
+        return ("C++" if device == "cpu" else "CUDA"), "compiled extension"
+    if device == "cpu" and op in compiled_ops:
+        return "C++", f"compiled extension, {extension.isa_level()}"
+    if device == "cpu" and extension is None:
+        return "PyTorch", "the package was installed without its compiled extension"
     return "PyTorch", f"there is no {'Triton' if device == 'cuda' else 'C++'} kernel of this op yet"

@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from spanbert_fast.ops import _common
+from spanbert_fast.ops._cpu import register_cpu_kernel
 from spanbert_fast.reference import bias_gelu as reference
 
 
@@ -33,9 +34,14 @@ def _sum(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return x.to(opmath) + bias.to(opmath)
 
 
-@torch.library.custom_op("spanbert_fast::bias_gelu_fwd", mutates_args=())
-def _bias_gelu_fwd(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def _composite_fwd(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return F.gelu(_sum(x, bias)).to(x.dtype).contiguous()
+
+
+_bias_gelu_fwd = torch.library.custom_op(
+    "spanbert_fast::bias_gelu_fwd", _composite_fwd, mutates_args=()
+)
+register_cpu_kernel(_bias_gelu_fwd, "bias_gelu_fwd", _composite_fwd)
 
 
 @_bias_gelu_fwd.register_fake
@@ -43,14 +49,19 @@ def _(x, bias):
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("spanbert_fast::bias_gelu_bwd", mutates_args=())
-def _bias_gelu_bwd(
+def _composite_bwd(
     dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     z = _sum(x, bias)
     dz = torch.ops.aten.gelu_backward(dy.to(z.dtype), z)
     dbias = dz.reshape(-1, x.shape[-1]).sum(0)
     return dz.to(x.dtype).contiguous(), dbias.to(bias.dtype)
+
+
+_bias_gelu_bwd = torch.library.custom_op(
+    "spanbert_fast::bias_gelu_bwd", _composite_bwd, mutates_args=()
+)
+register_cpu_kernel(_bias_gelu_bwd, "bias_gelu_bwd", _composite_bwd)
 
 
 @_bias_gelu_bwd.register_fake

@@ -3,6 +3,7 @@
 import torch
 
 from spanbert_fast.ops import _common
+from spanbert_fast.ops._cpu import register_cpu_kernel
 from spanbert_fast.ops._dropout import check_dropout
 from spanbert_fast.reference import dropout_add_layer_norm as reference
 from spanbert_fast.reference.dropout import dropout_scale, hidden_keep_mask
@@ -101,8 +102,7 @@ def _normalised_sum(x, residual, x_bias, mask) -> torch.Tensor:
     return z + residual.to(opmath)
 
 
-@torch.library.custom_op("spanbert_fast::dropout_add_layer_norm_fwd", mutates_args=())
-def _dropout_add_layer_norm_fwd(
+def _composite_fwd(
     x: torch.Tensor,
     residual: torch.Tensor,
     weight: torch.Tensor,
@@ -122,14 +122,19 @@ def _dropout_add_layer_norm_fwd(
     return y.to(x.dtype), mean, rstd
 
 
+_dropout_add_layer_norm_fwd = torch.library.custom_op(
+    "spanbert_fast::dropout_add_layer_norm_fwd", _composite_fwd, mutates_args=()
+)
+register_cpu_kernel(_dropout_add_layer_norm_fwd, "dropout_add_layer_norm_fwd", _composite_fwd)
+
+
 @_dropout_add_layer_norm_fwd.register_fake
 def _(x, residual, weight, bias, x_bias, seed, rows, threshold, site, eps):
     statistics = x.new_empty((x.shape[0], 1), dtype=_common.opmath_dtype(x.dtype))
     return x.new_empty(x.shape), statistics, torch.empty_like(statistics)
 
 
-@torch.library.custom_op("spanbert_fast::dropout_add_layer_norm_bwd", mutates_args=())
-def _dropout_add_layer_norm_bwd(
+def _composite_bwd(
     dy: torch.Tensor,
     x: torch.Tensor,
     residual: torch.Tensor,
@@ -165,6 +170,12 @@ def _dropout_add_layer_norm_bwd(
         dbias.to(bias.dtype),
         dx_bias,
     )
+
+
+_dropout_add_layer_norm_bwd = torch.library.custom_op(
+    "spanbert_fast::dropout_add_layer_norm_bwd", _composite_bwd, mutates_args=()
+)
+register_cpu_kernel(_dropout_add_layer_norm_bwd, "dropout_add_layer_norm_bwd", _composite_bwd)
 
 
 @_dropout_add_layer_norm_bwd.register_fake

@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from spanbert_fast.ops import _common
+from spanbert_fast.ops._cpu import register_cpu_kernel
 from spanbert_fast.ops._dropout import check_dropout
 from spanbert_fast.reference import embedding_layer_norm as reference
 from spanbert_fast.reference.dropout import dropout_scale, hidden_keep_mask
@@ -129,8 +130,7 @@ def _scaled_mask(z: torch.Tensor, seed: torch.Tensor, threshold: int, site: int)
     return keep.to(z.dtype) * dropout_scale(threshold)
 
 
-@torch.library.custom_op("spanbert_fast::embedding_layer_norm_fwd", mutates_args=())
-def _embedding_layer_norm_fwd(
+def _composite_fwd(
     input_ids: torch.Tensor | None,
     inputs_embeds: torch.Tensor | None,
     position_ids: torch.Tensor,
@@ -161,6 +161,12 @@ def _embedding_layer_norm_fwd(
     return y.to(out_dtype), mean, rstd
 
 
+_embedding_layer_norm_fwd = torch.library.custom_op(
+    "spanbert_fast::embedding_layer_norm_fwd", _composite_fwd, mutates_args=()
+)
+register_cpu_kernel(_embedding_layer_norm_fwd, "embedding_layer_norm_fwd", _composite_fwd)
+
+
 @_embedding_layer_norm_fwd.register_fake
 def _(
     input_ids,
@@ -184,8 +190,7 @@ def _(
     return y, statistics, torch.empty_like(statistics)
 
 
-@torch.library.custom_op("spanbert_fast::embedding_layer_norm_bwd", mutates_args=())
-def _embedding_layer_norm_bwd(
+def _composite_bwd(
     dy: torch.Tensor,
     input_ids: torch.Tensor | None,
     inputs_embeds: torch.Tensor | None,
@@ -238,26 +243,16 @@ def _embedding_layer_norm_bwd(
     ]
 
 
+_embedding_layer_norm_bwd = torch.library.custom_op(
+    "spanbert_fast::embedding_layer_norm_bwd", _composite_bwd, mutates_args=()
+)
+register_cpu_kernel(_embedding_layer_norm_bwd, "embedding_layer_norm_bwd", _composite_bwd)
+
+
 @_embedding_layer_norm_bwd.register_fake
-def _(
-    dy,
-    input_ids,
-    inputs_embeds,
-    position_ids,
-    token_type_ids,
-    word,
-    position,
-    token_type,
-    weight,
-    bias,
-    seed,
-    mean,
-    rstd,
-    threshold,
-    site,
-    padding_idx,
-):
+def _(dy, input_ids, inputs_embeds, position_ids, token_type_ids, word, *rest):
     rows = word if inputs_embeds is None else inputs_embeds
+    position, token_type, weight, bias, *_ = rest
     return [t.new_empty(t.shape) for t in (rows, position, token_type, weight, bias)]
 
 

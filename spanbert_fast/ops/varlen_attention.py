@@ -9,6 +9,7 @@ from spanbert_fast.ops._attention_composite import (
     padded_bwd,
     padded_fwd,
 )
+from spanbert_fast.ops._cpu import register_cpu_kernel
 from spanbert_fast.ops._dropout import check_dropout
 from spanbert_fast.reference import varlen_attention as reference
 
@@ -99,6 +100,7 @@ def _varlen_attention_fwd(
     return grouped_fwd(q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, site)
 
 
+register_cpu_kernel(_varlen_attention_fwd, "varlen_attention_fwd", grouped_fwd)
 _varlen_attention_fwd.register_kernel("cuda")(padded_fwd)
 
 
@@ -130,6 +132,7 @@ def _varlen_attention_bwd(
     )
 
 
+register_cpu_kernel(_varlen_attention_bwd, "varlen_attention_bwd", grouped_bwd)
 _varlen_attention_bwd.register_kernel("cuda")(padded_bwd)
 
 

@@ -1,0 +1,58 @@
+// Kernels of embedding_layer_norm on tokens [first, last); `scratch` holds
+// norm_scratch_size(hidden_size) floats.
+#pragma once
+
+#include "cpu/dispatch.h"
+#include "cpu/kernels/dropout.h"
+
+namespace spanbert_fast {
+
+// Rows of a contiguous (rows, hidden_size) matrix of a format (bfloat16, float16, float32),
+// chosen by `ids`; by the token's place where ids is null.
+struct EmbeddingRows {
+  const void* data;
+  int format;
+  const int64_t* ids;
+};
+
+struct EmbeddingLayerNorm {
+  EmbeddingRows parts[3];  // words, positions, token types
+  const float *weight, *bias;
+  int64_t hidden_size;
+  DropoutKey dropout;
+  float eps;
+  float *mean, *rstd;  // (tokens,): written by forward, read by backward
+};
+
+using EmbeddingLayerNormForward =
+    void(const EmbeddingLayerNorm& op, void* y, int64_t first, int64_t last, float* scratch);
+
+// dz (tokens, hidden_size) is the gradient of each of the three rows of a token; the sums of the
+// tokens are added to dweight and dbias.
+using EmbeddingLayerNormBackward = void(
+    const EmbeddingLayerNorm& op, const void* dy, float* dz, float* dweight, float* dbias,
+    int64_t first, int64_t last, float* scratch);
+
+// Rows [first_row, last_row), columns [column, column + width) of a table's gradient (rows,
+// hidden_size): row r is the sum of dz over tokens order[starts[r]] ... order[starts[r + 1] - 1],
+// in that order; zero where there are none. `scratch` holds `width` floats.
+struct EmbeddingGradient {
+  const float* dz;
+  const int64_t *starts, *order;
+  int64_t hidden_size;
+  void* out;
+};
+using EmbeddingGradientRows = void(
+    const EmbeddingGradient& op, int64_t first_row, int64_t last_row, int64_t column,
+    int64_t width, float* scratch);
+
+struct EmbeddingLayerNormKernels {
+  // by format: bfloat16, float16, float32 of y, and of the table
+  EmbeddingLayerNormForward* forward[3];
+  EmbeddingLayerNormBackward* backward[3];
+  EmbeddingGradientRows* gradient_rows[3];
+};
+
+}  // namespace spanbert_fast
+
+SPANBERT_FAST_DECLARE_KERNELS(EmbeddingLayerNormKernels, embedding_layer_norm_kernels)

@@ -1,0 +1,51 @@
+// The CPU implementations of the custom ops that registration.cpp binds, under the ops' names and
+// with their arguments. They take bfloat16, float16 and float32; strides may be any.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace spanbert_fast {
+
+at::Tensor bias_gelu_fwd(const at::Tensor& x, const at::Tensor& bias);
+std::tuple<at::Tensor, at::Tensor> bias_gelu_bwd(
+    const at::Tensor& dy, const at::Tensor& x, const at::Tensor& bias);
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> dropout_add_layer_norm_fwd(
+    const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
+    const at::Tensor& bias, const std::optional<at::Tensor>& x_bias,
+    const std::optional<at::Tensor>& seed, const std::optional<at::Tensor>& rows,
+    int64_t threshold, int64_t site, double eps);
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> dropout_add_layer_norm_bwd(
+    const at::Tensor& dy, const at::Tensor& x, const at::Tensor& residual,
+    const at::Tensor& weight, const at::Tensor& bias, const std::optional<at::Tensor>& x_bias,
+    const std::optional<at::Tensor>& seed, const std::optional<at::Tensor>& rows,
+    const at::Tensor& mean, const at::Tensor& rstd, int64_t threshold, int64_t site);
+
+std::tuple<at::Tensor, at::Tensor> varlen_attention_fwd(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& cu_seqlens,
+    int64_t max_seqlen, double scale, const std::optional<at::Tensor>& seed, int64_t threshold,
+    int64_t site);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> varlen_attention_bwd(
+    const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+    const at::Tensor& out, const at::Tensor& lse, const at::Tensor& cu_seqlens,
+    int64_t max_seqlen, double scale, const std::optional<at::Tensor>& seed, int64_t threshold,
+    int64_t site);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> embedding_layer_norm_fwd(
+    const std::optional<at::Tensor>& input_ids, const std::optional<at::Tensor>& inputs_embeds,
+    const at::Tensor& position_ids, const at::Tensor& token_type_ids, const at::Tensor& word,
+    const at::Tensor& position, const at::Tensor& token_type, const at::Tensor& weight,
+    const at::Tensor& bias, const std::optional<at::Tensor>& seed, int64_t threshold, int64_t site,
+    int64_t padding_idx, double eps, at::ScalarType out_dtype);
+std::vector<at::Tensor> embedding_layer_norm_bwd(
+    const at::Tensor& dy, const std::optional<at::Tensor>& input_ids,
+    const std::optional<at::Tensor>& inputs_embeds, const at::Tensor& position_ids,
+    const at::Tensor& token_type_ids, const at::Tensor& word, const at::Tensor& position,
+    const at::Tensor& token_type, const at::Tensor& weight, const at::Tensor& bias,
+    const std::optional<at::Tensor>& seed, const at::Tensor& mean, const at::Tensor& rstd,
+    int64_t threshold, int64_t site, int64_t padding_idx);
+
+}  // namespace spanbert_fast
