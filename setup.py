@@ -63,7 +63,8 @@ def extension() -> dict:
 
     with_cuda = torch.version.cuda is not None and CUDA_HOME is not None
     sources = [*sorted((ROOT / "csrc").glob("*.cpp")), *sorted((ROOT / "csrc/cpu").glob("*.cpp"))]
-    flags = ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+    flags = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden"]
+    flags += ["-Wall", "-Wextra", "-Wno-unused-parameter"]
     # at::parallel_for is OpenMP's, inlined: without the flag it runs on one thread.
     flags.append("-fopenmp")
     link = ["-fopenmp"]
