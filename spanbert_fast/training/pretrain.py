@@ -238,12 +238,19 @@ def _finish(run, summary, options, tokenizer, held_out, device) -> None:
     run_directory.write_json(run / run_directory.SUMMARY, summary)
 
 
-def example_sentence(held_out: HeldOut, tokenizer, words: int = 24) -> tuple[str, str]:
-    """(a held-out passage with a two-piece run of [MASK] in its middle, the passage itself)."""
-    index = int(held_out.dataset.lengths.argmax())
-    example = held_out.dataset[index]
-    ids = example["input_ids"][1:-1][: 2 * words].tolist()
-    middle = max(1, len(ids) // 2)
-    end = min(middle + 2, len(ids))
-    masked = [*ids[:middle], *[tokenizer.mask_token_id] * (end - middle), *ids[end:]]
+def example_sentence(held_out: HeldOut, tokenizer, length: int = 40) -> tuple[str, str]:
+    """(a held-out passage with two words near its middle masked, the passage itself)."""
+    example = held_out.dataset[int(held_out.dataset.lengths.argmax())]
+    ids, starts = example["input_ids"][1:-1], example["word_starts"][1:-1]
+    ids, starts = ids[:length].tolist(), starts[:length].tolist()
+
+    def is_word(place: int) -> bool:
+        """Whether the piece is a whole word of letters."""
+        whole = starts[place] and (place + 1 == len(ids) or starts[place + 1])
+        return whole and tokenizer.decode(ids[place]).isalpha()
+
+    middle = len(ids) // 2
+    pairs = [i for i in range(1, len(ids) - 2) if is_word(i) and is_word(i + 1)]
+    first = min(pairs, key=lambda i: abs(i - middle), default=middle)
+    masked = [*ids[:first], *[tokenizer.mask_token_id] * 2, *ids[first + 2 :]]
     return tokenizer.decode(masked), tokenizer.decode(ids)
