@@ -65,9 +65,11 @@ def extension() -> dict:
     sources = [*sorted((ROOT / "csrc").glob("*.cpp")), *sorted((ROOT / "csrc/cpu").glob("*.cpp"))]
     flags = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden"]
     flags += ["-Wall", "-Wextra", "-Wno-unused-parameter"]
-    # at::parallel_for is OpenMP's, inlined: without the flag it runs on one thread.
-    flags.append("-fopenmp")
-    link = ["-fopenmp"]
+    link = []
+    if sys.platform == "linux":
+        # at::parallel_for is compiled here; without OpenMP it would run on one thread.
+        flags += ["-fopenmp"]
+        link += ["-fopenmp"]
     if os.environ.get("SPANBERT_FAST_SANITIZE") == "1":
         # -O1 keeps the reports' line numbers honest; the first report of either kind ends the run.
         flags += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

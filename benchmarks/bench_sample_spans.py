@@ -49,13 +49,6 @@ def check(batch: dict, expected: dict) -> None:
         assert torch.equal(ours.cpu(), theirs)
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def test_reference(per_second, threads):
     threads(1)
     batch = make_batch()

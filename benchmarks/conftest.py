@@ -6,10 +6,12 @@ A benchmark checks its op's result in the same run before it times it: no figure
 import sys
 from pathlib import Path
 
-import pytest
+HERE = Path(__file__).resolve().parent
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE.parent]
+sys.path.append(str(HERE))  # for `from common import ...`
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 _FIGURES = pytest.StashKey[list[tuple[str, str, float]]]()
 
@@ -47,3 +49,17 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.write_line(
                 f"{name:<44}{figure:>14,.0f}{figure / base:>10.1f} x {base_name}"
             )
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    """Every benchmark starts from the same random state."""
+    torch.manual_seed(20191010)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads, for this benchmark only."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -27,6 +27,11 @@ py::dict build_info() {
 #else
   info["cuda"] = false;
 #endif
+#ifdef _OPENMP
+  info["openmp"] = true;  // without it at::parallel_for has one thread
+#else
+  info["openmp"] = false;
+#endif
   return info;
 }
 

@@ -15,6 +15,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from spanbert_fast.testing import assert_bitwise_equal  # noqa: E402
+
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
@@ -42,6 +44,27 @@ def poisoned_empty(monkeypatch):
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
+    torch.set_deterministic_debug_mode("error")  # poisons what compiled code allocates
+    yield
+    torch.set_deterministic_debug_mode("default")
+
+
+@pytest.fixture
+def each_thread_count():
+    """A function that runs another one with 1, 2 and 3 threads and compares the results' bits."""
+    before = torch.get_num_threads()
+
+    def compare(run):
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(run())
+        for other in results[1:]:
+            for ours, expected in zip(other, results[0], strict=True):
+                assert_bitwise_equal(ours.detach(), expected.detach())
+
+    yield compare
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,8 @@ def run(function, tensors, dy, dtype):
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1, 0.5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(0, 8), (1, 64), (17, 100), (40, 768)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(0, 8), (1, 64), (17, 100), (40, 768), (300, 21), (5, 2)])
 def test_no_worse_than_pytorch(shape, dtype, dropout_p, poisoned_empty):
     tensors = make(*shape, dtype)
     dy = torch.randn(shape).to(dtype)
@@ -59,6 +59,70 @@ def test_no_worse_than_pytorch(shape, dtype, dropout_p, poisoned_empty):
     for name, a, b, c in zip(names, got, like, truth, strict=True):
         # Sums of up to 40 rows may come out exact in the peer by luck.
         assert_no_worse_than(a, b, c, floor=8 * torch.finfo(dtype).eps, name=name)
+
+
+@pytest.mark.parametrize("hidden_size", [768, 300, 257, 64])
+@pytest.mark.parametrize("threshold", [1, 26, 128, 255])
+def test_the_mask_is_the_reference_s(threshold, hidden_size):
+    for seed, site, rows in (
+        (SEED, 0, None),
+        (torch.tensor(2**62 + 1), 65535, torch.tensor([700_000_000, 0, 2**33, 5])),
+    ):
+        numbers = torch.arange(70) if rows is None else rows
+        expected = hidden_keep_mask(seed, site, numbers, hidden_size, threshold)
+
+        def function(x, residual, seed=seed, site=site, rows=rows):
+            return dropout_add_layer_norm(
+                x,
+                residual,
+                torch.ones(hidden_size),
+                torch.zeros(hidden_size),
+                dropout_p=threshold / 256,
+                dropout_seed=seed,
+                dropout_site=site,
+                dropout_rows=rows,
+            )
+
+        # Of ones, those that are kept lie above their row's mean, if not all are.
+        mixed = expected.any(1) & ~expected.all(1)
+        above = function(torch.ones(expected.shape), torch.zeros(expected.shape)) > 0
+        assert torch.equal(above[mixed], expected[mixed])
+        x, residual, dy = (torch.randn(expected.shape, requires_grad=True) for _ in range(3))
+        (dx,) = torch.autograd.grad(function(x, residual), x, dy)
+        assert torch.equal(dx != 0, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_mean_does_not_cancel_the_variance(dtype):
+    x = (1000 + torch.randn(6, 96)).to(dtype)
+    residual, weight, bias = torch.zeros_like(x), torch.ones(96).to(dtype), torch.zeros(96).to(dtype)
+    truth = F.layer_norm(x.double(), (96,), eps=1e-12)
+    peer = F.layer_norm(x, (96,), eps=1e-12)
+    ours = dropout_add_layer_norm(x, residual, weight, bias)
+    # a mean of 1000 is known to one unit in the last place, 6e-5 of the deviation 1
+    assert_no_worse_than(ours, peer, truth, floor=2e-4 if dtype == torch.float32 else 0.02)
+
+
+def test_same_bits_for_any_number_of_threads(each_thread_count):
+    tensors = make(1111, 72, torch.bfloat16)
+    dy = torch.randn(1111, 72).bfloat16()
+
+    def ours(x, residual, weight, bias, x_bias):
+        return dropout_add_layer_norm(
+            x, residual, weight, bias, x_bias=x_bias, dropout_p=0.1, dropout_seed=SEED
+        )
+
+    each_thread_count(lambda: run(ours, tensors, dy, torch.bfloat16))
+
+
+def test_parameters_of_a_wider_dtype_get_gradients_of_theirs():
+    x, residual, *_ = make(9, 40, torch.bfloat16)
+    weight, bias, x_bias = (torch.randn(40, requires_grad=True) for _ in range(3))
+    y = dropout_add_layer_norm(x, residual, weight, bias, x_bias=x_bias)
+    assert y.dtype == torch.bfloat16
+    gradients = torch.autograd.grad(y.float().square().sum(), (weight, bias, x_bias))
+    assert [g.dtype for g in gradients] == [torch.float32] * 3
+    assert all(torch.isfinite(g).all() and g.any() for g in gradients)
 
 
 def test_rows_give_what_the_full_matrix_gives():

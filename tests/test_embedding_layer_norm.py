@@ -24,8 +24,8 @@ def make(tokens, hidden, dtype):
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.25])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(0, 8), (1, 32), (61, 96)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(0, 8), (1, 32), (61, 96), (300, 67), (5, 3)])
 def test_no_worse_than_pytorch(shape, dtype, dropout_p, poisoned_empty):
     ids, tables = make(*shape, dtype)
     dy = torch.randn(shape).to(dtype)
@@ -56,6 +56,74 @@ def test_no_worse_than_pytorch(shape, dtype, dropout_p, poisoned_empty):
         # A table row that few tokens read may come out exact in the peer by luck.
         assert_no_worse_than(a, b, c, floor=8 * torch.finfo(dtype).eps, name=name)
     assert (got[1][3] == 0).all(), "the padding row has no gradient"
+
+
+@pytest.mark.parametrize("hidden_size", [768, 130])
+def test_the_mask_is_the_reference_s(hidden_size):
+    ids, (word, position, token_type, weight, bias) = make(70, hidden_size, torch.float32)
+    bias = bias.fill_(50.0).requires_grad_()  # no element is zero unless dropped
+    y = embedding_layer_norm(
+        *ids,
+        word,
+        position,
+        token_type,
+        weight,
+        bias,
+        dropout_p=0.1,
+        dropout_seed=SEED,
+        dropout_site=7,
+    )
+    expected = hidden_keep_mask(SEED, 7, torch.arange(70), hidden_size, 26)
+    assert torch.equal(y != 0, expected)
+    # the backward's mask: row by row dbias is what of the row is kept
+    for row in (0, 33, 69):
+        (dbias,) = torch.autograd.grad(y[row].sum(), bias, retain_graph=True)
+        assert torch.equal(dbias != 0, expected[row])
+
+
+def test_float32_tables_under_autocast():
+    ids, tables = make(40, 50, torch.float32)
+    tables = [t.requires_grad_() for t in tables]
+    exact = embedding_layer_norm(*ids, *tables)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = embedding_layer_norm(*ids, *tables)
+    assert_bitwise_equal(y.detach(), exact.detach().bfloat16())
+    dy = torch.randn(40, 50).bfloat16()
+    ours = torch.autograd.grad(y, tables, dy)
+    assert [g.dtype for g in ours] == [torch.float32] * 5
+    for a, b in zip(ours, torch.autograd.grad(exact, tables, dy.float()), strict=True):
+        assert_bitwise_equal(a, b)
+
+
+def test_tables_and_inputs_of_different_dtypes():
+    (_, positions, types), (word, position, token_type, weight, bias) = make(9, 24, torch.float32)
+    embeds = torch.randn(9, 24).bfloat16().requires_grad_()
+    arguments = (word, position, token_type.half().requires_grad_(), weight, bias)
+    y = embedding_layer_norm(None, positions, types, *arguments, inputs_embeds=embeds)
+    assert y.dtype == torch.bfloat16
+    with _common.use_backend("reference"):
+        truth = embedding_layer_norm(
+            None,
+            positions,
+            types,
+            *(t.double() for t in arguments),
+            inputs_embeds=embeds.double(),
+        )
+    torch.testing.assert_close(y.double(), truth, rtol=2**-8, atol=1e-5)
+    gradients = torch.autograd.grad(y.float().sum(), (embeds, arguments[2]))
+    assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float16]
+
+
+def test_same_bits_for_any_number_of_threads(each_thread_count):
+    ids, tables = make(1500, 72, torch.float32)
+    dy = torch.randn(1500, 72)
+
+    def run():
+        leaves = [t.detach().requires_grad_() for t in tables]
+        y = embedding_layer_norm(*ids, *leaves, dropout_p=0.1, dropout_seed=SEED)
+        return y, *torch.autograd.grad(y, leaves, dy)
+
+    each_thread_count(run)
 
 
 def test_inputs_embeds_stand_in_for_words():

@@ -325,13 +325,18 @@ def test_large_scores_do_not_overflow():
 @pytest.mark.parametrize("capability", LEVELS)
 def test_every_instruction_set(capability):
     """The tests of the kernels again, in a process where PyTorch and they are held to a level."""
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
     chosen = "(no_worse and (ragged or one) and (64 or 96)) or exactly or any_head or bits or level"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k"]
     done = subprocess.run(
         [*command, f"({chosen}) and not every"], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.skipif(_C is None or sys.platform != "linux", reason="needs the extension, on Linux")
+def test_built_with_threads():
+    assert _C.build_info()["openmp"]
 
 
 @pytest.mark.skipif(_C is None, reason="needs the extension")

@@ -44,17 +44,22 @@ struct Inputs {
     const at::Tensor* rows[] = {input_ids ? &word : &*inputs_embeds, &position, &token_type};
     const at::Tensor* numbers[] = {
         input_ids ? &*input_ids : nullptr, &position_ids, &token_type_ids};
+    EmbeddingRows* parts[] = {&op.words, &op.positions, &op.token_types};
+    // the kernels take tables of one format: float where they differ
+    const bool alike = rows[0]->scalar_type() == position.scalar_type() &&
+                       position.scalar_type() == token_type.scalar_type();
     for (int i = 0; i < 3; ++i) {
-      tables[i] = rows[i]->contiguous();
+      tables[i] = (alike ? *rows[i] : rows[i]->to(at::kFloat)).contiguous();
       TORCH_CHECK_VALUE(
           tables[i].dim() == 2 && tables[i].size(1) == op.hidden_size,
           "tables must have shape (rows, ", op.hidden_size, "), got ", tables[i].sizes());
-      op.parts[i] = {tables[i].const_data_ptr(), format_of("tables", tables[i]), nullptr};
+      parts[i]->data = tables[i].const_data_ptr();
       if (numbers[i] != nullptr) {
         ids[i] = checked_ids(kIdNames[i], *numbers[i], tokens, tables[i].size(0));
-        op.parts[i].ids = ids[i].const_data_ptr<int64_t>();
+        parts[i]->ids = ids[i].const_data_ptr<int64_t>();
       }
     }
+    op.format = format_of("tables", tables[0]);
     TORCH_CHECK_VALUE(
         input_ids || tables[0].size(0) == tokens, "inputs_embeds must have shape (", tokens, ", ",
         op.hidden_size, "), got ", tables[0].sizes());
@@ -86,7 +91,7 @@ at::Tensor table_gradient(
   const int64_t width = rows < 256 ? 64 : std::max<int64_t>(hidden_size, 1);
   const int64_t blocks = at::divup(hidden_size, width);
   at::parallel_for(0, rows * blocks, rows_per_thread(width), [&](int64_t first, int64_t last) {
-    std::vector<float> scratch(width);
+    std::vector<float> scratch(2 * width);
     for (int64_t i = first; i < last; ++i) {
       const int64_t row = i / blocks, column = i % blocks * width;
       gradient_rows(

@@ -32,7 +32,8 @@ char* thread_scratch(int64_t bytes) {
   return static_cast<char*>(memory.get());
 }
 
-std::vector<int64_t> checked_bounds(const at::Tensor& cu_seqlens, int64_t max_seqlen, int64_t total) {
+std::vector<int64_t> checked_bounds(
+    const at::Tensor& cu_seqlens, int64_t max_seqlen, int64_t total) {
   TORCH_CHECK_TYPE(
       cu_seqlens.scalar_type() == at::kInt, "cu_seqlens must be int32, got ",
       cu_seqlens.scalar_type());
@@ -93,16 +94,21 @@ void check_inputs(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v)
   check_like("v", v, q);
 }
 
-// Longest tasks first, so that no thread is left with one at the end.
+// Longest tasks first, so that no thread is left with one at the end. A thread takes some
+// neighbours at a time: each task asks for the memory of the next head.
 template <class Run>
 void run_tasks(std::vector<AttentionTask>& tasks, const Run& run) {
   std::stable_sort(tasks.begin(), tasks.end(), [](const auto& left, const auto& right) {
     return left.length * (left.end - left.begin) > right.length * (right.end - right.begin);
   });
-  const int64_t count = tasks.size();
+  const int64_t count = tasks.size(), threads = std::min<int64_t>(count, at::get_num_threads());
+  const int64_t neighbours = std::clamp<int64_t>(count / (16 * at::get_num_threads()), 1, 4);
   std::atomic<int64_t> next{0};
-  at::parallel_for(0, std::min<int64_t>(count, at::get_num_threads()), 1, [&](int64_t, int64_t) {
-    for (int64_t i = next++; i < count; i = next++) run(tasks[i]);
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t first; (first = next.fetch_add(neighbours)) < count;) {
+      const int64_t last = std::min(count, first + neighbours);
+      for (int64_t i = first; i < last; ++i) run(tasks[i]);
+    }
   });
 }
 

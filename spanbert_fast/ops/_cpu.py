@@ -6,13 +6,14 @@ import torch
 
 from spanbert_fast._extension import _C
 
+_library = torch.library.Library("spanbert_fast", "FRAGMENT")
 
 # ops whose CPU implementation is in the extension
 compiled_ops: set[str] = set()
 
 
-def register_cpu_kernel(op: torch.library.CustomOpDef, name: str, composite: Callable) -> None:
-    """Make the extension's function `name` the CPU implementation of the custom op `op`.
+def register_cpu_kernel(name: str, composite: Callable) -> None:
+    """Make the extension's function `name` the CPU implementation of the custom op of that name.
 
     It gets the op's arguments as they come. Where any of them is float64 the op runs `composite`,
     its implementation out of PyTorch's own operators: the kernels have no float64, whose use is to
@@ -27,4 +28,6 @@ def register_cpu_kernel(op: torch.library.CustomOpDef, name: str, composite: Cal
         wide = any(isinstance(a, torch.Tensor) and a.dtype == torch.float64 for a in args)
         return (composite if wide else kernel)(*args)
 
-    op.register_kernel("cpu", implementation)
+    # A custom op's own `register_kernel` does the same, but imports torch._dynamo (seconds) at the
+    # first call and looks for aliased outputs at every one; ours never are.
+    _library.impl(name, implementation, "CPU")

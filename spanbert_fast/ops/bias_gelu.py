@@ -41,7 +41,7 @@ def _composite_fwd(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 _bias_gelu_fwd = torch.library.custom_op(
     "spanbert_fast::bias_gelu_fwd", _composite_fwd, mutates_args=()
 )
-register_cpu_kernel(_bias_gelu_fwd, "bias_gelu_fwd", _composite_fwd)
+register_cpu_kernel("bias_gelu_fwd", _composite_fwd)
 
 
 @_bias_gelu_fwd.register_fake
@@ -61,7 +61,7 @@ def _composite_bwd(
 _bias_gelu_bwd = torch.library.custom_op(
     "spanbert_fast::bias_gelu_bwd", _composite_bwd, mutates_args=()
 )
-register_cpu_kernel(_bias_gelu_bwd, "bias_gelu_bwd", _composite_bwd)
+register_cpu_kernel("bias_gelu_bwd", _composite_bwd)
 
 
 @_bias_gelu_bwd.register_fake

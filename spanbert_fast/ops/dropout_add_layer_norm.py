@@ -125,7 +125,7 @@ def _composite_fwd(
 _dropout_add_layer_norm_fwd = torch.library.custom_op(
     "spanbert_fast::dropout_add_layer_norm_fwd", _composite_fwd, mutates_args=()
 )
-register_cpu_kernel(_dropout_add_layer_norm_fwd, "dropout_add_layer_norm_fwd", _composite_fwd)
+register_cpu_kernel("dropout_add_layer_norm_fwd", _composite_fwd)
 
 
 @_dropout_add_layer_norm_fwd.register_fake
@@ -175,7 +175,7 @@ def _composite_bwd(
 _dropout_add_layer_norm_bwd = torch.library.custom_op(
     "spanbert_fast::dropout_add_layer_norm_bwd", _composite_bwd, mutates_args=()
 )
-register_cpu_kernel(_dropout_add_layer_norm_bwd, "dropout_add_layer_norm_bwd", _composite_bwd)
+register_cpu_kernel("dropout_add_layer_norm_bwd", _composite_bwd)
 
 
 @_dropout_add_layer_norm_bwd.register_fake

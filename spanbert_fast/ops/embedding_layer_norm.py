@@ -164,7 +164,7 @@ def _composite_fwd(
 _embedding_layer_norm_fwd = torch.library.custom_op(
     "spanbert_fast::embedding_layer_norm_fwd", _composite_fwd, mutates_args=()
 )
-register_cpu_kernel(_embedding_layer_norm_fwd, "embedding_layer_norm_fwd", _composite_fwd)
+register_cpu_kernel("embedding_layer_norm_fwd", _composite_fwd)
 
 
 @_embedding_layer_norm_fwd.register_fake
@@ -246,7 +246,7 @@ def _composite_bwd(
 _embedding_layer_norm_bwd = torch.library.custom_op(
     "spanbert_fast::embedding_layer_norm_bwd", _composite_bwd, mutates_args=()
 )
-register_cpu_kernel(_embedding_layer_norm_bwd, "embedding_layer_norm_bwd", _composite_bwd)
+register_cpu_kernel("embedding_layer_norm_bwd", _composite_bwd)
 
 
 @_embedding_layer_norm_bwd.register_fake

@@ -82,9 +82,7 @@ def varlen_attention(
     return out
 
 
-@torch.library.custom_op(
-    "spanbert_fast::varlen_attention_fwd", mutates_args=(), device_types="cpu"
-)
+@torch.library.custom_op("spanbert_fast::varlen_attention_fwd", mutates_args=())
 def _varlen_attention_fwd(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -100,7 +98,7 @@ def _varlen_attention_fwd(
     return grouped_fwd(q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, site)
 
 
-register_cpu_kernel(_varlen_attention_fwd, "varlen_attention_fwd", grouped_fwd)
+register_cpu_kernel("varlen_attention_fwd", grouped_fwd)
 _varlen_attention_fwd.register_kernel("cuda")(padded_fwd)
 
 
@@ -109,9 +107,7 @@ def _(q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, site):
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=_common.opmath_dtype(q.dtype))
 
 
-@torch.library.custom_op(
-    "spanbert_fast::varlen_attention_bwd", mutates_args=(), device_types="cpu"
-)
+@torch.library.custom_op("spanbert_fast::varlen_attention_bwd", mutates_args=())
 def _varlen_attention_bwd(
     dout: torch.Tensor,
     q: torch.Tensor,
@@ -132,7 +128,7 @@ def _varlen_attention_bwd(
     )
 
 
-register_cpu_kernel(_varlen_attention_bwd, "varlen_attention_bwd", grouped_bwd)
+register_cpu_kernel("varlen_attention_bwd", grouped_bwd)
 _varlen_attention_bwd.register_kernel("cuda")(padded_bwd)
 
 

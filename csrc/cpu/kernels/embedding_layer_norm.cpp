@@ -11,29 +11,33 @@ namespace spanbert_fast::SPANBERT_FAST_ISA {
 namespace {
 
 template <class T>
-SPANBERT_FAST_INLINE void add_row(const void* data, int64_t row, float* z, int64_t size) {
-  const T* from = static_cast<const T*>(data) + row * size;
+SPANBERT_FAST_INLINE const T* row_of(const EmbeddingRows& rows, int64_t token, int64_t size) {
+  return static_cast<const T*>(rows.data) + (rows.ids == nullptr ? token : rows.ids[token]) * size;
+}
+
+template <class T>
+float embed_as(const EmbeddingLayerNorm& op, int64_t token, float* z) {
+  const int64_t size = op.hidden_size;
+  const T* word = row_of<T>(op.words, token, size);
+  const T* position = row_of<T>(op.positions, token, size);
+  const T* token_type = row_of<T>(op.token_types, token, size);
+  vfloat total = {};
   for_vectors(size, [&](int64_t c, auto count) SPANBERT_FAST_INLINE_BODY {
-    store(z + c, load(z + c, count) + load(from + c, count), count);
+    const vfloat value =
+        load(word + c, count) + load(position + c, count) + load(token_type + c, count);
+    store(z + c, value, count);
+    total += value;
   });
+  return sum(total);
 }
 
 // z of a token into scratch memory; returns the sum over its columns.
 float embed(const EmbeddingLayerNorm& op, int64_t token, float* z) {
-  std::memset(z, 0, op.hidden_size * sizeof(float));
-  for (const EmbeddingRows& part : op.parts) {
-    const int64_t row = part.ids == nullptr ? token : part.ids[token];
-    switch (part.format) {
-      case 0: add_row<bfloat16>(part.data, row, z, op.hidden_size); break;
-      case 1: add_row<float16>(part.data, row, z, op.hidden_size); break;
-      default: add_row<float>(part.data, row, z, op.hidden_size);
-    }
+  switch (op.format) {
+    case 0: return embed_as<bfloat16>(op, token, z);
+    case 1: return embed_as<float16>(op, token, z);
+    default: return embed_as<float>(op, token, z);
   }
-  vfloat total = {};
-  for_vectors(op.hidden_size, [&](int64_t c, auto count) SPANBERT_FAST_INLINE_BODY {
-    total += load(z + c, count);
-  });
-  return sum(total);
 }
 
 template <class T>
@@ -88,19 +92,35 @@ void backward(
   }
 }
 
+// to += from
+SPANBERT_FAST_INLINE void accumulate(float* to, const float* from, int64_t size) {
+  for_vectors(size, [&](int64_t c, auto count) SPANBERT_FAST_INLINE_BODY {
+    store(to + c, load(to + c, count) + load(from + c, count), count);
+  });
+}
+
 template <class T>
 void gradient_rows(
     const EmbeddingGradient& op, int64_t first_row, int64_t last_row, int64_t column,
     int64_t width, float* scratch) {
+  // Tokens are added 64 at a time: thousands in one chain would lose digits to rounding.
+  constexpr int64_t kBlock = 64;
+  float *total = scratch, *part = scratch + width;
   for (int64_t row = first_row; row < last_row; ++row) {
-    T* out = static_cast<T*>(op.out) + row * op.hidden_size + column;
     const int64_t begin = op.starts[row], end = op.starts[row + 1];
-    std::memset(scratch, 0, width * sizeof(float));
-    for (int64_t i = begin; i < end; ++i) {
-      add_row<float>(op.dz + op.order[i] * op.hidden_size + column, 0, scratch, width);
+    std::memset(total, 0, width * sizeof(float));
+    for (int64_t block = begin; block < end; block += kBlock) {
+      const int64_t block_end = end - block < kBlock ? end : block + kBlock;
+      float* into = block == begin ? total : part;
+      if (into == part) std::memset(part, 0, width * sizeof(float));
+      for (int64_t i = block; i < block_end; ++i) {
+        accumulate(into, op.dz + op.order[i] * op.hidden_size + column, width);
+      }
+      if (into == part) accumulate(total, part, width);
     }
+    T* out = static_cast<T*>(op.out) + row * op.hidden_size + column;
     for_vectors(width, [&](int64_t c, auto count) SPANBERT_FAST_INLINE_BODY {
-      store(out + c, load(scratch + c, count), count);
+      store(out + c, load(total + c, count), count);
     });
   }
 }

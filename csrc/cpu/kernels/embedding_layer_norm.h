@@ -7,16 +7,16 @@
 
 namespace spanbert_fast {
 
-// Rows of a contiguous (rows, hidden_size) matrix of a format (bfloat16, float16, float32),
-// chosen by `ids`; by the token's place where ids is null.
+// Rows of a contiguous (rows, hidden_size) matrix, chosen by `ids`; by the token's place where ids
+// is null.
 struct EmbeddingRows {
   const void* data;
-  int format;
   const int64_t* ids;
 };
 
 struct EmbeddingLayerNorm {
-  EmbeddingRows parts[3];  // words, positions, token types
+  EmbeddingRows words, positions, token_types;
+  int format;  // of all three: bfloat16, float16, float32
   const float *weight, *bias;
   int64_t hidden_size;
   DropoutKey dropout;
@@ -35,7 +35,7 @@ using EmbeddingLayerNormBackward = void(
 
 // Rows [first_row, last_row), columns [column, column + width) of a table's gradient (rows,
 // hidden_size): row r is the sum of dz over tokens order[starts[r]] ... order[starts[r + 1] - 1],
-// in that order; zero where there are none. `scratch` holds `width` floats.
+// in that order; zero where there are none. `scratch` holds 2 `width` floats.
 struct EmbeddingGradient {
   const float* dz;
   const int64_t *starts, *order;

@@ -179,12 +179,21 @@ void product(
 // ---- Operands out of token rows: `tokens` rows of `size` elements, `stride` apart; padded_size is
 // `size` rounded up to a multiple of 32, with zeros behind.
 
+// Asks for the same token's row of the next head, which in the usual layouts lies behind this one:
+// rows are KiBs apart, and no hardware prefetcher follows.
+template <class T>
+SPANBERT_FAST_INLINE void prefetch_next_head(const T* row, int64_t size) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t c = 0; c < size; c += kLine) __builtin_prefetch(row + size + c, 0, 2);
+}
+
 // a (tokens, padded_size / kPair): head_dim along the contraction.
 template <class Kind, class T>
 void pack_rows(
     const T* from, int64_t stride, int64_t tokens, int64_t size, int64_t padded_size,
     uint32_t* to) {
   for (int64_t token = 0; token < tokens; ++token, from += stride) {
+    prefetch_next_head(from, size);
     for (int64_t c = 0; c < padded_size; c += kWidth * Kind::kPair, to += kWidth) {
       store_bits(to, Kind::row(from + c, size - c));
     }
@@ -229,8 +238,10 @@ void pack_transposed(
         vuint rows[kWidth];
         for (int64_t i = 0; i < kWidth; ++i) {
           const int64_t token = block + first + i;
+          const T* row = from + (token < tokens ? token : 0) * stride;
           const int64_t count = token < tokens ? size - c * Kind::kPair : 0;
-          rows[i] = count > 0 ? Kind::row(from + token * stride + c * Kind::kPair, count) : vuint{};
+          if (c == 0) prefetch_next_head(row, size);
+          rows[i] = count > 0 ? Kind::row(row + c * Kind::kPair, count) : vuint{};
         }
         transpose(rows);
         for (int64_t i = 0; i < kWidth; ++i) store_bits(to + (c + i) * kKeys + first, rows[i]);
@@ -245,11 +256,13 @@ void pack_tokens(
     const T* from, int64_t stride, int64_t tokens, int64_t size, int64_t padded_size,
     uint32_t* to) {
   for (int64_t token = 0; token < tokens; token += Kind::kPair, from += Kind::kPair * stride) {
-    const T* next = from + stride;
     const bool alone = token + 1 == tokens;
+    const T* next = alone ? from : from + stride;
+    prefetch_next_head(from, size);
+    prefetch_next_head(next, size);
     for (int64_t c = 0; c < padded_size; c += kWidth * Kind::kPair, to += kWidth * Kind::kPair) {
       Kind::store_tokens(
-          to, Kind::row(from + c, size - c), Kind::row(alone ? from : next + c, alone ? 0 : size - c));
+          to, Kind::row(from + c, size - c), Kind::row(next + c, alone ? 0 : size - c));
     }
   }
 }
