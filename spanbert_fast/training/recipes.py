@@ -86,6 +86,7 @@ class Recipe:
             self.max_span_words >= self.min_span_words,
             f"at least --min-span-words = {self.min_span_words}",
         )
+        self._require("max_span_words", self.max_span_words <= 256, "at most 256")
         self._require(
             "hidden_size",
             self.hidden_size % self.num_attention_heads == 0,
@@ -104,6 +105,7 @@ class Recipe:
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         for name in "mask_ratio geometric_p".split():
             self._require(name, 0 < getattr(self, name) <= 1, "in (0, 1]")
+        self._require("mask_ratio", self.mask_ratio >= 1e-6, "at least 1e-6")
 
     def _require(self, name: str, fits: bool, rule: str) -> None:
         if not fits:
@@ -168,17 +170,17 @@ RECIPES = {
         learning_rate=5e-4,
     ),
     "tiny": Recipe(
-        hidden_size=128,
+        hidden_size=192,
         num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=512,
+        num_attention_heads=3,
+        intermediate_size=768,
         vocab_size=4000,
         max_seq_length=128,
         tokens_per_batch=2048,
         gradient_accumulation_steps=1,
-        max_steps=1500,
-        warmup_steps=150,
-        learning_rate=2e-3,
+        max_steps=800,
+        warmup_steps=80,
+        learning_rate=1e-3,
     ),
 }
 
