@@ -394,3 +394,29 @@ def test_bad_input():
             varlen_attention(q, k, v, torch.tensor(values, dtype=torch.int32), 6)
     with pytest.raises(ValueError, match="max_seqlen must be at least the longest length 6, got 5"):
         varlen_attention(q, k, v, cu_seqlens, 5)
+
+
+@pytest.mark.skipif(_C is None, reason="needs the extension")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_op_runs_the_extension(dtype):
+    """Bit for bit: PyTorch's own operators round elsewhere."""
+    *qkv, dout = make([40, 9], 2, 64, dtype)
+    last = (cumulative([40, 9]), 40, 0.125, SEED, 26, SITE)
+    ops = torch.ops.spanbert_fast
+    out, lse = ops.varlen_attention_fwd(*qkv, *last)
+    assert_bitwise_equal(_C.varlen_attention_fwd(*qkv, *last)[0], out)
+    assert not torch.equal(grouped_fwd(*qkv, *last)[1], lse)
+    got = ops.varlen_attention_bwd(dout, *qkv, out, lse, *last)
+    for a, b in zip(_C.varlen_attention_bwd(dout, *qkv, out, lse, *last), got, strict=True):
+        assert_bitwise_equal(a, b)
+
+
+@pytest.mark.skipif(_C is None, reason="needs the extension")
+def test_the_extension_checks_what_it_gets():
+    q, k, v, _ = make([6], 1, 32, torch.float32)
+    last = (cumulative([6]), 6, 1.0, None, 0, 0)
+    message = "q must be bfloat16, float16 or float32, got Double"
+    with pytest.raises(TypeError, match=message):
+        _C.varlen_attention_fwd(q.double(), k, v, *last)
+    with pytest.raises(ValueError, match=r"k must have shape \[6, 1, 32\], got \[5, 1, 32\]"):
+        _C.varlen_attention_fwd(q, k[:5], v, *last)

@@ -88,7 +88,7 @@ at::Tensor table_gradient(
   const auto gradient_rows =
       SPANBERT_FAST_KERNELS(embedding_layer_norm_kernels).gradient_rows[format_of("table", table)];
   // A table of few rows with many tokens each is split by columns as well.
-  const int64_t width = rows < 256 ? 64 : std::max<int64_t>(hidden_size, 1);
+  const int64_t width = rows < 256 ? 128 : std::max<int64_t>(hidden_size, 1);
   const int64_t blocks = at::divup(hidden_size, width);
   at::parallel_for(0, rows * blocks, rows_per_thread(width), [&](int64_t first, int64_t last) {
     std::vector<float> scratch(2 * width);

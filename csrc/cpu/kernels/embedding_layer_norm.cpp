@@ -108,6 +108,11 @@ void gradient_rows(
   float *total = scratch, *part = scratch + width;
   for (int64_t row = first_row; row < last_row; ++row) {
     const int64_t begin = op.starts[row], end = op.starts[row + 1];
+    T* out = static_cast<T*>(op.out) + row * op.hidden_size + column;
+    if (begin == end) {  // most rows of a vocabulary
+      std::memset(out, 0, width * sizeof(T));
+      continue;
+    }
     std::memset(total, 0, width * sizeof(float));
     for (int64_t block = begin; block < end; block += kBlock) {
       const int64_t block_end = end - block < kBlock ? end : block + kBlock;
@@ -118,7 +123,6 @@ void gradient_rows(
       }
       if (into == part) accumulate(total, part, width);
     }
-    T* out = static_cast<T*>(op.out) + row * op.hidden_size + column;
     for_vectors(width, [&](int64_t c, auto count) SPANBERT_FAST_INLINE_BODY {
       store(out + c, load(total + c, count), count);
     });
