@@ -25,6 +25,8 @@ _PUBLIC = {
     "SpanBertForSequenceClassification": "spanbert_fast.models",
     "SpanBertForTokenClassification": "spanbert_fast.models",
     "SpanBertModel": "spanbert_fast.models",
+    "accelerate": "spanbert_fast.integrations.accelerate",
+    "decelerate": "spanbert_fast.integrations.accelerate",
     "sample_spans": "spanbert_fast.ops.sample_spans",
     "sample_spans_fixed": "spanbert_fast.ops.sample_spans",
     "span_law": "spanbert_fast.ops.sample_spans",

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "models": {"nn", "ops", "config"},
     "data": {"ops"},
     "training": {"models", "data", "config", "fill_span"},
-    "integrations": {"models", "data", "config"},
+    "integrations": {"models", "nn", "ops", "data", "config"},
     "fill_span": {"models"},
     "config": set(),
     "errors": set(),

@@ -1,0 +1,125 @@
+"""`attn_implementation="spanbert_fast"`: the attention op for any encoder of transformers.
+
+    import spanbert_fast.integrations.attention  # registers the name
+    model = AutoModel.from_pretrained("roberta-base", attn_implementation="spanbert_fast")
+
+RoBERTa, ELECTRA and the other encoders that use transformers' attention interface get attention
+on packed tokens, with dropout inside the op. Padding attends to nothing and comes out as zero.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import bidirectional_mask_function
+
+from spanbert_fast.nn.key_masks import packing_of_mask
+from spanbert_fast.nn.linear import draw_dropout_seed
+from spanbert_fast.nn.packing import Packing
+from spanbert_fast.ops.varlen_attention import varlen_attention
+
+NAME = "spanbert_fast"
+# What would change the scores, and which value of it does not.
+_CHANGES_SCORES = ("softcap", "sliding_window", "position_bias", "s_aux", "cache", "is_causal")
+
+
+def attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | Packing | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Bidirectional self-attention of one layer, as transformers' attention interface calls it.
+
+    Args:
+        module: the attention module; its layer_idx gives the dropout mask's site.
+        query, key, value: (batch, num_heads, seqlen, head_dim).
+        attention_mask: what `attention_mask_of` made of the model's mask, or a mask of padding.
+        dropout: probability of dropping an attention probability.
+        scaling: of the scores; default 1 / sqrt(head_dim).
+
+    Returns:
+        (batch, seqlen, num_heads, head_dim), and None in place of the probabilities.
+
+    Raises:
+        ValueError: causal or cross-attention, grouped heads, masks of more than padding, or
+            arguments that change the scores otherwise.
+    """
+    if kwargs.get("is_causal", getattr(module, "is_causal", False)):
+        raise ValueError(f"is_causal must be False with attn_implementation={NAME!r}")
+    for name in _CHANGES_SCORES:
+        if kwargs.get(name):
+            raise ValueError(f"{name} must be None with attn_implementation={NAME!r}")
+    if kwargs.get("output_attentions"):
+        raise ValueError(
+            f"output_attentions must be False with attn_implementation={NAME!r}: attention "
+            'probabilities are not kept; "eager" returns them'
+        )
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.shape != query.shape:
+            raise ValueError(
+                f"{name} must have the query's shape {tuple(query.shape)} with "
+                f"attn_implementation={NAME!r}, got {tuple(tensor.shape)}"
+            )
+    batch, _, seqlen, _ = query.shape
+    packing = packing_of_mask(attention_mask, (batch, seqlen), query.device)
+    if packing is None:
+        raise ValueError(
+            f"attention_mask must be a mask of padding with attn_implementation={NAME!r}, got "
+            f"one of shape {tuple(attention_mask.shape)} that does more"
+        )
+    q, k, v = (packing.pack(x.transpose(1, 2)) for x in (query, key, value))
+    context = varlen_attention(
+        q,
+        k,
+        v,
+        packing.cu_seqlens,
+        packing.max_seqlen,
+        softmax_scale=scaling,
+        dropout_p=dropout,
+        dropout_seed=draw_dropout_seed(q.device) if dropout else None,
+        dropout_site=getattr(module, "layer_idx", None) or 0,
+    )
+    return packing.unpack(context), None
+
+
+def attention_mask_of(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable,
+    attention_mask: torch.Tensor | None = None,
+    **kwargs,
+) -> Packing | None:
+    """How a batch packs, found once for all layers, as transformers' mask interface calls it.
+
+    Args:
+        batch_size, q_length, kv_length: sizes.
+        mask_function: which query sees which key; must be that of bidirectional attention.
+        attention_mask: (batch, kv_length), nonzero for tokens.
+
+    Raises:
+        ValueError: causal, windowed or otherwise patterned attention.
+    """
+    if mask_function is not bidirectional_mask_function or kwargs.get("local_size") is not None:
+        raise ValueError(
+            f"attention must be bidirectional with attn_implementation={NAME!r}, got "
+            f"{getattr(mask_function, '__qualname__', mask_function)}"
+        )
+    if q_length != kv_length:
+        raise ValueError(
+            f"queries and keys must be the same tokens with attn_implementation={NAME!r}, got "
+            f"{q_length} and {kv_length} of them"
+        )
+    if attention_mask is None:
+        return None
+    return packing_of_mask(attention_mask, (batch_size, q_length), attention_mask.device)
+
+
+AttentionInterface.register(NAME, attention_forward)
+AttentionMaskInterface.register(NAME, attention_mask_of)

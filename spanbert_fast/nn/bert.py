@@ -1,0 +1,240 @@
+"""transformers' BERT modules on packed tokens: constructors, calls, outputs, names unchanged.
+
+    from spanbert_fast.nn.bert import BertSelfAttention, BertLayer, BertEncoder, BertModel
+
+in place of the same import from `transformers.models.bert.modeling_bert`, of whose classes these
+are subclasses. Of a padded batch only the tokens are computed; what comes out where the mask is 0
+is zero. A call that the packed path does not cover (output_attentions, caches, masks of more than
+padding, padding in front) runs transformers' own code and says so once; so does, in silence, any
+call with `spanbert_fast=False`.
+
+Between these modules hidden states are (total_tokens, hidden_size), with the keyword arguments
+`packing` and `dropout_seed` beside them: this is what a hook on one of them sees.
+"""
+
+import functools
+
+import torch
+from transformers import BertConfig
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    BaseModelOutputWithPoolingAndCrossAttentions,
+)
+from transformers.models.bert import modeling_bert as stock
+
+from spanbert_fast.nn.bert_parts import (
+    BertEmbeddings,
+    BertSelfAttention,
+    OnTokens,
+    in_place_of,
+    make_fast,
+    not_covered,
+    warn_once,
+)
+from spanbert_fast.nn.key_masks import packing_of_mask, starts_are_tokens
+from spanbert_fast.nn.linear import draw_dropout_seed
+from spanbert_fast.nn.packing import Packing
+
+__all__ = ["BertEmbeddings", "BertEncoder", "BertLayer", "BertModel", "BertSelfAttention"]
+
+
+@in_place_of(stock.BertLayer)
+class BertLayer(OnTokens, stock.BertLayer):
+    """Self-attention, then the feed-forward network."""
+
+    def __init__(self, config: BertConfig, layer_idx: int | None = None):
+        super().__init__(config, layer_idx)
+        make_fast(self)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values=None,
+        *,
+        packing: Packing | None = None,
+        dropout_seed: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """hidden_states' shape; zeros where a padding mask is 0."""
+        if packing is not None:
+            return self._packed(hidden_states, packing, dropout_seed)
+        given = (encoder_hidden_states, encoder_attention_mask, past_key_values)
+        config, others = self.attention.self.config, {**kwargs, "past_key_values": past_key_values}
+        output = self.on_tokens(self._packed, hidden_states, attention_mask, config, others)
+        if output is None:
+            return super().forward(hidden_states, attention_mask, *given, **kwargs)
+        return output
+
+    def _packed(self, x, packing: Packing, dropout_seed) -> torch.Tensor:
+        x, _ = self.attention(x, packing=packing, dropout_seed=dropout_seed)
+        site = 2 * (self.attention.self.layer_idx or 0) + 1
+        return self.output(self.intermediate(x), x, dropout_seed=dropout_seed, dropout_site=site)
+
+
+@in_place_of(stock.BertEncoder)
+class BertEncoder(OnTokens, stock.BertEncoder):
+    """The stack of layers: packed once in front of the first, padded once behind the last."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config)
+        make_fast(self)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values=None,
+        use_cache: bool | None = None,
+        *,
+        packing: Packing | None = None,
+        dropout_seed: torch.Tensor | None = None,
+        stages: list[torch.Tensor] | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """last_hidden_state, shaped as hidden_states; zeros where a padding mask is 0.
+
+        With `packing`, `stages` is a list to which the hidden states of every stage are appended.
+        """
+        if packing is not None:
+            output = self._packed(hidden_states, packing, dropout_seed, stages)
+            return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=output)
+        given = (encoder_hidden_states, encoder_attention_mask, past_key_values)
+        others = {**kwargs, "past_key_values": past_key_values}
+        output = self.on_tokens(self._packed, hidden_states, attention_mask, self.config, others)
+        if output is None:
+            return super().forward(hidden_states, attention_mask, *given, use_cache, **kwargs)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=output)
+
+    def _packed(self, x, packing: Packing, dropout_seed, stages=None) -> torch.Tensor:
+        if dropout_seed is None and self.training:
+            dropout_seed = draw_dropout_seed(x.device)  # one for all layers, which have sites
+        if stages is not None:
+            stages.append(x)
+        for layer in self.layer:
+            # hidden states by position, the seed as an argument: checkpointing needs both
+            x = layer(x, packing=packing, dropout_seed=dropout_seed)
+            if stages is not None:
+                stages.append(x)
+        return x
+
+
+@in_place_of(stock.BertModel)
+class BertModel(stock.BertModel):
+    """transformers.BertModel that computes no padding (contract C7).
+
+    last_hidden_state and hidden_states are zero where attention_mask is 0. Under autocast the
+    residual stream has autocast's dtype inside, and the outputs come in transformers' dtypes.
+    """
+
+    def __init__(self, config: BertConfig, add_pooling_layer: bool = True):
+        super().__init__(config, add_pooling_layer=add_pooling_layer)
+        make_fast(self)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values=None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple[torch.Tensor, ...]:
+        """See transformers.BertModel.forward; `spanbert_fast=False` runs that."""
+        theirs = {
+            "encoder_hidden_states": encoder_hidden_states,
+            "encoder_attention_mask": encoder_attention_mask,
+            "past_key_values": past_key_values,
+        }
+        packing = None
+        if kwargs.get("spanbert_fast") is not False and (input_ids is None) != (
+            inputs_embeds is None
+        ):
+            given = input_ids if inputs_embeds is None else inputs_embeds
+            packing, reason = self._packing(given, attention_mask, {**theirs, **kwargs})
+            if packing is None:
+                warn_once(f"transformers' own code runs in place of spanbert_fast's: {reason}")
+        if packing is None:
+            _register_for_capture()
+            return super().forward(
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                position_ids,
+                inputs_embeds,
+                **theirs,
+                use_cache=use_cache,
+                **{**kwargs, "spanbert_fast": False},
+            )
+        dropout_seed = draw_dropout_seed(packing.cu_seqlens.device) if self.training else None
+        x = self.embeddings(
+            input_ids,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            packing=packing,
+            dropout_seed=dropout_seed,
+            dropout_site=2 * self.config.num_hidden_layers,
+        )
+        wanted = kwargs.get("output_hidden_states")
+        wanted = self.config.output_hidden_states if wanted is None else wanted
+        stages = [] if wanted else None
+        x = self.encoder(x, packing=packing, dropout_seed=dropout_seed, stages=stages)
+        hidden_states = _padded(x.last_hidden_state, packing)
+        output = BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=hidden_states,
+            pooler_output=None if self.pooler is None else self.pooler(hidden_states),
+        )
+        if stages is not None:
+            early = (_padded(stage, packing) for stage in stages[:-1])
+            output.hidden_states = (*early, hidden_states)
+        if kwargs.get("return_dict", self.config.return_dict) is False:
+            return output.to_tuple()
+        return output
+
+    def _packing(
+        self, given: torch.Tensor, attention_mask: torch.Tensor | None, kwargs: dict
+    ) -> tuple[Packing | None, str | None]:
+        """How the batch packs; or None and why transformers' own code has to run."""
+        reason = not_covered(self.config, kwargs)
+        if reason is not None:
+            return None, reason
+        if not isinstance(kwargs.get("output_hidden_states"), bool | None):
+            return None, "output_hidden_states selects stages"
+        shape = tuple(given.shape[:2])
+        if len(shape) != 2:
+            return None, "the input has no batch dimension"
+        if attention_mask is not None and attention_mask.dim() != 2:
+            return None, f"attention_mask has {attention_mask.dim()} dimensions and not 2"
+        packing = packing_of_mask(attention_mask, shape, given.device)
+        if packing is None:
+            return None, "attention_mask has another shape than the input"
+        if not starts_are_tokens(packing):
+            return None, "attention_mask is 0 at the first position of a sequence"
+        return packing, None
+
+
+def _padded(x: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """(total_tokens, hidden_size) -> (batch, seqlen, hidden_size)."""
+    x = packing.unpack(x)
+    # transformers' norms give fp32 there
+    return x.float() if torch.is_autocast_enabled(x.device.type) else x
+
+
+@functools.lru_cache
+def _register_for_capture() -> None:
+    """Let transformers' forward find out what this class can record.
+
+    It keeps that by class, noted by the constructor, which a model that was given this class
+    later, or unpickled with it, has never gone through.
+    """
+    with torch.device("meta"):
+        BertModel(BertConfig(num_hidden_layers=0, hidden_size=1, num_attention_heads=1))

@@ -1,0 +1,295 @@
+"""The parts of `spanbert_fast.nn.bert`: what stands inside a layer, and the embeddings."""
+
+import functools
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import BertConfig
+from transformers.activations import GELUActivation
+from transformers.models.bert import modeling_bert as stock
+
+from spanbert_fast.nn.key_masks import packing_of_mask, starts_are_tokens
+from spanbert_fast.nn.linear import draw_dropout_seed, linear_gelu, linear_without_bias
+from spanbert_fast.nn.packing import Packing
+from spanbert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
+from spanbert_fast.ops.embedding_layer_norm import embedding_layer_norm
+from spanbert_fast.ops.varlen_attention import varlen_attention
+
+# What callers pass to every model and means nothing here, or is looked at by name.
+_KNOWN = {
+    "num_items_in_batch",
+    "output_attentions",
+    "output_hidden_states",
+    "position_ids",
+    "return_dict",
+    "spanbert_fast",
+    "use_cache",
+}
+
+# transformers' classes -> ours. Ours are subclasses without state of their own, so that an instance
+# changes from one to the other by its class alone: parameters, hooks and names stay where they are.
+FAST: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def in_place_of(theirs: type[nn.Module]) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Class decorator: `make_fast` turns instances of `theirs` into instances of this class."""
+
+    def register(ours: type[nn.Module]) -> type[nn.Module]:
+        FAST[theirs] = ours
+        return ours
+
+    return register
+
+
+def make_fast(module: nn.Module) -> None:
+    """Give every submodule of one of transformers' classes (not of a subclass) ours, in place."""
+    for part in module.modules():
+        if type(part) in FAST:
+            part.__class__ = FAST[type(part)]
+
+
+@functools.lru_cache
+def warn_once(message: str) -> None:
+    """Warn the first time that this message comes."""
+    warnings.warn(message, stacklevel=3)
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether nothing is lost where an op takes the module's parameters instead of calling it: it
+    is of `kind` itself (no adapter around it) and has neither hooks nor a forward of its own."""
+    hooks = (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+    return type(module) is kind and not hooks and "forward" not in vars(module)
+
+
+def not_covered(config: BertConfig, kwargs: dict) -> str | None:
+    """Why a call needs transformers' own code; None where it is covered."""
+    if config.is_decoder or config.add_cross_attention:
+        return "the configuration is a decoder's"
+    wants_attentions = kwargs.get("output_attentions")
+    if config.output_attentions if wants_attentions is None else wants_attentions:
+        return "output_attentions needs attention probabilities, which are not kept here"
+    for name, value in kwargs.items():
+        if name not in _KNOWN and value is not None and value is not False:
+            return f"{name} is given"
+    return None
+
+
+def dropout_of(module: nn.Dropout, seed: torch.Tensor | None, like: torch.Tensor) -> dict:
+    """What the ops want to know of a dropout module, which counts by its own training mode."""
+    p = module.p if module.training else 0.0
+    if p and seed is None:
+        seed = draw_dropout_seed(like.device)
+    return {"dropout_p": p, "dropout_seed": seed}
+
+
+class OnTokens(nn.Module):
+    """What encoder, layer and attention share: padded input is packed, run and padded again."""
+
+    def on_tokens(
+        self, run: Callable, hidden_states: torch.Tensor, attention_mask, config, kwargs: dict
+    ) -> torch.Tensor | None:
+        """`run(packed, packing, dropout_seed=None)`, padded; None where that is not covered."""
+        if kwargs.get("spanbert_fast") is False:
+            return None
+        reason = not_covered(config, kwargs)
+        if reason is None and (kwargs.get("output_hidden_states") or config.output_hidden_states):
+            reason = "output_hidden_states is wanted of a part of a model"
+        if reason is None:
+            shape = tuple(hidden_states.shape[:2])
+            packing = packing_of_mask(attention_mask, shape, hidden_states.device)
+            if packing is not None and starts_are_tokens(packing):
+                return packing.unpack(run(packing.pack(hidden_states), packing, None))
+            reason = "attention_mask is not one of padding at the end or between tokens"
+        warn_once(f"transformers' own code runs in place of spanbert_fast's: {reason}")
+        return None
+
+
+@in_place_of(stock.BertEmbeddings)
+class BertEmbeddings(stock.BertEmbeddings):
+    """Word, position and token-type tables, their norm and dropout, in one op on packed tokens."""
+
+    def forward(
+        self,
+        input_ids=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        past_key_values_length: int = 0,
+        *,
+        packing: Packing | None = None,
+        dropout_seed: torch.Tensor | None = None,
+        dropout_site: int = 0,
+    ) -> torch.Tensor:
+        """As transformers'; with the inputs' `packing`, (total_tokens, hidden_size)."""
+        if packing is None:
+            return super().forward(
+                input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length
+            )
+
+        def packed_ids(ids: torch.Tensor) -> torch.Tensor:
+            return packing.pack(ids.expand(packing.padded_shape)).long()
+
+        words = None if input_ids is None else packed_ids(input_ids)
+        embeds = None if inputs_embeds is None else packing.pack(inputs_embeds)
+        places = packing.position_ids() if position_ids is None else packed_ids(position_ids)
+        types = torch.zeros_like(places) if token_type_ids is None else packed_ids(token_type_ids)
+        table = self.word_embeddings
+        if embeds is None and not (
+            is_plain(table, nn.Embedding)
+            and table.max_norm is None
+            and not (table.sparse or table.scale_grad_by_freq)
+        ):
+            words, embeds = None, table(words)
+        plain = (
+            is_plain(self.position_embeddings, nn.Embedding)
+            and is_plain(self.token_type_embeddings, nn.Embedding)
+            and is_plain(self.LayerNorm, nn.LayerNorm)
+            and is_plain(self.dropout, nn.Dropout)
+        )
+        if not plain:
+            rows = (words, types, places, embeds)
+            rows = (None if row is None else row.unsqueeze(0) for row in rows)
+            return super().forward(*rows).squeeze(0)
+        padding_idx = getattr(table, "padding_idx", None)
+        return embedding_layer_norm(
+            words,
+            places,
+            types,
+            table.weight,
+            self.position_embeddings.weight,
+            self.token_type_embeddings.weight,
+            self.LayerNorm.weight,
+            self.LayerNorm.bias,
+            inputs_embeds=embeds,
+            padding_idx=-1 if padding_idx is None else padding_idx,
+            **dropout_of(self.dropout, dropout_seed, places),
+            dropout_site=dropout_site,
+            eps=self.LayerNorm.eps,
+        )
+
+
+@in_place_of(stock.BertSelfAttention)
+class BertSelfAttention(OnTokens, stock.BertSelfAttention):
+    """Multi-head self-attention within each sequence; heads concatenated, not yet projected."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values=None,
+        *,
+        packing: Packing | None = None,
+        dropout_seed: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(context, attention probabilities or None), shaped as hidden_states."""
+        if packing is not None:
+            return self._packed(hidden_states, packing, dropout_seed), None
+        others = {**kwargs, "past_key_values": past_key_values}
+        output = self.on_tokens(self._packed, hidden_states, attention_mask, self.config, others)
+        if output is None:
+            return super().forward(hidden_states, attention_mask, past_key_values, **kwargs)
+        return output, None
+
+    def _packed(self, hidden_states, packing: Packing, dropout_seed) -> torch.Tensor:
+        q, k, v = (
+            linear(hidden_states).unflatten(1, (self.num_attention_heads, -1))
+            for linear in (self.query, self.key, self.value)
+        )
+        dropout_p = self.dropout.p if self.training else 0.0
+        if dropout_p and dropout_seed is None:
+            dropout_seed = draw_dropout_seed(hidden_states.device)
+        context = varlen_attention(
+            q,
+            k,
+            v,
+            packing.cu_seqlens,
+            packing.max_seqlen,
+            softmax_scale=self.scaling,
+            dropout_p=dropout_p,
+            dropout_seed=dropout_seed,
+            dropout_site=self.layer_idx or 0,
+        )
+        return context.flatten(1)
+
+
+class _Output(nn.Module):
+    """LayerNorm(dropout(dense(x)) + residual) in one op after the matrix product."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        input_tensor: torch.Tensor,
+        *,
+        dropout_seed: torch.Tensor | None = None,
+        dropout_site: int = 0,
+    ) -> torch.Tensor:
+        norm = self.LayerNorm
+        if not (is_plain(norm, nn.LayerNorm) and is_plain(self.dropout, nn.Dropout)):
+            return super().forward(hidden_states, input_tensor)
+        y, bias = linear_without_bias(self.dense, hidden_states)
+        output = dropout_add_layer_norm(
+            y.flatten(0, -2),
+            input_tensor.flatten(0, -2),
+            norm.weight,
+            norm.bias,
+            x_bias=bias,
+            **dropout_of(self.dropout, dropout_seed, y),
+            dropout_site=dropout_site,
+            eps=norm.eps,
+        )
+        # FSDP warns of views that leave its units
+        return output if input_tensor.dim() == 2 else output.view(input_tensor.shape)
+
+
+@in_place_of(stock.BertSelfOutput)
+class BertSelfOutput(_Output, stock.BertSelfOutput):
+    """The projection after attention, with dropout, residual and norm."""
+
+
+@in_place_of(stock.BertOutput)
+class BertOutput(_Output, stock.BertOutput):
+    """The second half of the feed-forward network, with dropout, residual and norm."""
+
+
+@in_place_of(stock.BertIntermediate)
+class BertIntermediate(stock.BertIntermediate):
+    """GELU(W x + b) with bias and activation in one op; other activations by transformers."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not is_plain(self.intermediate_act_fn, GELUActivation):
+            return super().forward(hidden_states)
+        return linear_gelu(self.dense, hidden_states)
+
+
+@in_place_of(stock.BertAttention)
+class BertAttention(stock.BertAttention):
+    """Self-attention and its projection."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        make_fast(self)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *args,
+        packing: Packing | None = None,
+        dropout_seed: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if packing is None:
+            return super().forward(hidden_states, attention_mask, *args, **kwargs)
+        context, _ = self.self(hidden_states, packing=packing, dropout_seed=dropout_seed)
+        site = 2 * (self.self.layer_idx or 0)
+        return self.output(
+            context, hidden_states, dropout_seed=dropout_seed, dropout_site=site
+        ), None

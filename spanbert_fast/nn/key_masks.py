@@ -1,0 +1,69 @@
+"""From the attention masks of Hugging Face models to packed tokens."""
+
+import torch
+
+from spanbert_fast.nn.packing import Packing
+
+# exp(-65504), the lowest number of fp16, is 0 in every dtype: such a key has no part in a softmax.
+_DROPPED = torch.finfo(torch.float16).min
+
+
+def packing_of_mask(
+    attention_mask: "torch.Tensor | Packing | None", shape: tuple[int, int], device: torch.device
+) -> Packing | None:
+    """How a (batch, seqlen) batch packs, or None where the mask does more than leave out padding.
+
+    Reading a mask stops the host once on a GPU, a 4-D one twice.
+
+    Args:
+        attention_mask: None; a Packing already; (batch, seqlen), nonzero for tokens; or what models
+            hand to their attention, (batch or 1, 1, seqlen or 1, seqlen): boolean, True for the
+            keys that a query sees, or floating, added to the scores.
+        shape: (batch, seqlen).
+        device: the hidden states'.
+    """
+    if attention_mask is None or isinstance(attention_mask, Packing):
+        return attention_mask or Packing.of_padded(shape, None, device)
+    if attention_mask.dim() == 4:
+        attention_mask = _keys_that_all_queries_see(attention_mask, shape)
+    if attention_mask is None or tuple(attention_mask.shape) != shape:
+        return None
+    packing = Packing.of_padded(shape, attention_mask.to(device), device)
+    if packing.total_tokens == shape[0] * shape[1]:
+        return Packing.of_padded(shape, None, device)  # nothing to gather
+    return packing
+
+
+def starts_are_tokens(packing: Packing) -> bool:
+    """Whether no sequence of a padded batch is empty or padded in front; stops a GPU's host."""
+    if packing.indices is None:
+        return True
+    batch, seqlen = packing.padded_shape
+    if len(packing.indices) < batch:
+        return False
+    # where a sequence is empty, this is the next one's first token, or the last one's last
+    first_rows = packing.cu_seqlens[:-1].long().clamp(max=len(packing.indices) - 1)
+    starts = torch.arange(batch, device=packing.indices.device) * seqlen
+    return bool((packing.indices[first_rows] == starts).all())
+
+
+def _keys_that_all_queries_see(
+    mask: torch.Tensor, shape: tuple[int, int]
+) -> torch.Tensor | None:
+    """bool (batch, seqlen) of a 4-D mask; None where queries or heads see different keys."""
+    batch, seqlen = shape
+    sizes = ((1, batch), (1,), (1, seqlen), (seqlen,))
+    if any(got not in allowed for got, allowed in zip(mask.shape, sizes, strict=True)):
+        return None
+    first = mask[:, 0, 0]
+    if mask.dtype == torch.bool:
+        kept, clear = first, None
+    elif mask.is_floating_point() and not mask.requires_grad:
+        kept = first == 0
+        clear = (kept | (first <= _DROPPED)).all()
+    else:
+        return None
+    same = (mask == mask[:, :, :1]).all() if mask.shape[2] > 1 else None
+    if not all(bool(check) for check in (clear, same) if check is not None):
+        return None
+    return kept.expand(batch, -1)

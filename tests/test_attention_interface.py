@@ -1,0 +1,171 @@
+"""attn_implementation="spanbert_fast" in encoders of transformers other than BERT."""
+
+import copy
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertModel,
+    ElectraConfig,
+    ElectraModel,
+    GPT2Config,
+    GPT2Model,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from spanbert_fast.integrations import attention
+from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
+
+NAME = "spanbert_fast"
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 100,
+    "max_position_embeddings": 40,
+}
+ENCODERS = {
+    "roberta": (RobertaConfig, RobertaModel),
+    "electra": (ElectraConfig, ElectraModel),
+    "bert": (BertConfig, BertModel),
+}
+LENGTHS = torch.tensor([19, 1, 7, 18])
+
+
+def encoder(kind, **fields):
+    """Every parameter normal with std 0.3; norm weights around 1."""
+    config_class, model_class = ENCODERS[kind]
+    model = model_class(config_class(**SIZES, **fields, attn_implementation=NAME))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.3)
+            if "norm" in name.lower() and name.endswith("weight"):
+                parameter += 1
+    return model.eval()
+
+
+def batch():
+    mask = (torch.arange(19) < LENGTHS[:, None]).long()
+    return torch.randint(3, 97, (4, 19)) * mask, mask
+
+
+def floor_of(truth):
+    """64 roundings of the largest element, where the peer came out small by luck."""
+    return 64 * torch.finfo(torch.float32).eps * truth.abs().max().item()
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize("padded", [True, False])
+def test_encoder_equals_sdpa(kind, padded):
+    ids, mask = batch()
+    inputs = {"attention_mask": mask} if padded else {}
+    real = mask.bool() if padded else torch.ones(4, 19, dtype=torch.bool)
+    ours = encoder(kind)
+    theirs = copy.deepcopy(ours)
+    theirs.set_attn_implementation("sdpa")
+    truth = copy.deepcopy(theirs).double()
+    weight = torch.randn(4, 19, 64).double()
+    hidden = []
+    for model in (ours, theirs, truth):
+        output = model(ids, **inputs).last_hidden_state
+        (output * weight.to(output.dtype))[real].sum().backward()
+        hidden.append(output[real].detach())
+    assert_no_worse_than(*hidden, floor=floor_of(hidden[2]))
+    models = (dict(m.named_parameters()) for m in (ours, theirs, truth))
+    ours, theirs, truth = models
+    for name, parameter in truth.items():
+        if parameter.grad is None:
+            continue
+        beside = name.replace("query", "value").replace("key", "value")  # see test_nn_bert
+        floor = max(floor_of(parameter.grad), floor_of(truth[beside].grad))
+        grads = ours[name].grad, theirs[name].grad, parameter.grad
+        assert_no_worse_than(*grads, floor=floor, name=name)
+
+
+def test_packing_is_found_once_for_all_layers(monkeypatch):
+    ids, mask = batch()
+    calls = []
+    original = attention.Packing.of_padded
+    monkeypatch.setattr(
+        attention.Packing, "of_padded", lambda *args: calls.append(args) or original(*args)
+    )
+    encoder("roberta")(ids, attention_mask=mask)
+    assert len(calls) == 1
+
+
+def test_dropout_is_that_of_the_op():
+    """With dropout in attention alone: a function of torch's seed, and on the mean no change."""
+    ids, mask = batch()
+    model = encoder("roberta", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.25)
+    still = model(ids, attention_mask=mask)[0]
+    assert_bitwise_equal(model(ids, attention_mask=mask)[0], still)
+    model.train()
+    torch.manual_seed(3)
+    first = model(ids, attention_mask=mask)[0]
+    assert not torch.equal(model(ids, attention_mask=mask)[0], first)
+    torch.manual_seed(3)
+    assert_bitwise_equal(model(ids, attention_mask=mask)[0], first)
+
+    layer = model.encoder.layer[0].attention.self
+    x = torch.randn(1, 19, 64)
+    with torch.no_grad():
+        contexts = torch.stack([layer(x)[0] for _ in range(400)])
+        mean, error = contexts.mean(0), contexts.std(0) / 20
+        expected = layer.eval()(x)[0]
+    # 1216 elements: by chance none is further than 6 standard errors
+    assert ((mean - expected).abs() < 6 * error).all()
+    assert (error > 0).all()
+
+
+def test_masks_of_padding_come_through():
+    """What a caller hands to the layers itself: two or four dimensions, boolean or added."""
+    ids, mask = batch()
+    model = encoder("roberta")
+    expected = model(ids, attention_mask=mask)[0][mask.bool()]
+    keys = mask.bool()[:, None, None, :]
+    added = torch.where(keys, 0.0, torch.finfo(torch.float32).min)
+    for given in (keys, keys.expand(-1, -1, 19, -1), added, added.expand(-1, -1, 19, -1).clone()):
+        assert_bitwise_equal(model(ids, attention_mask=given)[0][mask.bool()], expected)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    ids, mask = batch()
+    model = encoder("roberta").train()
+    grads = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        torch.manual_seed(1)
+        model(ids, attention_mask=mask)[0][mask.bool()].sin().sum().backward()
+        grads.append([p.grad.clone() for p in model.encoder.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert_bitwise_equal(a, b)
+
+
+def test_refusals():
+    ids, mask = batch()
+    model = encoder("roberta")
+    causal = torch.ones(19, 19, dtype=torch.bool).tril().expand(4, 1, -1, -1)
+    with pytest.raises(ValueError, match="attention_mask must be a mask of padding"):
+        model(ids, attention_mask=causal)
+    with pytest.raises(ValueError, match="output_attentions must be False"):
+        model(ids, output_attentions=True)
+    decoder = GPT2Model(GPT2Config(n_embd=64, n_layer=1, n_head=2, attn_implementation=NAME))
+    with pytest.raises(ValueError, match="attention must be bidirectional"):
+        decoder(ids, attention_mask=mask)
+    query = torch.randn(2, 4, 6, 8)
+    module = torch.nn.Module()
+    for message, change in {
+        "key must have the query's shape": {"key": query[:, :, :3]},
+        "softcap must be None": {"softcap": 30.0},
+        "is_causal must be False": {"is_causal": True},
+    }.items():
+        inputs = {"query": query, "key": query, "value": query, "attention_mask": None, **change}
+        with pytest.raises(ValueError, match=message):
+            attention.attention_forward(module, **inputs)
+    with pytest.raises(ValueError, match="queries and keys must be the same tokens"):
+        attention.attention_mask_of(2, 3, 6, attention.bidirectional_mask_function)

@@ -1,0 +1,49 @@
+"""Each script of examples/ runs and does what it says."""
+
+import importlib.util
+from pathlib import Path
+
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertTokenizerFast
+from transformers.models.bert import modeling_bert as stock
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def load(name):
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_drop_in_loop(capsys):
+    assert load("drop_in_loop").main([]) > 0.9
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("step 0: loss ") and lines[-1].startswith("accuracy ")
+
+
+def test_trainer(tmp_path, corpus_file, monkeypatch):
+    """A masked LM from a BERT checkpoint of random weights; what comes out is stock BERT's."""
+    words = sorted(set(corpus_file.read_text().replace(".", " .").split()))
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"), do_lower_case=False)
+    tokenizer.save_pretrained(tmp_path / "start")
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=32,
+    )
+    BertForMaskedLM(config).save_pretrained(tmp_path / "start")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    places = [str(tmp_path / "start"), str(tmp_path / "out"), str(corpus_file)]
+    options = ["--batch-size", "32", "--learning-rate", "0.01"]
+    before = load("trainer").main([*places, *options, "--steps", "1"])
+    after = load("trainer").main([*places, *options, "--steps", "25"])
+    assert after < before - 0.5
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert type(again) is stock.BertForMaskedLM
