@@ -16,7 +16,8 @@ from transformers.models.bert import modeling_bert as stock
 from transformers.utils.generic import can_return_tuple
 
 from spanbert_fast.nn.bert import BertModel
-from spanbert_fast.nn.bert_parts import FAST, in_place_of, is_plain, make_fast, warn_once
+from spanbert_fast.nn.bert_parts import FAST, in_place_of, make_fast, warn_once
+from spanbert_fast.nn.linear import is_plain
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
 
 __all__ = [

@@ -11,7 +11,12 @@ from transformers.activations import GELUActivation
 from transformers.models.bert import modeling_bert as stock
 
 from spanbert_fast.nn.key_masks import packing_of_mask, starts_are_tokens
-from spanbert_fast.nn.linear import draw_dropout_seed, linear_gelu, linear_without_bias
+from spanbert_fast.nn.linear import (
+    draw_dropout_seed,
+    is_plain,
+    linear_gelu,
+    linear_without_bias,
+)
 from spanbert_fast.nn.packing import Packing
 from spanbert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from spanbert_fast.ops.embedding_layer_norm import embedding_layer_norm
@@ -54,18 +59,6 @@ def make_fast(module: nn.Module) -> None:
 def warn_once(message: str) -> None:
     """Warn the first time that this message comes."""
     warnings.warn(message, stacklevel=3)
-
-
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether nothing is lost where an op takes the module's parameters instead of calling it: it
-    is of `kind` itself (no adapter around it) and has neither hooks nor a forward of its own."""
-    hooks = (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-    return type(module) is kind and not hooks and "forward" not in vars(module)
 
 
 def not_covered(config: BertConfig, kwargs: dict) -> str | None:

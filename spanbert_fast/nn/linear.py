@@ -20,6 +20,18 @@ def draw_dropout_seed(device: torch.device) -> torch.Tensor:
     return torch.randint(2**63 - 1, (), device=device)
 
 
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether nothing is lost where an op takes the module's parameters instead of calling it: it
+    is of `kind` itself (no adapter around it) and has neither hooks nor a forward of its own."""
+    hooks = (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+    return type(module) is kind and not hooks and "forward" not in vars(module)
+
+
 def linear_without_bias(
     module: nn.Module, x: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -28,14 +40,7 @@ def linear_without_bias(
     A module that is not a plain nn.Linear (a LoRA adapter, a quantised layer, one with hooks or a
     forward of its own) is called as it is, and its bias comes back as None: already added.
     """
-    hooked = (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in vars(module)
-    )
-    if type(module) is nn.Linear and not hooked:
+    if is_plain(module, nn.Linear):
         return F.linear(x, module.weight), module.bias
     return module(x), None
 
