@@ -32,7 +32,8 @@ def with_isa_levels(build_ext: type) -> type:
         def build_extension(self, ext) -> None:
             flags = ext.extra_compile_args
             flags = flags["cxx"] if isinstance(flags, dict) else flags
-            kernels = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/cpu/kernels/*.cpp"))]
+            sources = sorted(ROOT.glob("csrc/cpu/kernels/*.cpp"))
+            kernels = [str(path.relative_to(ROOT)) for path in sources]
             ext.extra_objects = []
             for level, isa_flags in ISA_FLAGS.items():
                 ext.extra_objects += self.compiler.compile(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from spanbert_fast._extension import _C
 from spanbert_fast.ops import _common
 from spanbert_fast.ops.bias_gelu import bias_gelu
 from spanbert_fast.testing import assert_no_worse_than
@@ -41,6 +42,7 @@ def test_non_contiguous_input_and_mixed_dtypes():
     torch.testing.assert_close(y, F.gelu(x + bias.float()))
 
 
+@pytest.mark.skipif(_C is None, reason="PyTorch's own operators promise less")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_relative_error_of_the_tails(dtype):
     """The left tail, which falls to 1e-30, keeps its leading digits; the right one is x itself."""
@@ -66,6 +68,7 @@ def test_what_is_not_finite_shows():
     assert torch.isfinite(y).tolist() == torch.isfinite(dx).tolist() == [[False, False, True]]
 
 
+@pytest.mark.skipif(_C is None, reason="PyTorch's own operators promise less")
 def test_same_bits_for_any_number_of_threads(each_thread_count):
     x = torch.randn(3000, 65, dtype=torch.bfloat16, requires_grad=True)
     bias = torch.randn(65, requires_grad=True)

@@ -35,7 +35,8 @@ def test_the_ops_at_every_level(capability):
     expected = min(ALLOWED[capability], widest_level(), key=LEVELS.index)
     code = (
         "import sys, pytest; from spanbert_fast._extension import _C; "
-        f"assert _C.isa_level() == {expected!r}, _C.isa_level(); sys.exit(pytest.main(sys.argv[1:]))"
+        f"assert _C.isa_level() == {expected!r}, _C.isa_level(); "
+        "sys.exit(pytest.main(sys.argv[1:]))"
     )
     files = [str(Path(__file__).with_name(f"test_{op}.py")) for op in OPS]
     done = subprocess.run(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from spanbert_fast._extension import _C
 from spanbert_fast.ops import _common
 from spanbert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from spanbert_fast.reference.dropout import hidden_keep_mask
@@ -95,7 +96,8 @@ def test_the_mask_is_the_reference_s(threshold, hidden_size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_mean_does_not_cancel_the_variance(dtype):
     x = (1000 + torch.randn(6, 96)).to(dtype)
-    residual, weight, bias = torch.zeros_like(x), torch.ones(96).to(dtype), torch.zeros(96).to(dtype)
+    residual = torch.zeros_like(x)
+    weight, bias = torch.ones(96).to(dtype), torch.zeros(96).to(dtype)
     truth = F.layer_norm(x.double(), (96,), eps=1e-12)
     peer = F.layer_norm(x, (96,), eps=1e-12)
     ours = dropout_add_layer_norm(x, residual, weight, bias)
@@ -103,6 +105,7 @@ def test_large_mean_does_not_cancel_the_variance(dtype):
     assert_no_worse_than(ours, peer, truth, floor=2e-4 if dtype == torch.float32 else 0.02)
 
 
+@pytest.mark.skipif(_C is None, reason="PyTorch's own operators promise less")
 def test_same_bits_for_any_number_of_threads(each_thread_count):
     tensors = make(1111, 72, torch.bfloat16)
     dy = torch.randn(1111, 72).bfloat16()

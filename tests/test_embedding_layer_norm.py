@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from spanbert_fast._extension import _C
 from spanbert_fast.ops import _common
 from spanbert_fast.ops.embedding_layer_norm import embedding_layer_norm
 from spanbert_fast.reference.dropout import hidden_keep_mask
@@ -114,6 +115,7 @@ def test_tables_and_inputs_of_different_dtypes():
     assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float16]
 
 
+@pytest.mark.skipif(_C is None, reason="PyTorch's own operators promise less")
 def test_same_bits_for_any_number_of_threads(each_thread_count):
     ids, tables = make(1500, 72, torch.float32)
     dy = torch.randn(1500, 72)

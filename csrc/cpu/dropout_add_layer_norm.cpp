@@ -1,4 +1,5 @@
-// dropout_add_layer_norm on the CPU: tasks over rows, kernels in kernels/dropout_add_layer_norm.cpp.
+// dropout_add_layer_norm on the CPU: tasks over rows; kernels in
+// kernels/dropout_add_layer_norm.cpp.
 #include "cpu/kernels/dropout_add_layer_norm.h"
 
 #include <vector>

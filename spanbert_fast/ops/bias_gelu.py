@@ -54,7 +54,7 @@ def _composite_bwd(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     z = _sum(x, bias)
     dz = torch.ops.aten.gelu_backward(dy.to(z.dtype), z)
-    dbias = dz.reshape(-1, x.shape[-1]).sum(0)
+    dbias = dz.sum_to_size(bias.shape)
     return dz.to(x.dtype).contiguous(), dbias.to(bias.dtype)
 
 
