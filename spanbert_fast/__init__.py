@@ -11,7 +11,7 @@ all with transformers' Auto classes.
 import importlib
 from typing import Any
 
-from spanbert_fast import _extension
+from spanbert_fast import _extension  # noqa: F401  (says so where there is no extension)
 
 __version__ = "0.1.0"
 

@@ -76,16 +76,16 @@ class FillSpan:
             raise ValueError("tokenizer must have a mask token, got None")
         if not tokenizer.is_fast:
             raise ValueError(f"tokenizer must be a fast one, got {type(tokenizer).__name__}")
-        if len(tokenizer) > model.config.vocab_size:
+        ids, size = list(tokenizer.get_vocab().values()), model.config.vocab_size
+        if max(ids) >= size:
             raise ValueError(
-                "tokenizer must not have more tokens than the model's vocab_size = "
-                f"{model.config.vocab_size}, got {len(tokenizer)}"
+                f"tokenizer must not have more tokens than the model's vocab_size = {size}, "
+                f"got {max(ids) + 1}"
             )
         self.model, self.tokenizer = model, tokenizer
         # what a filling never holds: special tokens, and rows of the vocabulary with no token
-        self._never = torch.zeros(model.config.vocab_size, dtype=torch.bool)
-        self._never[tokenizer.all_special_ids] = True
-        self._never[len(tokenizer) :] = True
+        self._never = torch.ones(size, dtype=torch.bool)
+        self._never[list({*ids} - {*tokenizer.all_special_ids})] = False
 
     @torch.no_grad()
     def __call__(
@@ -223,7 +223,7 @@ class FillSpan:
         """(masks of all sequences, vocab_size), -inf for what a filling never holds."""
         device, model = self.model.device, self.model
         starts = list(accumulate(map(len, batch), initial=0))
-        masked = [s + p for s, ids in zip(starts, batch) for p in self._masked(ids)]
+        masked = [s + p for s, ids in zip(starts[:-1], batch, strict=True) for p in self._masked(ids)]
         asked = [] if head == "mlm" else batch
         boundaries, lengths, answers = self._questions(asked, starts, head)
         hidden = model.bert.encode(

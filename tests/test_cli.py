@@ -49,13 +49,18 @@ USAGE = [
     (["--max-steps", "0"], "--max-steps must be at least 1, got 0"),
     (["--mask-ratio", "1.5"], "--mask-ratio must be in (0, 1], got 1.5"),
     (["--max-span-words", "0"], "--max-span-words must be at least --min-span-words = 1, got 0"),
-    (["--hidden-size", "33"], "--hidden-size must be a multiple of --num-attention-heads = 2"),
+    (["--hidden-size", "100"], "--hidden-size must be a multiple of --num-attention-heads = 3"),
     (["--tokens-per-batch", "10"], "--tokens-per-batch must be at least --max-seq-length = 128"),
     (["--init-from", "x", "--hidden-size", "64"], "--hidden-size cannot be given with --init-from"),
     (["--set", "torch_compile"], "--set must be NAME=VALUE, got torch_compile"),
     (["--set", "no_such_field=1"], "no_such_field"),
     (["--init-from", "no/such/model"], "--init-from no/such/model is not a directory"),
     (["--resume"], "holds no run to resume"),
+    (["--init-from", "."], "--init-from . holds no checkpoint (no config.json)"),
+    (["--set", "max_steps=5"], "--set max_steps: give --max-steps instead"),
+    (["--set", "bf16=true"], "--set bf16: give --precision instead"),
+    (["--seed", "4294967296"], "--seed must be below 2**32, got 4294967296"),
+    (["--max-span-words", "257"], "--max-span-words must be at most 256, got 257"),
     (["--held-out", "1"], "--held-out must be in (0, 1), got 1"),
 ]
 
@@ -113,6 +118,32 @@ def test_an_output_dir_with_a_run_is_kept(tmp_path, corpus_file, small_run, caps
     assert main([*base, "--output-dir", str(tmp_path / "b")]) == 1
     line = last_line(capsys)
     assert model in line and "intermediate.dense" in line
+
+
+def test_an_overwritten_run_is_not_what_the_new_one_starts_from(
+    trained_model, corpus_file, capsys
+):
+    run = trained_model.parent
+    overwrite = ["pretrain", "--output-dir", str(run), "--overwrite", "--max-steps", "1"]
+    for option, folder in (("init-from", "model"), ("tokenizer", "model"), ("data", "shards")):
+        given = ["--data", str(corpus_file)] if option != "data" else []
+        assert main([*overwrite, *given, f"--{option}", str(run / folder)]) == 2
+        assert f"--{option} {run / folder} belongs to the run in --output-dir" in last_line(capsys)
+    assert (trained_model / "model.safetensors").is_file() and (run / "options.json").is_file()
+
+
+def test_prepared_shards_outlive_a_mistyped_overwrite(tmp_path, corpus_file, capsys):
+    shards = tmp_path / "shards"
+    options = ["prepare", "--output-dir", str(shards), "--vocab-size", "200"]
+    assert main([*options, "--data", str(corpus_file)]) == 0
+    before = (shards / "corpus.json").read_bytes()
+    assert main([*options, "--data", str(tmp_path / "typo.txt"), "--overwrite"]) == 2
+    assert "typo.txt: no such file" in last_line(capsys)
+    assert (shards / "corpus.json").read_bytes() == before
+    corpus = tmp_path / "short.txt"
+    corpus.write_text(corpus_file.read_text()[:2000])
+    assert main([*options, "--data", str(corpus), "--overwrite"]) == 0
+    assert (shards / "corpus.json").read_bytes() != before
 
 
 def test_fill(trained_model, tmp_path, capsys):

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from spanbert_fast.data.collator import DataCollatorForSpanMasking, sequence_id
+from spanbert_fast.data.tokenizer import load_tokenizer, vocabulary_size
 from spanbert_fast.ops.sample_spans import sample_spans
 from spanbert_fast.testing import assert_bitwise_equal
 
@@ -289,3 +290,17 @@ def test_bad_examples(example, error, message):
 def test_an_empty_list_is_refused():
     with pytest.raises(ValueError, match="examples must hold at least one example, got none"):
         DataCollatorForSpanMasking(make_tokenizer())([])
+
+
+def test_ids_that_no_token_has(tmp_path):
+    """A vocab.txt with a line twice has fewer tokens than ids."""
+    lines = [*SPECIAL, "one", "one", "two", "##s"]
+    (tmp_path / "vocab.txt").write_text("\n".join(lines) + "\n")
+    tokenizer = load_tokenizer(tmp_path)
+    assert len(tokenizer) == 8 and vocabulary_size(tokenizer) == 9
+    collate = DataCollatorForSpanMasking(tokenizer, mask_ratio=0.5)
+    assert collate.random_token_pool.tolist() == [6, 7, 8]
+    batch = collate([{"input_ids": [CLS, 7, 8, 6, 8, 7, SEP]}])
+    assert batch["mlm_targets"].tolist() and batch["input_ids"].max() < 9
+    with pytest.raises(ValueError, match=r"must be in \[0, 9\), got 9"):
+        collate([{"input_ids": [CLS, 9, SEP]}])

@@ -131,6 +131,8 @@ def test_truncated_and_false_compression_is_named(tmp_path, compression):
         ("a.jsonl", '{"text": 3}\n', 'a.jsonl, line 1: needs .* "text"'),
         ("a.jsonl", '["text"]\n', 'a.jsonl, line 1: needs .* "text"'),
         ("a.jsonl", '{"text": "a"}\n\n{"text"\n', "a.jsonl, line 3: not JSON"),
+        ("a.jsonl", '{"text": "a", "n": ' + "1" * 5000 + "}\n", "a.jsonl, line 1: not JSON"),
+        ("a.jsonl", "[" * 100_000, "a.jsonl, line 1: not JSON"),
         ("a.jsonl", '{"text": "\\ud800"}\n', "a.jsonl, line 1: half a surrogate pair"),
         ("a.parquet", "not parquet", "a.parquet: not a readable parquet file"),
         ("a.txt", "", "the corpus is empty: no text in .*a.txt"),
@@ -142,6 +144,21 @@ def test_bad_content_is_named(tmp_path, name, content, message):
     path = write(tmp_path / name, content)
     with pytest.raises(DataError, match=message) as caught:
         load_documents([path])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_counts_in_an_offset(tmp_path):
+    path = write(tmp_path / "a.txt", b"\xef\xbb\xbfab\xff\n")
+    with pytest.raises(DataError, match=r"a\.txt: not UTF-8 at byte 5 of the file \(0xff"):
+        load_documents([path])
+
+
+def test_a_truncated_saved_dataset_is_named(tmp_path):
+    datasets.Dataset.from_dict({"text": DOCUMENTS}).save_to_disk(tmp_path / "saved")
+    (table,) = (tmp_path / "saved").glob("*.arrow")
+    table.write_bytes(table.read_bytes()[:200])
+    with pytest.raises(DataError, match="saved: not a readable Hugging Face dataset") as caught:
+        load_documents([tmp_path / "saved"])
     assert "\n" not in str(caught.value)
 
 

@@ -183,6 +183,16 @@ def test_a_word_piece_continues_the_word_before_it(model, tokenizer):
     assert by_token["dog"] == "the fox jump dog over"
 
 
+def test_a_row_without_a_token_is_never_filled_in(model):
+    vocab = {token: i for i, token in enumerate(TOKENS)}
+    vocab["##ed"] += 2  # leaves a gap of two rows
+    fill = FillSpan(model, BertTokenizer(vocab=vocab, do_lower_case=True))
+    found = fill("the [MASK] fox", top_k=100)
+    assert {filling.spans[0].token_ids[0] for filling in found} == {*WORD_IDS} - {
+        len(TOKENS) - 1
+    } | {len(TOKENS) + 1}
+
+
 def test_masked_lm_alone_and_train_mode(model, tokenizer):
     bare = make(sb.SpanBertForMaskedLM).train()
     bare.load_state_dict(

@@ -437,6 +437,11 @@ def test_pretraining_dropout_seed_and_pair_loss():
     model.config.pair_loss_weight = 0.5
     output = model(**inputs, **wanted)
     torch.testing.assert_close(output.loss, without.loss + 0.5 * output.pair_loss)
+    # as part of a global batch of 1000 tokens
+    part = model(**inputs, **wanted, pair_denominator=1000.0)
+    share = 0.5 * output.pair_loss * int(real.sum()) / 1000
+    torch.testing.assert_close(part.loss, without.loss + share)
+    torch.testing.assert_close(part.pair_loss, output.pair_loss)
 
     # the pair loss by its definition: every token's own probability, in spans and outside
     log_p = model(**inputs).logits[real].double().log_softmax(-1)

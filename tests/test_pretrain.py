@@ -1,6 +1,7 @@
 """The main job, end to end: what a run leaves, exact resume, several processes, failures."""
 
 import json
+import logging
 import resource
 import signal
 import time
@@ -8,11 +9,14 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, BertForMaskedLM
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoTokenizer, BertForMaskedLM, TrainingArguments
 
 import spanbert_fast as sb
 from spanbert_fast.cli import main
 from spanbert_fast.training.checkpoints import checkpoints
+from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.pretrain import training_arguments
 from spanbert_fast.training.trainer import SpanPretrainingTrainer
 
 FIELDS = {
@@ -60,8 +64,11 @@ def test_a_run_leaves_what_it_should(finished):
     assert all(set(line) >= FIELDS for line in lines)
     assert [path.name for path in checkpoints(run)] == [f"checkpoint-{n}" for n in (20, 40, 60)]
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert list((run / "tensorboard").glob("events.*"))
-    assert not (run / "unfinished").exists()
+    written = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert len(written.Scalars("train/mlm_loss")) == 60
+    known = {"loss.png", "metrics.jsonl", "model", "options.json", "shards", "summary.json"}
+    others = {path.name for path in run.iterdir()} - known
+    assert others == {"tensorboard", *(path.name for path in checkpoints(run))}
     summary = json.loads((run / "summary.json").read_text())
     before, after = summary["held_out_before"], summary["held_out_after"]
     assert before["mlm_count"] == after["mlm_count"] > 50
@@ -222,3 +229,60 @@ def test_prepared_shards_and_mixed_precision(tmp_path, corpus_file, small_run, c
     assert code == 0, capsys.readouterr().err
     assert len(metrics(run)) == 3
     assert not (run / "shards").exists(), "prepared shards are read where they lie"
+
+
+def test_a_warm_start_keeps_the_places_of_the_checkpoint(tmp_path, corpus_file, small_run, capsys):
+    """The sampler gives a span no more targets than the span boundary head has places."""
+    start = ["pretrain", "--data", str(corpus_file), "--max-steps", "1", "--output-dir"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main([*start, str(first), *small_run, "--max-span-targets", "2"]) == 0
+    rest = ["--max-seq-length", "48", "--tokens-per-batch", "256", "--held-out", "0.1"]
+    code = main([*start, str(second), *rest, "--init-from", str(first / "model")])
+    assert code == 0, capsys.readouterr().err
+    config = json.loads((second / "model" / "config.json").read_text())
+    assert config["max_span_targets"] == 2
+
+
+def test_every_loss_is_divided_by_the_global_batch(
+    tmp_path, corpus_file, small_run, monkeypatch
+):
+    forward, seen = sb.SpanBertForPreTraining.forward, []
+
+    def spy(self, **batch):
+        if self.training:
+            sizes = [len(batch[k]) for k in ("mlm_targets", "sbo_targets", "input_ids")]
+            divisors = [int(batch[f"{k}_denominator"]) for k in ("mlm", "sbo", "pair")]
+            seen.append((sizes, divisors))
+        return forward(self, **batch)
+
+    monkeypatch.setattr(sb.SpanBertForPreTraining, "forward", spy)
+    options = ["--max-steps", "2", "--gradient-accumulation-steps", "3"]
+    options += ["--pair-loss-weight", "0.5", "--output-dir", str(tmp_path / "run")]
+    assert main(["pretrain", "--data", str(corpus_file), *small_run, *options]) == 0
+    assert len(seen) == 6
+    for step in (seen[:3], seen[3:]):
+        totals = [sum(column) for column in zip(*(sizes for sizes, _ in step), strict=True)]
+        assert all(divisors == totals for _, divisors in step)
+
+
+def test_a_run_resumes_without_the_text_that_it_has_tokenised(
+    tmp_path, corpus_file, small_run, capsys
+):
+    text, run = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text(corpus_file.read_text())
+    options = ["pretrain", "--output-dir", str(run)]
+    assert main([*options, "--data", str(text), *small_run, "--max-steps", "1"]) == 0
+    text.unlink()
+    code = main([*options, "--resume"])
+    assert code == 0, capsys.readouterr().err
+
+
+def test_one_process_uses_one_gpu(tmp_path, monkeypatch, caplog):
+    """Several would mean DataParallel, which scatters packed rows."""
+    monkeypatch.setattr(
+        TrainingArguments, "n_gpu", property(lambda self: 1 if self._n_gpu == 1 else 4)
+    )
+    with caplog.at_level("INFO", "spanbert_fast"):
+        monkeypatch.setattr(logging.getLogger("spanbert_fast"), "propagate", True)
+        assert training_arguments(PretrainOptions(str(tmp_path))).n_gpu == 1
+    assert "one of 4 GPUs is used: torchrun --nproc-per-node 4" in caplog.text

@@ -16,7 +16,7 @@ def draw(law, *, words=1, anchor, maskable, scheme="geometric", given=(0, 1)):
     length_word = law.length_thresholds[longer - 1] if longer else 0
     shares = dict(zip(("given", "geometric", "word"), law.scheme_thresholds, strict=True))
     below = [0, *law.scheme_thresholds]
-    scheme_word = below[list((*shares, "subword")).index(scheme)]
+    scheme_word = below[[*shares, "subword"].index(scheme)]
     # the smallest word whose product with n reaches the choice
     anchor_word = -(-(anchor << 32) // maskable)
     given_word = -(-(given[0] << 32) // given[1])

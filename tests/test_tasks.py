@@ -8,6 +8,8 @@ from transformers import (
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
+    Trainer,
+    TrainingArguments,
 )
 
 from spanbert_fast.config import SpanBertConfig
@@ -220,6 +222,39 @@ def test_every_head_trains_with_dropout_and_checkpointing(model_class):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     assert model.bert.encoder.layer[0].attention.self.query.weight.grad.any()
+
+
+@pytest.mark.parametrize("model_class", [SpanBertForMaskedLM, SpanBertForSequenceClassification])
+def test_the_trainer_accumulates_means(tmp_path, model_class):
+    """Two batches of one optimiser step train as one batch of both does."""
+    if model_class is SpanBertForMaskedLM:
+        labels = torch.randint(97, (8, 19))
+    else:
+        labels = torch.randint(2, (8,))
+    ids = torch.randint(1, 97, (8, 19))
+    examples = [{"input_ids": i, "labels": j} for i, j in zip(ids, labels, strict=True)]
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    start = large_init(model_class(SpanBertConfig(**SIZES, **dropout))).state_dict()
+    trained = []
+    for steps in (1, 2):
+        model = model_class(SpanBertConfig(**SIZES, **dropout))
+        model.load_state_dict(start)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), max_steps=1, gradient_accumulation_steps=steps, optim="sgd",
+            per_device_train_batch_size=8 // steps, learning_rate=0.1, max_grad_norm=0,
+            lr_scheduler_type="constant", use_cpu=True, report_to="none", disable_tqdm=True,
+            save_strategy="no", logging_strategy="no",
+        )  # fmt: skip
+        trainer = Trainer(model=model, args=arguments, train_dataset=examples)
+        trained.append((trainer.train().training_loss, model.state_dict()))
+    (whole_loss, whole), (parts_loss, parts) = trained
+    assert parts_loss == pytest.approx(whole_loss, rel=1e-5)
+    # the changes themselves, not only the large weights that they change
+    change = {name: whole[name] - start[name] for name in whole}
+    largest = max(tensor.abs().max() for tensor in change.values())
+    assert largest > 1e-3
+    for name, tensor in change.items():
+        torch.testing.assert_close(parts[name] - start[name], tensor, rtol=0, atol=largest * 1e-3)
 
 
 def test_bad_input():

@@ -20,8 +20,8 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = argparse.ArgumentParser(
         prog="spanbert-fast prepare",
-        description="Tokenise a corpus once, on all cores, into memory-mapped shards that `pretrain` reads "
-        "without a copy.",
+        description="Tokenise a corpus once, on all cores, into memory-mapped shards that "
+        "`pretrain` reads without a copy.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -54,16 +54,16 @@ def run(arguments: argparse.Namespace) -> None:
     from spanbert_fast.training.sources import documents_of
 
     output = Path(arguments.output_dir)
-    if is_prepared(output):
-        if not arguments.overwrite:
-            raise UsageError(f"--output-dir {output} already holds shards; add --overwrite")
-        (output / MANIFEST).unlink()  # without it the shards are leftovers, which prepare replaces
+    if is_prepared(output) and not arguments.overwrite:
+        raise UsageError(f"--output-dir {output} already holds shards; add --overwrite")
     documents = documents_of(tuple(arguments.data))
     if arguments.tokenizer:
         tokenizer = load_tokenizer(arguments.tokenizer)
     else:
         logger.info("training a WordPiece vocabulary of %d", arguments.vocab_size)
         tokenizer = train_wordpiece(documents["text"], arguments.vocab_size)
+    # All input has been read. Without it the shards are leftovers, which prepare replaces.
+    (output / MANIFEST).unlink(missing_ok=True)
     prepare(documents, tokenizer, output, progress=sys.stderr.isatty())
     shards = open_shards(output, tokenizer_fingerprint(tokenizer))
     tokens = sum(len(shard.tokens) for shard in shards)

@@ -9,6 +9,7 @@ import torch
 from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_fast.data.tokenizer import vocabulary_size, word_start_table
 from spanbert_fast.ops._span_law import derived_seed, signed64, span_law
 from spanbert_fast.ops.sample_spans import SpanSample, sample_spans
 
@@ -99,12 +100,13 @@ class DataCollatorForSpanMasking:
         self.mask_token_id = tokenizer.mask_token_id
         self.pad_token_id = tokenizer.pad_token_id
         special = set(tokenizer.all_special_ids)
-        self._is_special = np.zeros(len(tokenizer), dtype=bool)
+        self._is_special = np.zeros(vocabulary_size(tokenizer), dtype=bool)
         self._is_special[list(special - {tokenizer.unk_token_id})] = True
-        self._starts_word = _word_start_table(tokenizer)
+        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        # without a WordPiece only the examples can say where words start
+        self._starts_word = word_start_table(tokenizer) if isinstance(model, WordPiece) else None
         if random_token_pool is None:
-            ordinary = [token for token in range(len(tokenizer)) if token not in special]
-            random_token_pool = torch.tensor(ordinary)
+            random_token_pool = torch.tensor(sorted({*tokenizer.get_vocab().values()} - special))
         self.random_token_pool = random_token_pool
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -212,16 +214,6 @@ class DataCollatorForSpanMasking:
         for name in ("mlm_positions", "span_boundaries"):
             targets[name] = row_of[targets[name]]
         return {**fields, **targets}
-
-
-def _word_start_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
-    """Whether each id begins a word; None where only the examples can say it."""
-    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-    if not isinstance(model, WordPiece):
-        return None
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    prefix = model.continuing_subword_prefix
-    return np.array([not token.startswith(prefix) for token in tokens])
 
 
 def _integers(i: int, example: Mapping[str, Any]) -> np.ndarray:

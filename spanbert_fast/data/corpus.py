@@ -132,13 +132,14 @@ def _decoded_lines(path: Path) -> Iterator[str]:
             if line is None:
                 return
             try:
-                yield line.decode("utf-8-sig" if offset == 0 else "utf-8")
+                text = line.decode()
             except UnicodeDecodeError as error:
                 place = "of the uncompressed text" if path.suffix in _OPENERS else "of the file"
                 raise DataError(
                     f"{path}: not UTF-8 at byte {offset + error.start} {place} "
                     f"(0x{line[error.start]:02x}, {error.reason})"
                 ) from error
+            yield text.removeprefix("\ufeff") if offset == 0 else text
             offset += len(line)
 
 
@@ -159,7 +160,7 @@ def _read_jsonl(path: Path) -> Iterator[str]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # a number or a nesting may be too long
             raise DataError(f"{path}, line {number}: not JSON ({error})") from error
         text = row.get("text") if isinstance(row, dict) else None
         if not isinstance(text, str):
@@ -182,7 +183,11 @@ def _read_parquet(path: Path) -> Iterator[str]:
 
 
 def _read_saved_dataset(path: Path) -> Iterator[str]:
-    dataset = load_from_disk(str(path))
+    try:
+        dataset = load_from_disk(str(path))
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+        reason = _one_line(error)
+        raise DataError(f"{path}: not a readable Hugging Face dataset ({reason})") from error
     if not isinstance(dataset, Dataset):
         raise DataError(f"{path}: holds the splits {', '.join(dataset)}; name one of its folders")
     _check_text_column(path, dataset.features.arrow_schema)

@@ -13,7 +13,11 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.data.shards import Shard, token_dtype, write_shard, write_whole
-from spanbert_fast.data.tokenizer import tokenizer_fingerprint, word_start_table
+from spanbert_fast.data.tokenizer import (
+    tokenizer_fingerprint,
+    vocabulary_size,
+    word_start_table,
+)
 from spanbert_fast.errors import DataError, UsageError
 
 # Written last: a directory without it was not finished.
@@ -144,7 +148,7 @@ def _encode(
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
-    dtype = token_dtype(max(tokenizer.get_vocab().values()) + 1)
+    dtype = token_dtype(vocabulary_size(tokenizer))
 
     def encode(lines: list[str], numbers: list[int]) -> _Lines:
         encodings = backend.encode_batch_fast(lines, add_special_tokens=False)

@@ -149,11 +149,16 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The number that every id is below: more than `len(tokenizer)` where ids are left out, as
+    those of a vocab.txt that has a line twice."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def word_start_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """bool (vocab_size,): whether a token begins a word, which is to lack the prefix ##."""
+    """bool (vocabulary_size,): whether a token begins a word, which is to lack the prefix ##."""
     prefix = tokenizer.backend_tokenizer.model.continuing_subword_prefix
-    vocab = tokenizer.get_vocab()
-    starts = np.ones(max(vocab.values()) + 1, dtype=bool)
-    for token, index in vocab.items():
+    starts = np.ones(vocabulary_size(tokenizer), dtype=bool)
+    for token, index in tokenizer.get_vocab().items():
         starts[index] = not token.startswith(prefix)
     return starts

@@ -38,6 +38,9 @@ class SpanBertPreTrainedModel(PreTrainedModel):
     base_model_prefix = "bert"
     supports_gradient_checkpointing = True
     _no_split_modules = ["SpanBertEmbeddings", "TransformerLayer"]
+    # A loss is the mean over its own batch: the Trainer divides it by the accumulation steps. With
+    # **kwargs alone it would leave that, and a factor of the processes, to a count of the labels.
+    accepts_loss_kwargs = False
     _supports_sdpa = True  # the default setting loads; attention is always `varlen_attention`
 
     @classmethod

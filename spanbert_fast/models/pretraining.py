@@ -12,7 +12,6 @@ from spanbert_fast.models.base import SpanBertPreTrainedModel
 from spanbert_fast.models.encoder import SpanBertModel
 from spanbert_fast.models.masked_lm import TIED_DECODER
 from spanbert_fast.nn.heads import MaskedLMHead, SpanBoundaryHead, SpanPretrainingLoss
-from spanbert_fast.nn.packing import Packing
 from spanbert_fast.nn.pair_losses import span_pair_losses
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
 
@@ -25,7 +24,8 @@ class SpanBertForPreTrainingOutput(ModelOutput):
         loss: what to minimise: mlm + sbo_weight * sbo (+ pair_loss_weight * pair).
         mlm_loss, sbo_loss: the batch's own mean losses, fp32; 0 where there is no target.
         mlm_count, sbo_count: numbers of targets, int64 0-dim.
-        pair_loss: mean pair-likelihood loss per token, where config.pair_loss_weight is not 0.
+        pair_loss: the batch's own mean pair-likelihood loss per token, where
+            config.pair_loss_weight is not 0.
         mlm_predictions, sbo_predictions: int64, the best token of each target, on request.
         logits: masked-LM scores of every position, where no targets were given.
         hidden_states: every stage, on request.
@@ -125,6 +125,7 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
         sbo_targets: torch.Tensor | None = None,
         mlm_denominator: torch.Tensor | float | None = None,
         sbo_denominator: torch.Tensor | float | None = None,
+        pair_denominator: torch.Tensor | float | None = None,
         return_predictions: bool = False,
         dropout_seed: torch.Tensor | None = None,
         output_attentions: bool | None = None,
@@ -145,8 +146,9 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
             span_boundaries: int64 (num_spans, 2), the tokens left and right of each span.
             cu_span_lengths: int32 (num_spans + 1,), prefix sums of the spans' target counts.
             sbo_targets: int64 (num_targets,).
-            mlm_denominator, sbo_denominator: what to divide the sums by in place of the batch's own
-                counts: those of the whole global batch under gradient accumulation and DDP.
+            mlm_denominator, sbo_denominator, pair_denominator: what to divide the sums by in place
+                of the batch's own counts (of targets; of tokens for the pair loss): those of the
+                whole global batch under gradient accumulation and DDP.
             return_predictions: also return each target's best token.
             dropout_seed: int64 0-dim, in place of one drawn from torch's generator: makes dropout
                 a function of the batch, whatever ran before it.
@@ -194,8 +196,12 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
         if self.config.pair_loss_weight:
             if input_ids is None:
                 raise ValueError("input_ids must be given with pair_loss_weight > 0, got None")
-            pair_loss = self._pair_loss(encoded.hidden_states, packing.pack(input_ids), targets)
-            loss = loss + self.config.pair_loss_weight * pair_loss
+            packed_ids = packing.pack(input_ids)
+            pair_sum = self._pair_sum(encoded.hidden_states, packed_ids, targets)
+            tokens = max(len(packed_ids), 1)
+            pair_loss = pair_sum.detach() / tokens
+            pair_divisor = tokens if pair_denominator is None else pair_denominator
+            loss = loss + self.config.pair_loss_weight * (pair_sum / pair_divisor)
         return SpanBertForPreTrainingOutput(
             **{**losses._asdict(), "loss": loss},
             pair_loss=pair_loss,
@@ -242,13 +248,12 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
             boundaries = to_row[boundaries]
         return SpanTargets(mlm_positions, mlm_targets, boundaries, cu_lengths, sbo_targets)
 
-    def _pair_loss(self, hidden, packed_ids, targets: SpanTargets) -> torch.Tensor:
-        """The pair-likelihood loss of every token's own probability, per token."""
+    def _pair_sum(self, hidden, packed_ids, targets: SpanTargets) -> torch.Tensor:
+        """The pair-likelihood loss of every token's own probability, summed over tokens."""
         head = self.cls.predictions
         originals = packed_ids.index_put((targets.mlm_positions,), targets.mlm_targets)
         in_span = torch.zeros_like(packed_ids, dtype=torch.bool)
         in_span[targets.mlm_positions] = True
         weight = head.decoder.weight
         losses = linear_cross_entropy(head(hidden), weight, head.bias, originals).losses
-        pair = span_pair_losses(-losses, in_span, form=self.config.pair_loss_form)
-        return pair.negative / max(len(packed_ids), 1)
+        return span_pair_losses(-losses, in_span, form=self.config.pair_loss_form).negative

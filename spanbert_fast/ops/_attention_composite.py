@@ -62,7 +62,9 @@ def _groups(cu_seqlens, max_seqlen: int, total: int):
         by_length.setdefault(end - start, []).append(sequence)
     longest = max(by_length, default=0)
     if longest > max_seqlen:
-        raise ValueError(f"max_seqlen must be at least the longest length {longest}, got {max_seqlen}")
+        raise ValueError(
+            f"max_seqlen must be at least the longest length {longest}, got {max_seqlen}"
+        )
     for seqlen, members in by_length.items():
         if seqlen == 0:
             continue

@@ -86,7 +86,7 @@ def linear_cross_entropy(
         _common.check_shape("bias", bias, (weight.shape[0],))
     else:
         _common.check_shape("bias", bias, (len(group_sizes), weight.shape[0]))
-        if min(group_sizes, default=0) < 0 or sum(group_sizes) != hidden.shape[0]:
+        if any(size < 0 for size in group_sizes) or sum(group_sizes) != hidden.shape[0]:
             raise ValueError(
                 f"group_sizes must not be negative and sum to {hidden.shape[0]} rows, "
                 f"got {tuple(group_sizes)}"

@@ -11,6 +11,15 @@ from spanbert_fast.training.run_directory import OPTIONS, read_json, was_started
 PRECISIONS = ("fp32", "bf16", "fp16")
 # what does not change the numbers that a run computes
 _MAY_CHANGE_ON_RESUME = {"save_steps", "save_total_limit", "logging_steps", "num_workers"}
+# fields of transformers.TrainingArguments for which there is an option of another name
+_OPTION_OF = {
+    "bf16": "precision",
+    "fp16": "precision",
+    "data_seed": "seed",
+    "dataloader_num_workers": "num_workers",
+    "num_train_epochs": "max_steps",
+    "per_device_train_batch_size": "tokens_per_batch",
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,14 @@ class PretrainOptions:
             if getattr(self, name) < 0:
                 option = "--" + name.replace("_", "-")
                 raise UsageError(f"{option} must be 0 or more, got {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise UsageError(f"--seed must be below 2**32, got {self.seed}")
+        own = {f.name for cls in (PretrainOptions, Recipe) for f in dataclasses.fields(cls)}
+        for name in self.training_arguments:
+            option = _OPTION_OF.get(name, name)
+            if option in own:
+                option = "--" + option.replace("_", "-")
+                raise UsageError(f"--set {name}: give {option} instead, which the run goes by")
         if self.save_total_limit < 1:
             raise UsageError(f"--save-total-limit must be at least 1, got {self.save_total_limit}")
         if self.init_from is not None:

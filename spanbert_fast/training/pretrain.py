@@ -49,7 +49,7 @@ def pretrain(options: PretrainOptions, *, resume: bool = False, overwrite: bool 
         OSError: a checkpoint could not be written; earlier ones stay.
         FloatingPointError: the loss is no longer finite.
     """
-    check_paths(options)
+    check_paths(options, resume=resume)
     arguments = training_arguments(options)
     state = PartialState()  # the arguments have joined the other processes
     run = Path(options.output_dir)
@@ -77,13 +77,16 @@ def pretrain(options: PretrainOptions, *, resume: bool = False, overwrite: bool 
     )
     training_blocks, held_out_blocks = blocks.split(options.held_out, options.seed)
     model = initial_model(options, tokenizer)
+    # the places that the model's span boundary head has, which may come from a checkpoint
+    masking = {**recipe.masking_options(), "max_span_targets": model.config.max_span_targets}
+    counts = training_blocks.unigram_counts()
     held_out = HeldOut(
         held_out_blocks,
         DataCollatorForSpanMasking(
             tokenizer,
             seed=options.seed + 1,
-            random_token_pool=random_token_pool(training_blocks, tokenizer),
-            **recipe.masking_options(),
+            random_token_pool=random_token_pool(counts, tokenizer),
+            **masking,
         ),
         recipe.tokens_per_batch,
     )
@@ -99,9 +102,7 @@ def pretrain(options: PretrainOptions, *, resume: bool = False, overwrite: bool 
     if checkpoint is None:
         summary = {
             "held_out_before": _without_prefix(trainer.evaluate(metric_key_prefix="before")),
-            "unigram_cross_entropy": unigram_cross_entropy(
-                training_blocks.unigram_counts(), held_out
-            ),
+            "unigram_cross_entropy": unigram_cross_entropy(counts, held_out),
         }
         if state.is_main_process:
             run_directory.write_json(run / run_directory.SUMMARY, summary)
@@ -133,7 +134,7 @@ def make_trainer(
         seed=options.seed,
         random_token_pool=held_out.collator.random_token_pool,
         dropout_seeds=True,
-        **recipe.masking_options(),
+        **held_out.collator.options,
     )
     trainer = SpanPretrainingTrainer(
         model=model,
@@ -149,10 +150,10 @@ def make_trainer(
         trainer.remove_callback(callback)
     trainer.add_callback(MetricsFile(run))
     trainer.add_callback(Progress())
-    if trainer.is_world_process_zero():
-        from torch.utils.tensorboard import SummaryWriter
-
-        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(run / "tensorboard"))))
+    tensorboard = TensorBoardCallback()
+    # a directory, not a writer: that of the training ends with it, and an evaluation follows
+    tensorboard.logging_dir = str(run / "tensorboard")
+    trainer.add_callback(tensorboard)
     return trainer
 
 
@@ -198,9 +199,16 @@ def training_arguments(options: PretrainOptions) -> TrainingArguments:
         "log_level": "error",
     }
     try:
-        return TrainingArguments(**{**fields, **options.training_arguments})
+        arguments = TrainingArguments(**{**fields, **options.training_arguments})
     except (TypeError, ValueError) as error:
         raise UsageError(f"--set: {str(error).splitlines()[0]}") from error
+    if arguments.n_gpu > 1:  # DataParallel would cut a packed batch into pieces
+        logger.info(
+            "one of %d GPUs is used: torchrun --nproc-per-node %d -m spanbert_fast pretrain ... "
+            "uses all of them", arguments.n_gpu, arguments.n_gpu,
+        )  # fmt: skip
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _without_prefix(metrics: dict) -> dict:

@@ -141,8 +141,8 @@ def start(run: Path, options: dict, *, overwrite: bool) -> None:
     """Make a new run's directory and write its options.
 
     Raises:
-        UsageError: it holds a run already and `overwrite` is not set, it is a file, or something
-            else lies where a run writes.
+        UsageError: it holds a run already and `overwrite` is not set, or one that the new run
+            starts from; it is a file, or something else lies where a run writes.
     """
     if run.exists() and not run.is_dir():
         raise UsageError(f"--output-dir {run} is a file")
@@ -152,6 +152,7 @@ def start(run: Path, options: dict, *, overwrite: bool) -> None:
             "--overwrite"
         )
     if was_started(run):
+        _check_inputs(run, options)
         _remove_run(run)
     strangers = [name for name in _FOLDERS if (run / name).exists()]
     if strangers:
@@ -160,9 +161,26 @@ def start(run: Path, options: dict, *, overwrite: bool) -> None:
     write_json(run / OPTIONS, options)
 
 
+def _folders(run: Path) -> list[Path]:
+    return [*checkpoints(run), *(run / name for name in _FOLDERS)]
+
+
+def _check_inputs(run: Path, options: dict) -> None:
+    """Raise where the new run reads what goes with the old one."""
+    inputs = [("data", path) for path in options["data"]]
+    inputs += [("tokenizer", options["tokenizer"]), ("init-from", options["init_from"])]
+    folders = [folder.resolve() for folder in _folders(run)]
+    for option, path in inputs:
+        if path is not None and any(map(Path(path).resolve().is_relative_to, folders)):
+            raise UsageError(
+                f"--{option} {path} belongs to the run in --output-dir {run}, which would be "
+                "removed: write to another directory"
+            )
+
+
 def _remove_run(run: Path) -> None:
     """Remove what a run writes, and nothing else that lies in its directory."""
-    for folder in [*checkpoints(run), *(run / name for name in _FOLDERS)]:
+    for folder in _folders(run):
         shutil.rmtree(folder, ignore_errors=True)
     for name in (OPTIONS, METRICS, SUMMARY, CURVE):
         (run / name).unlink(missing_ok=True)

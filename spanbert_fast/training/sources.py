@@ -8,12 +8,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_fast.data.blocks import BlockDataset
 from spanbert_fast.data.corpus import load_documents
 from spanbert_fast.data.embedded import embedded_documents
 from spanbert_fast.data.prepare import is_prepared, open_shards, prepare
 from spanbert_fast.data.shards import Shard
-from spanbert_fast.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
+from spanbert_fast.data.tokenizer import (
+    load_tokenizer,
+    tokenizer_fingerprint,
+    train_wordpiece,
+    vocabulary_size,
+)
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.models import SpanBertForPreTraining
 from spanbert_fast.training.options import PretrainOptions
@@ -23,14 +27,19 @@ logger = logging.getLogger("spanbert_fast")
 POOL_SIZE = 1 << 16  # entries of the pool that random replacements come from
 
 
-def check_paths(options: PretrainOptions) -> None:
-    """Raise UsageError where something that the options name is not there."""
-    for path in options.data:
+def check_paths(options: PretrainOptions, *, resume: bool = False) -> None:
+    """Raise UsageError where something that the options name is not there.
+
+    A run that is resumed has tokenised its text: its data may have gone.
+    """
+    for path in () if resume else options.data:
         if not Path(path).exists():
             raise UsageError(f"--data {path} does not exist")
     for option, path in (("tokenizer", options.tokenizer), ("init-from", options.init_from)):
         if path is not None and not Path(path).is_dir():
             raise UsageError(f"--{option} {path} is not a directory")
+    if options.init_from is not None and not (Path(options.init_from) / "config.json").is_file():
+        raise UsageError(f"--init-from {options.init_from} holds no checkpoint (no config.json)")
 
 
 def documents_of(paths: tuple[str, ...]):
@@ -89,7 +98,7 @@ def initial_model(
     recipe = options.recipe
     torch.manual_seed(options.seed)
     if options.init_from is None:
-        config = recipe.model_config(len(tokenizer), tokenizer.pad_token_id)
+        config = recipe.model_config(vocabulary_size(tokenizer), tokenizer.pad_token_id)
         return SpanBertForPreTraining(config)
     fields = recipe.objective_fields()
     given = set(options.overrides)
@@ -104,10 +113,10 @@ def initial_model(
         logger.info("--init-from has no %s: initialised", name)
     for name in sorted(report["unexpected_keys"]):
         logger.info("--init-from: %s is not part of the model: left out", name)
-    if len(tokenizer) > model.config.vocab_size:
+    if vocabulary_size(tokenizer) > model.config.vocab_size:
         raise UsageError(
             f"--init-from {options.init_from} has a vocabulary of {model.config.vocab_size}, the "
-            f"tokenizer one of {len(tokenizer)}"
+            f"tokenizer one of {vocabulary_size(tokenizer)}"
         )
     if recipe.max_seq_length > model.config.max_position_embeddings:
         raise UsageError(
@@ -117,13 +126,16 @@ def initial_model(
     return model
 
 
-def random_token_pool(dataset: BlockDataset, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+def random_token_pool(counts: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     """int64 (about POOL_SIZE,): word pieces as often as the text has them, for random replacement.
+
+    Args:
+        counts: (vocab,), how often each word piece comes in the text.
 
     Raises:
         DataError: the text has no word piece that is not special.
     """
-    counts = dataset.unigram_counts().astype(np.float64)
+    counts = counts.astype(np.float64)
     counts[tokenizer.all_special_ids] = 0
     if not counts.any():
         raise DataError("the text has no word piece that the tokenizer knows")

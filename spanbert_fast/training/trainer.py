@@ -30,6 +30,7 @@ class SpanPretrainingTrainer(Trainer):
 
     def __init__(self, *args, tokens_per_batch: int, held_out: HeldOut | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # `compute_loss` gives shares of the global batch
         self.tokens_per_batch = tokens_per_batch
         self.held_out = held_out
         self._writing_to: str | None = None
@@ -64,17 +65,18 @@ class SpanPretrainingTrainer(Trainer):
     # Loss
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Also counts the targets of the whole global batch: what its losses are divided by."""
+        """Also counts the targets and tokens of the whole global batch, which divide its losses."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        names = ("mlm_targets", "sbo_targets")
+        names = ("mlm_targets", "sbo_targets", "input_ids")
         counts = torch.tensor([sum(len(batch[name]) for batch in batches) for name in names])
         counts = counts.to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
         # a global batch with no target at all has a sum of 0 to divide
-        mlm, sbo = counts.clamp(min=1).unbind()
+        mlm, sbo, tokens = counts.clamp(min=1).unbind()
         for batch in batches:
             batch["mlm_denominator"], batch["sbo_denominator"] = mlm, sbo
+            batch["pair_denominator"] = tokens
         # not None: tells the Trainer that accumulation is already in the loss
         return batches, mlm
 
