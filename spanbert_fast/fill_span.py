@@ -223,7 +223,8 @@ class FillSpan:
         """(masks of all sequences, vocab_size), -inf for what a filling never holds."""
         device, model = self.model.device, self.model
         starts = list(accumulate(map(len, batch), initial=0))
-        masked = [s + p for s, ids in zip(starts[:-1], batch, strict=True) for p in self._masked(ids)]
+        rows = zip(starts[:-1], batch, strict=True)
+        masked = [start + place for start, ids in rows for place in self._masked(ids)]
         asked = [] if head == "mlm" else batch
         boundaries, lengths, answers = self._questions(asked, starts, head)
         hidden = model.bert.encode(

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, BertForMaskedLM, TrainingArguments
 
 import spanbert_fast as sb
 from spanbert_fast.cli import main
+from spanbert_fast.data.tokenizer import train_wordpiece
 from spanbert_fast.training.checkpoints import checkpoints
 from spanbert_fast.training.options import PretrainOptions
 from spanbert_fast.training.pretrain import training_arguments
@@ -208,10 +209,21 @@ def test_warm_start_from_a_stock_bert_names_what_is_missing(
     assert code == 0, err
     assert "--init-from has no cls.span_boundary.bias: initialised" in err
     assert "--init-from has no cls.predictions" not in err
+    assert "--warmup-steps 80 leaves no step of the 2 at the full learning rate" in err
+    assert "another tokenizer" not in err
     trained = json.loads((finished[0] / "summary.json").read_text())["held_out_after"]["mlm_loss"]
     warm = json.loads((run / "summary.json").read_text())["held_out_before"]
     assert warm["mlm_loss"] == pytest.approx(trained, rel=0.05)
     assert warm["sbo_loss"] > 4, "the span boundary head has not been trained"
+
+    other = tmp_path / "other"
+    train_wordpiece([corpus_file.read_text()], 150).save_pretrained(other)
+    code = main(
+        ["pretrain", "--data", str(corpus_file), "--output-dir", str(tmp_path / "again"), *options]
+        + ["--init-from", str(source), "--tokenizer", str(other)]
+    )
+    assert code == 0
+    assert "comes with another tokenizer than this run's" in capsys.readouterr().err
 
 
 def test_prepared_shards_and_mixed_precision(tmp_path, corpus_file, small_run, capsys):

@@ -12,7 +12,7 @@ DEFAULT_MODEL = "runs/first/model"  # what `make pretrain` leaves
 EXAMPLES = """examples:
   spanbert-fast fill "The [MASK] [MASK] fox" --top-k 5
   spanbert-fast fill "The [MASK] [MASK] fox" --model runs/papers/model --head sbo
-  cat sentences.txt | spanbert-fast fill --model spanbert-base-cased --head mlm --json
+  cat sentences.txt | spanbert-fast fill --model path/to/spanbert --head mlm --json
 """
 
 

@@ -10,9 +10,9 @@ from spanbert_fast.errors import UsageError
 logger = logging.getLogger("spanbert_fast")
 
 EXAMPLES = """examples:
-  spanbert-fast prepare --data wiki/*.txt.zst --tokenizer bert-base-cased --output-dir shards/wiki
+  spanbert-fast prepare --data wiki/*.txt.zst --tokenizer path/to/bert --output-dir shards/wiki
   spanbert-fast prepare --data papers.jsonl --vocab-size 30000 --output-dir shards/papers
-  spanbert-fast pretrain --data shards/wiki shards/papers --tokenizer bert-base-cased ...
+  spanbert-fast pretrain --data shards/wiki shards/papers --tokenizer path/to/bert ...
 """
 
 

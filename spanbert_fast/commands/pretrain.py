@@ -16,7 +16,7 @@ EXAMPLES = """examples:
   spanbert-fast pretrain --output-dir runs/first
       a tiny model on the text that comes with Python: a few minutes on two cores
   spanbert-fast pretrain --data books/*.txt.xz --recipe small --output-dir runs/books
-  spanbert-fast pretrain --data papers.jsonl --init-from bert-base-cased --recipe spanbert-base \\
+  spanbert-fast pretrain --data papers.jsonl --init-from path/to/bert --recipe spanbert-base \\
       --max-steps 20000 --learning-rate 5e-5 --precision bf16 --output-dir runs/papers
       turn a BERT into a SpanBERT of your field
   spanbert-fast pretrain --output-dir runs/papers --resume
@@ -159,12 +159,12 @@ def report(summary: dict, output_dir: str) -> str:
     rows = [
         ("held out", "before", "after"),
         *(
-            (label, f"{before[name]:.3f}", f"{after[name]:.3f}")
-            for label, name in (
-                ("masked-LM loss (nats)", "mlm_loss"),
-                ("masked-LM accuracy", "mlm_accuracy"),
-                ("span boundary loss (nats)", "sbo_loss"),
-                ("span boundary accuracy", "sbo_accuracy"),
+            (label, *(f"{s[name]:.3f}" if s[count] else "no target" for s in (before, after)))
+            for label, name, count in (
+                ("masked-LM loss (nats)", "mlm_loss", "mlm_count"),
+                ("masked-LM accuracy", "mlm_accuracy", "mlm_count"),
+                ("span boundary loss (nats)", "sbo_loss", "sbo_count"),
+                ("span boundary accuracy", "sbo_accuracy", "sbo_count"),
             )
         ),
     ]

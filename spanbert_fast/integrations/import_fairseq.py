@@ -279,9 +279,10 @@ def _read_tokenizer(path: Path, config: SpanBertConfig) -> PreTrainedTokenizerBa
         )
     else:
         raise UsageError(f"tokenizer must be a file or a directory, got {path}")
-    if len(tokenizer) > config.vocab_size:
+    size = max(tokenizer.get_vocab().values()) + 1
+    if size > config.vocab_size:
         raise DataError(
             f"tokenizer must not have more tokens than the embeddings have rows = "
-            f"{config.vocab_size}, got {len(tokenizer)} in {path}"
+            f"{config.vocab_size}, got {size} in {path}"
         )
     return tokenizer

@@ -75,6 +75,12 @@ def pretrain(options: PretrainOptions, *, resume: bool = False, overwrite: bool 
         short_seq_prob=recipe.short_seq_prob,
         seed=options.seed,
     )
+    if recipe.warmup_steps >= recipe.max_steps:
+        logger.warning(
+            "--warmup-steps %d leaves no step of the %d at the full learning rate",
+            recipe.warmup_steps,
+            recipe.max_steps,
+        )
     training_blocks, held_out_blocks = blocks.split(options.held_out, options.seed)
     model = initial_model(options, tokenizer)
     # the places that the model's span boundary head has, which may come from a checkpoint

@@ -113,6 +113,7 @@ def initial_model(
         logger.info("--init-from has no %s: initialised", name)
     for name in sorted(report["unexpected_keys"]):
         logger.info("--init-from: %s is not part of the model: left out", name)
+    _warn_of_another_vocabulary(options.init_from, tokenizer)
     if vocabulary_size(tokenizer) > model.config.vocab_size:
         raise UsageError(
             f"--init-from {options.init_from} has a vocabulary of {model.config.vocab_size}, the "
@@ -124,6 +125,19 @@ def initial_model(
             f"of {model.config.max_position_embeddings}"
         )
     return model
+
+
+def _warn_of_another_vocabulary(checkpoint: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    try:
+        own = tokenizer_fingerprint(load_tokenizer(checkpoint))
+    except UsageError:  # the checkpoint came without a tokenizer: nothing to compare
+        return
+    if own != tokenizer_fingerprint(tokenizer):
+        logger.warning(
+            "--init-from %s comes with another tokenizer than this run's: its embeddings may mean "
+            "other word pieces",
+            checkpoint,
+        )
 
 
 def random_token_pool(counts: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
