@@ -31,8 +31,9 @@ $(VENV)/installed-test: $(VENV)/installed
 pretrain: $(VENV)/installed  ## pre-train a small SpanBERT on the embedded corpus, into runs/first
 	$(VENV)/bin/spanbert-fast pretrain --output-dir runs/first --overwrite
 
+# One thread: the tests are many and small, and OpenMP's threads wait by spinning on a shared machine.
 test: $(VENV)/installed-test  ## the whole test suite
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
 bench: $(VENV)/installed-test  ## the benchmarks that this machine can run
 	$(VENV)/bin/python -m pytest benchmarks --benchmark-enable --benchmark-only
