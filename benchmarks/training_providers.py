@@ -1,0 +1,180 @@
+"""What bench_training.py compares: models that take one and the same training step.
+
+Every provider has the same masked text, sizes and optimiser. Hugging Face's models get it padded
+and compute the masked-LM loss; ours get it packed and compute the span boundary loss as well, which
+is more work. Names of parameters are the same in all of them (contract C1).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from torch import nn
+from torch.nn import functional as F
+from transformers import BertConfig, BertForMaskedLM
+
+from spanbert_fast.models import SpanBertConfig, SpanBertForPreTraining
+from spanbert_fast.ops.sample_spans import sample_spans
+
+CLS, SEP, MASK, FIRST_WORD = 1, 2, 3, 5
+MLM, BOTH = "mlm", "mlm + sbo"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One training step to measure; `lengths` are the tokens of its sequences."""
+
+    layers: int
+    seqlen: int
+    lengths: tuple[int, ...]
+    dtype: str = "bf16"
+    dropout: float = 0.1
+    hidden_size: int = 768
+    vocab_size: int = 28_996
+
+
+@dataclasses.dataclass
+class Batch:
+    """The same masked text twice: arguments of Hugging Face's models, padded, and of ours."""
+
+    padded: dict[str, torch.Tensor]
+    packed: dict[str, torch.Tensor | int]
+
+    @classmethod
+    def of(cls, case: Case, seed: int = 1) -> "Batch":
+        """Random words, a piece or two each, with 15 % masked in spans."""
+        generator = torch.Generator().manual_seed(seed)
+        lengths = torch.tensor(case.lengths)
+        total, longest = int(lengths.sum()), int(lengths.max())
+        cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int()
+        ids = torch.randint(FIRST_WORD, case.vocab_size, (total,), generator=generator)
+        ids[cu_seqlens[:-1].long()], ids[cu_seqlens[1:].long() - 1] = CLS, SEP
+        sample = sample_spans(
+            ids,
+            cu_seqlens,
+            torch.rand(total, generator=generator) >= 0.1,
+            seed=seed,
+            sequence_ids=torch.arange(len(lengths)),
+            mask_token_id=MASK,
+            random_token_pool=torch.arange(FIRST_WORD, case.vocab_size),
+            special_mask=(ids == CLS) | (ids == SEP),
+        )
+        names = "input_ids mlm_positions mlm_targets span_boundaries cu_span_lengths sbo_targets"
+        packed = {name: getattr(sample, name) for name in names.split()}
+        kept = torch.arange(longest) < lengths[:, None]
+        packed_labels = torch.full_like(ids, -100)
+        packed_labels[sample.mlm_positions] = sample.mlm_targets
+        padded = {"input_ids": torch.zeros(kept.shape, dtype=torch.int64)}
+        padded["labels"] = torch.full_like(padded["input_ids"], -100)
+        padded["input_ids"][kept], padded["labels"][kept] = sample.input_ids, packed_labels
+        if not kept.all():  # without padding Hugging Face is faster with no mask
+            padded["attention_mask"] = kept.long()
+        return cls(padded, {**packed, "cu_seqlens": cu_seqlens, "max_seqlen": longest})
+
+    def tokens(self) -> int:
+        """Real tokens, padding not counted."""
+        return self.packed["input_ids"].shape[0]
+
+
+@dataclasses.dataclass
+class Provider:
+    """A model in training, and how it turns a batch into its loss.
+
+    Attributes:
+        model: whose parameters are trained.
+        losses: objective -> function of a batch; the last one is what a training step minimises.
+        backend: of our ops.
+    """
+
+    model: nn.Module
+    losses: dict[str, Callable[[Batch], torch.Tensor]]
+    backend: str = "kernels"
+
+
+def _sizes(case: Case) -> dict:
+    return {
+        "vocab_size": case.vocab_size,
+        "hidden_size": case.hidden_size,
+        "num_hidden_layers": case.layers,
+        "num_attention_heads": case.hidden_size // 64,
+        "intermediate_size": 4 * case.hidden_size,
+        "max_position_embeddings": max(512, case.seqlen),
+        "hidden_dropout_prob": case.dropout,
+        "attention_probs_dropout_prob": case.dropout,
+    }
+
+
+def _ours(case: Case, backend: str = "kernels") -> Provider:
+    model = SpanBertForPreTraining(SpanBertConfig(**_sizes(case)))
+
+    def masked_lm(batch: Batch) -> torch.Tensor:
+        names = ("input_ids", "cu_seqlens", "max_seqlen", "mlm_positions", "mlm_targets")
+        return model(**{name: batch.packed[name] for name in names}).loss
+
+    losses = {MLM: masked_lm, BOTH: lambda batch: model(**batch.packed).loss}
+    return Provider(model, losses, backend)
+
+
+def stock_encoder(case: Case, attention: str) -> Provider:
+    """Hugging Face's encoder and head transform under our losses, with the reference ops: for
+    checks, not for timing."""
+    model = SpanBertForPreTraining(SpanBertConfig(**_sizes(case)))
+    stock = BertForMaskedLM(BertConfig(**_sizes(case), attn_implementation=attention))
+    model.bert, model.cls.predictions.transform = stock.bert, stock.cls.predictions.transform
+    table = stock.bert.embeddings.word_embeddings.weight
+    model.cls.predictions.decoder.weight = table
+
+    def loss(batch: Batch) -> torch.Tensor:
+        inputs = {name: tensor for name, tensor in batch.padded.items() if name != "labels"}
+        hidden = model.bert(**inputs).last_hidden_state
+        kept = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+        others = ("input_ids", "cu_seqlens", "max_seqlen")
+        targets = {name: value for name, value in batch.packed.items() if name not in others}
+        return model.cls(hidden[kept], table, **targets).loss
+
+    return Provider(model, {BOTH: loss}, "reference")
+
+
+def _hugging_face(case: Case, attention: str, compiled: bool = False) -> Provider:
+    model = BertForMaskedLM(BertConfig(**_sizes(case), attn_implementation=attention))
+    run = torch.compile(model) if compiled else model
+    return Provider(model, {MLM: lambda batch: run(**batch.padded).loss})
+
+
+def _masked_rows(case: Case) -> Provider:
+    """Hugging Face's encoder, with its head on the labelled rows alone."""
+    model = BertForMaskedLM(BertConfig(**_sizes(case), attn_implementation="sdpa"))
+
+    def loss(batch: Batch) -> torch.Tensor:
+        inputs = dict(batch.padded)
+        labels = inputs.pop("labels")
+        rows = model.bert(**inputs).last_hidden_state[labels != -100]
+        return F.cross_entropy(model.cls(rows), labels[labels != -100])
+
+    return Provider(model, {MLM: loss})
+
+
+OURS = "ours"
+PROVIDERS: dict[str, Callable[[Case], Provider]] = {
+    OURS: _ours,
+    "hf-eager": functools.partial(_hugging_face, attention="eager"),
+    "hf-sdpa": functools.partial(_hugging_face, attention="sdpa"),
+    "hf-eager-compiled": functools.partial(_hugging_face, attention="eager", compiled=True),
+    "hf-sdpa-compiled": functools.partial(_hugging_face, attention="sdpa", compiled=True),
+    "hf-sdpa-masked-rows": _masked_rows,
+    "reference": functools.partial(_ours, backend="reference"),
+}
+
+
+def lengths_of(documents: Sequence[str], batch: int, seqlen: int) -> tuple[int, ...]:
+    """`batch` lengths spread evenly over those of `documents`, each cut at `seqlen`.
+
+    They are counted in words and punctuation marks, [CLS] and [SEP] included.
+    """
+    split = BertPreTokenizer().pre_tokenize_str
+    counts = torch.tensor([len(split(document)) + 2 for document in documents])
+    places = (torch.arange(batch) + 0.5) / batch
+    lengths = counts.double().quantile(places.double()).long().clamp(3, seqlen)
+    return tuple(lengths.tolist())
