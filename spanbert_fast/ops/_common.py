@@ -102,9 +102,3 @@ def check_same_device(name: str, tensor: torch.Tensor, like: torch.Tensor, like_
         raise ValueError(
             f"{name} must be on {like.device} as {like_name} is, got {tensor.device}"
         )
-
-
-def check_probability(name: str, value: float) -> None:
-    """Raise unless 0 <= value < 1."""
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name} must be in [0, 1), got {value}")

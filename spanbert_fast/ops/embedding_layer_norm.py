@@ -108,15 +108,6 @@ def embedding_layer_norm(
     return y
 
 
-def _check_ids(name: str, ids: torch.Tensor, rows: int) -> None:
-    """Raise on an id outside [0, rows); on a GPU the gather's own assertion has to do."""
-    if ids.device.type != "cpu" or ids.numel() == 0:
-        return
-    low, high = (value.item() for value in ids.aminmax())
-    if low < 0 or high >= rows:
-        raise ValueError(f"{name} must be in [0, {rows}), got {low if low < 0 else high}")
-
-
 def _sum(input_ids, inputs_embeds, position_ids, token_type_ids, word, position, token_type):
     opmath = _common.opmath_dtype(word.dtype)
     rows = F.embedding(input_ids, word) if inputs_embeds is None else inputs_embeds
@@ -149,9 +140,9 @@ def _composite_fwd(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(y, mean, rstd); the statistics (tokens, 1) are kept for the backward."""
     if input_ids is not None:
-        _check_ids("input_ids", input_ids, word.shape[0])
-    _check_ids("position_ids", position_ids, position.shape[0])
-    _check_ids("token_type_ids", token_type_ids, token_type.shape[0])
+        _common.check_ids("input_ids", input_ids, word.shape[0])
+    _common.check_ids("position_ids", position_ids, position.shape[0])
+    _common.check_ids("token_type_ids", token_type_ids, token_type.shape[0])
     z = _sum(input_ids, inputs_embeds, position_ids, token_type_ids, word, position, token_type)
     y, mean, rstd = torch.native_layer_norm(
         z, (z.shape[1],), weight.to(z.dtype), bias.to(z.dtype), eps
