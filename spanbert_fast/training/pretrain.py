@@ -183,7 +183,7 @@ def training_arguments(options: PretrainOptions) -> TrainingArguments:
         "adam_epsilon": recipe.adam_epsilon,
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.max_grad_norm,
-        "optim": "adamw_torch_fused" if on_gpu else "adamw_torch",
+        "optim": "adamw_torch_fused",
         "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
         "bf16": options.precision == "bf16",
         "fp16": options.precision == "fp16",
