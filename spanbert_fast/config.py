@@ -16,6 +16,8 @@ class SpanBertConfig(BertConfig):
             released code has 1.
         pair_loss_weight: weight of the auxiliary pair-likelihood loss; 0 leaves it out.
         pair_loss_form: "likelihood" (bounded) or "printed"; see `nn.span_pair_losses`.
+        residual_in_fp32: keep the hidden states between the layers in fp32 under autocast, as
+            transformers does; the default keeps them in autocast's dtype, which is faster.
     """
 
     model_type = "spanbert"
@@ -26,6 +28,7 @@ class SpanBertConfig(BertConfig):
     sbo_denominator_offset: int = 0
     pair_loss_weight: float = 0.0
     pair_loss_form: str = "likelihood"
+    residual_in_fp32: bool = False
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

@@ -62,6 +62,41 @@ def test_no_worse_than_pytorch(shape, dtype, dropout_p, poisoned_empty):
         assert_no_worse_than(a, b, c, floor=8 * torch.finfo(dtype).eps, name=name)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(0, 8), (1, 64), (17, 100), (300, 21)])
+def test_residual_in_fp32(shape, dtype, poisoned_empty):
+    tensors = make(*shape, dtype)
+    tensors[1] = torch.randn(shape)
+    dy = torch.randn(shape)
+    options = {"dropout_p": 0.1, "dropout_seed": SEED, "dropout_site": 5}
+    keep = hidden_keep_mask(SEED, 5, torch.arange(shape[0]), shape[1], 26)
+
+    def ours(x, residual, weight, bias, x_bias):
+        return dropout_add_layer_norm(
+            x, residual, weight, bias, x_bias=x_bias, residual_in_fp32=True, **options
+        )
+
+    def peer(x, residual, weight, bias, x_bias):
+        z = torch.where(keep, (x + x_bias) * (256 / 230), 0)
+        wide = residual.dtype
+        return F.layer_norm(z + residual, shape[1:], weight.to(wide), bias.to(wide), 1e-12)
+
+    def run_as(function, of_x, of_residual):
+        leaves = [t.to(of_x).requires_grad_() for t in tensors]
+        leaves[1] = tensors[1].to(of_residual).requires_grad_()
+        y = function(*leaves)
+        return y, *torch.autograd.grad(y, leaves, dy.to(y.dtype))
+
+    got, like = (run_as(f, dtype, torch.float32) for f in (ours, peer))
+    with _common.use_backend("reference"):
+        truth = run_as(ours, torch.float64, torch.float64)
+    names = ("y", "dx", "dresidual", "dweight", "dbias", "dx_bias")
+    for name, a, b, c in zip(names, got, like, truth, strict=True):
+        assert a.dtype == b.dtype, name
+        # as above; where the result is fp32 the peer's x + x_bias has been rounded to dtype
+        assert_no_worse_than(a, b, c, floor=8 * torch.finfo(a.dtype).eps, name=name)
+
+
 @pytest.mark.parametrize("hidden_size", [768, 300, 257, 64])
 @pytest.mark.parametrize("threshold", [1, 26, 128, 255])
 def test_the_mask_is_the_reference_s(threshold, hidden_size):

@@ -13,6 +13,7 @@ namespace {
 // The op's inputs as the kernels take them: contiguous, parameters in float.
 struct Inputs {
   at::Tensor x, residual, x_bias, weight, rows;
+  bool wide;  // the residual stream is in float
   DropoutAddLayerNorm op;
 
   Inputs(
@@ -20,7 +21,13 @@ struct Inputs {
       const std::optional<at::Tensor>& x_bias_, const std::optional<at::Tensor>& seed,
       const std::optional<at::Tensor>& rows_, int64_t threshold, int64_t site) {
     TORCH_CHECK_VALUE(x_.dim() == 2, "x must have shape (tokens, hidden_size), got ", x_.sizes());
-    check_like("residual", residual_, x_);
+    wide = residual_.scalar_type() == at::kFloat;
+    TORCH_CHECK_VALUE(
+        residual_.sizes() == x_.sizes(), "residual must have shape ", x_.sizes(), ", got ",
+        residual_.sizes());
+    TORCH_CHECK_TYPE(
+        wide || residual_.scalar_type() == x_.scalar_type(), "residual must be float32 or ",
+        x_.scalar_type(), " as x is, got ", residual_.scalar_type());
     const int64_t hidden_size = x_.size(1);
     x = x_.contiguous();
     residual = residual_.contiguous();
@@ -52,14 +59,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> dropout_add_layer_norm_fwd(
   Inputs in(x, residual, weight, x_bias, seed, rows, threshold, site);
   const int64_t tokens = x.size(0), hidden_size = x.size(1);
   const at::Tensor bias = float_vector("bias", bias_, hidden_size);
-  const at::Tensor y = at::empty(x.sizes(), x.options());
+  const at::Tensor y = at::empty(x.sizes(), residual.options());
   const at::Tensor mean = at::empty({tokens, 1}, bias.options());
   const at::Tensor rstd = at::empty({tokens, 1}, bias.options());
   in.op.bias = bias.const_data_ptr<float>();
   in.op.eps = static_cast<float>(eps);
   in.op.mean = mean.mutable_data_ptr<float>();
   in.op.rstd = rstd.mutable_data_ptr<float>();
-  const auto forward = SPANBERT_FAST_KERNELS(dropout_add_layer_norm_kernels).forward[format];
+  const auto forward = SPANBERT_FAST_KERNELS(dropout_add_layer_norm_kernels).forward[format][in.wide];
   at::parallel_for(0, tokens, rows_per_thread(hidden_size), [&](int64_t first, int64_t last) {
     std::vector<float> scratch(norm_scratch_size(hidden_size));
     forward(in.op, y.mutable_data_ptr(), first, last, scratch.data());
@@ -73,17 +80,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> dropout_a
     const std::optional<at::Tensor>& seed, const std::optional<at::Tensor>& rows,
     const at::Tensor& mean, const at::Tensor& rstd, int64_t threshold, int64_t site) {
   const int format = format_of("x", x);
-  check_like("dy", dy_, x);
+  check_like("dy", dy_, residual);
   Inputs in(x, residual, weight, x_bias, seed, rows, threshold, site);
   const int64_t hidden_size = x.size(1);
   const at::Tensor dy = dy_.contiguous();
   in.op.mean = mean.mutable_data_ptr<float>();
   in.op.rstd = rstd.mutable_data_ptr<float>();
   const at::Tensor dx = at::empty(x.sizes(), x.options());
-  const at::Tensor dresidual = at::empty(x.sizes(), x.options());
+  const at::Tensor dresidual = at::empty(x.sizes(), residual.options());
   const RowTasks tasks(x.size(0));
   const at::Tensor partials = at::zeros({tasks.count, 3, hidden_size}, in.weight.options());
-  const auto backward = SPANBERT_FAST_KERNELS(dropout_add_layer_norm_kernels).backward[format];
+  const auto backward = SPANBERT_FAST_KERNELS(dropout_add_layer_norm_kernels).backward[format][in.wide];
   tasks.run(hidden_size, [&](int64_t task) {
     std::vector<float> scratch(norm_scratch_size(hidden_size));
     float* sums = partials.mutable_data_ptr<float>() + task * 3 * hidden_size;

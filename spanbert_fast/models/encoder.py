@@ -30,6 +30,7 @@ class SpanBertEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.dropout = config.hidden_dropout_prob
         self.dropout_site = 2 * config.num_hidden_layers
+        self.residual_in_fp32 = config.residual_in_fp32
 
     def forward(self, input_ids, position_ids, token_type_ids, inputs_embeds, dropout_seed):
         padding_idx = self.word_embeddings.padding_idx
@@ -48,6 +49,8 @@ class SpanBertEmbeddings(nn.Module):
             dropout_seed=dropout_seed,
             dropout_site=self.dropout_site,
             eps=self.LayerNorm.eps,
+            residual_in_fp32=self.residual_in_fp32
+            and torch.is_autocast_enabled(position_ids.device.type),
         )
 
 
@@ -65,6 +68,7 @@ class SpanBertEncoder(nn.Module):
                 hidden_dropout=config.hidden_dropout_prob,
                 layer_norm_eps=config.layer_norm_eps,
                 layer_index=index,
+                residual_in_fp32=config.residual_in_fp32,
             )
             for index in range(config.num_hidden_layers)
         )

@@ -5,6 +5,7 @@ from torch import nn
 
 from spanbert_fast.nn.linear import draw_dropout_seed, reset_linear
 from spanbert_fast.nn.packing import Packing
+from spanbert_fast.ops import _common
 from spanbert_fast.ops.varlen_attention import varlen_attention
 
 
@@ -59,6 +60,7 @@ class PackedSelfAttention(nn.Module):
     ) -> torch.Tensor:
         packing = Packing.of(hidden_states, attention_mask, cu_seqlens, max_seqlen)
         rows = packing.pack(hidden_states)
+        rows = rows.to(_common.compute_dtype(rows))  # once, and not by autocast for each product
         dropout_p = self.attention_dropout if self.training else 0.0
         if dropout_p and dropout_seed is None:
             dropout_seed = draw_dropout_seed(rows.device)

@@ -26,11 +26,19 @@ class DropoutAddLayerNorm(nn.LayerNorm):
         hidden_size: features.
         dropout: probability of dropping an element of x while training.
         eps: added to the variance.
+        residual_in_fp32: under autocast, read the residual and give the output in fp32.
     """
 
-    def __init__(self, hidden_size: int, dropout: float = 0.1, eps: float = 1e-12):
+    def __init__(
+        self,
+        hidden_size: int,
+        dropout: float = 0.1,
+        eps: float = 1e-12,
+        residual_in_fp32: bool = False,
+    ):
         super().__init__(hidden_size, eps=eps)
         self.dropout = dropout
+        self.residual_in_fp32 = residual_in_fp32
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape[0]}, dropout={self.dropout}, eps={self.eps}"
@@ -59,6 +67,7 @@ class DropoutAddLayerNorm(nn.LayerNorm):
             dropout_site=dropout_site,
             dropout_rows=dropout_rows,
             eps=self.eps,
+            residual_in_fp32=self.residual_in_fp32 and torch.is_autocast_enabled(x.device.type),
         )
         return y.view(x.shape)
 
@@ -66,10 +75,10 @@ class DropoutAddLayerNorm(nn.LayerNorm):
 class ProjectionOutput(nn.Module):
     """A linear layer back to hidden_size, then DropoutAddLayerNorm with the residual."""
 
-    def __init__(self, in_features: int, hidden_size: int, dropout: float, eps: float):
+    def __init__(self, in_features: int, hidden_size: int, *norm):
         super().__init__()
         self.dense = nn.Linear(in_features, hidden_size)
-        self.LayerNorm = DropoutAddLayerNorm(hidden_size, dropout, eps)
+        self.LayerNorm = DropoutAddLayerNorm(hidden_size, *norm)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor, **dropout) -> torch.Tensor:
         y, bias = linear_without_bias(self.dense, x)
@@ -79,10 +88,10 @@ class ProjectionOutput(nn.Module):
 class SelfAttentionBlock(nn.Module):
     """Self-attention and its output projection, under the names `self` and `output`."""
 
-    def __init__(self, hidden_size, num_heads, attention_dropout, hidden_dropout, eps):
+    def __init__(self, hidden_size, num_heads, attention_dropout, *norm):
         super().__init__()
         self.self = PackedSelfAttention(hidden_size, num_heads, attention_dropout)
-        self.output = ProjectionOutput(hidden_size, hidden_size, hidden_dropout, eps)
+        self.output = ProjectionOutput(hidden_size, hidden_size, *norm)
 
 
 class Intermediate(nn.Module):
@@ -112,6 +121,8 @@ class TransformerLayer(nn.Module):
         attention_dropout, hidden_dropout: probabilities while training.
         layer_norm_eps: added to the variance.
         layer_index: the layer's number, which gives its dropout masks their sites (C4).
+        residual_in_fp32: under autocast, keep the residual stream, the layer's output too, in fp32;
+            the default keeps it in autocast's dtype.
     """
 
     def __init__(
@@ -123,16 +134,16 @@ class TransformerLayer(nn.Module):
         hidden_dropout: float = 0.1,
         layer_norm_eps: float = 1e-12,
         layer_index: int = 0,
+        residual_in_fp32: bool = False,
     ):
         super().__init__()
         self.layer_index = layer_index
+        norm = (hidden_dropout, layer_norm_eps, residual_in_fp32)
         self.attention = SelfAttentionBlock(
-            hidden_size, num_attention_heads, attention_dropout, hidden_dropout, layer_norm_eps
+            hidden_size, num_attention_heads, attention_dropout, *norm
         )
         self.intermediate = Intermediate(hidden_size, intermediate_size)
-        self.output = ProjectionOutput(
-            intermediate_size, hidden_size, hidden_dropout, layer_norm_eps
-        )
+        self.output = ProjectionOutput(intermediate_size, hidden_size, *norm)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -21,6 +21,7 @@ def dropout_add_layer_norm(
     dropout_site: int = 0,
     dropout_rows: torch.Tensor | None = None,
     eps: float = 1e-12,
+    residual_in_fp32: bool = False,
 ) -> torch.Tensor:
     """y = LayerNorm(dropout(x + x_bias) + residual).
 
@@ -34,9 +35,11 @@ def dropout_add_layer_norm(
         dropout_rows: int64 (tokens,), the rows' numbers in the full matrix where x holds only some
             of them, so that a row's mask does not depend on which others are computed.
         eps: added to the variance.
+        residual_in_fp32: read the residual and write y, the next one's residual, in fp32.
 
     Returns:
-        (tokens, hidden_size) in x's dtype (autocast's under autocast); statistics in fp32.
+        (tokens, hidden_size) in x's dtype (autocast's under autocast), or in fp32 with
+        residual_in_fp32; statistics in fp32.
     """
     for name, tensor in (("x", x), ("residual", residual), ("weight", weight), ("bias", bias)):
         _common.check_floating(name, tensor)
@@ -63,13 +66,14 @@ def dropout_add_layer_norm(
             dropout_site=dropout_site,
             dropout_rows=dropout_rows,
             eps=eps,
+            residual_in_fp32=residual_in_fp32,
         )
     if threshold == 0:
         dropout_seed = dropout_rows = None
     dtype = _common.compute_dtype(x)
     y, _, _ = _dropout_add_layer_norm_fwd(
         x.to(dtype),
-        residual.to(dtype),
+        residual.to(_common.opmath_dtype(dtype) if residual_in_fp32 else dtype),
         weight,
         bias,
         x_bias,
@@ -114,12 +118,12 @@ def _composite_fwd(
     site: int,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(y, mean, rstd); the statistics (tokens, 1) are kept for the backward."""
+    """(y in residual's dtype, mean, rstd); the statistics (tokens, 1) are for the backward."""
     z = _normalised_sum(x, residual, x_bias, _scaled_mask(x, seed, rows, threshold, site))
     y, mean, rstd = torch.native_layer_norm(
         z, (x.shape[1],), weight.to(z.dtype), bias.to(z.dtype), eps
     )
-    return y.to(x.dtype), mean, rstd
+    return y.to(residual.dtype), mean, rstd
 
 
 _dropout_add_layer_norm_fwd = torch.library.custom_op(
@@ -131,7 +135,7 @@ register_cpu_kernel("dropout_add_layer_norm_fwd", _composite_fwd)
 @_dropout_add_layer_norm_fwd.register_fake
 def _(x, residual, weight, bias, x_bias, seed, rows, threshold, site, eps):
     statistics = x.new_empty((x.shape[0], 1), dtype=_common.opmath_dtype(x.dtype))
-    return x.new_empty(x.shape), statistics, torch.empty_like(statistics)
+    return residual.new_empty(x.shape), statistics, torch.empty_like(statistics)
 
 
 def _composite_bwd(

@@ -26,6 +26,7 @@ def embedding_layer_norm(
     dropout_seed: torch.Tensor | None = None,
     dropout_site: int = 0,
     eps: float = 1e-12,
+    residual_in_fp32: bool = False,
 ) -> torch.Tensor:
     """dropout(LayerNorm(word[input_ids] + position[position_ids] + type[token_type_ids])).
 
@@ -38,9 +39,11 @@ def embedding_layer_norm(
         padding_idx: word row that gets no gradient, as in torch.nn.Embedding; -1 for none.
         dropout_p, dropout_seed, dropout_site: see `dropout_add_layer_norm`.
         eps: added to the variance.
+        residual_in_fp32: write the result, the first layer's residual, in fp32.
 
     Returns:
-        (tokens, hidden_size) in the tables' dtype (autocast's under autocast).
+        (tokens, hidden_size) in the tables' dtype (autocast's under autocast), or in fp32 with
+        residual_in_fp32.
 
     Raises:
         ValueError: shapes disagree, or (on the CPU, where looking is free) an id is out of range.
@@ -87,7 +90,9 @@ def embedding_layer_norm(
             dropout_seed=dropout_seed,
             dropout_site=dropout_site,
             eps=eps,
+            residual_in_fp32=residual_in_fp32,
         )
+    dtype = _common.compute_dtype(word_embeddings if inputs_embeds is None else inputs_embeds)
     y, _, _ = _embedding_layer_norm_fwd(
         input_ids,
         inputs_embeds,
@@ -103,7 +108,7 @@ def embedding_layer_norm(
         dropout_site,
         padding_idx,
         eps,
-        _common.compute_dtype(word_embeddings if inputs_embeds is None else inputs_embeds),
+        _common.opmath_dtype(dtype) if residual_in_fp32 else dtype,
     )
     return y
 

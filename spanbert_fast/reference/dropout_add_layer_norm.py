@@ -18,8 +18,12 @@ def dropout_add_layer_norm(
     dropout_site: int = 0,
     dropout_rows: torch.Tensor | None = None,
     eps: float = 1e-12,
+    residual_in_fp32: bool = False,
 ) -> torch.Tensor:
     """y = LN(dropout(x + x_bias) + residual) over rows of (tokens, hidden_size)."""
+    if residual_in_fp32:
+        x, residual = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, residual))
+        weight, bias = weight.to(residual.dtype), bias.to(residual.dtype)
     if x_bias is not None:
         x = x + x_bias
     threshold = dropout_threshold(dropout_p)

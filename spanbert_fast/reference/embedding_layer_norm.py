@@ -22,6 +22,7 @@ def embedding_layer_norm(
     dropout_seed: torch.Tensor | None = None,
     dropout_site: int = 0,
     eps: float = 1e-12,
+    residual_in_fp32: bool = False,
 ) -> torch.Tensor:
     """dropout(LN(word[input_ids] + position[position_ids] + type[token_type_ids])), packed."""
     if inputs_embeds is None:
@@ -31,6 +32,9 @@ def embedding_layer_norm(
     else:
         rows = inputs_embeds
     z = rows + position_embeddings[position_ids] + token_type_embeddings[token_type_ids]
+    if residual_in_fp32:
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        weight, bias = weight.to(z.dtype), bias.to(z.dtype)
     y = F.layer_norm(z, (z.shape[1],), weight, bias, eps)
     threshold = dropout_threshold(dropout_p)
     if threshold:

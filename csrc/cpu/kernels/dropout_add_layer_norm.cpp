@@ -11,7 +11,8 @@
 namespace spanbert_fast::SPANBERT_FAST_ISA {
 namespace {
 
-template <class T>
+// T: of x and dx; R: of the residual stream.
+template <class T, class R>
 void forward(
     const DropoutAddLayerNorm& op, void* y_data, int64_t first, int64_t last, float* scratch) {
   const int64_t size = op.hidden_size;
@@ -19,8 +20,8 @@ void forward(
   const HiddenDropout dropout(op.dropout, size, scratch + 2 * size);
   for (int64_t row = first; row < last; ++row) {
     const T* x = static_cast<const T*>(op.x) + row * size;
-    const T* residual = static_cast<const T*>(op.residual) + row * size;
-    T* y = static_cast<T*>(y_data) + row * size;
+    const R* residual = static_cast<const R*>(op.residual) + row * size;
+    R* y = static_cast<R*>(y_data) + row * size;
     const uint8_t* keep = dropout.keep_row(op.rows == nullptr ? row : op.rows[row]);
     vfloat total = {};
     for_vectors(size, [&](int64_t c, auto count) SPANBERT_FAST_INLINE_BODY {
@@ -40,7 +41,7 @@ void forward(
   }
 }
 
-template <class T>
+template <class T, class R>
 void backward(
     const DropoutAddLayerNorm& op, const void* dy_data, void* dx_data, void* dresidual_data,
     float* dweight, float* dbias, float* dx_bias, int64_t first, int64_t last, float* scratch) {
@@ -49,10 +50,10 @@ void backward(
   const HiddenDropout dropout(op.dropout, size, scratch + 2 * size);
   for (int64_t row = first; row < last; ++row) {
     const T* x = static_cast<const T*>(op.x) + row * size;
-    const T* residual = static_cast<const T*>(op.residual) + row * size;
-    const T* dy = static_cast<const T*>(dy_data) + row * size;
+    const R* residual = static_cast<const R*>(op.residual) + row * size;
+    const R* dy = static_cast<const R*>(dy_data) + row * size;
     T* dx = static_cast<T*>(dx_data) + row * size;
-    T* dresidual = static_cast<T*>(dresidual_data) + row * size;
+    R* dresidual = static_cast<R*>(dresidual_data) + row * size;
     const uint8_t* keep = dropout.keep_row(op.rows == nullptr ? row : op.rows[row]);
     const float mean = op.mean[row], rstd = op.rstd[row];
     vfloat sum_g = {}, sum_gn = {};
@@ -83,8 +84,12 @@ void backward(
 }  // namespace
 
 const DropoutAddLayerNormKernels dropout_add_layer_norm_kernels = {
-    {&forward<bfloat16>, &forward<float16>, &forward<float>},
-    {&backward<bfloat16>, &backward<float16>, &backward<float>},
+    {{&forward<bfloat16, bfloat16>, &forward<bfloat16, float>},
+     {&forward<float16, float16>, &forward<float16, float>},
+     {&forward<float, float>, &forward<float, float>}},
+    {{&backward<bfloat16, bfloat16>, &backward<bfloat16, float>},
+     {&backward<float16, float16>, &backward<float16, float>},
+     {&backward<float, float>, &backward<float, float>}},
 };
 
 }  // namespace spanbert_fast::SPANBERT_FAST_ISA

@@ -8,7 +8,7 @@
 namespace spanbert_fast {
 
 struct DropoutAddLayerNorm {
-  const void *x, *residual;
+  const void *x, *residual;  // residual is of y's format
   const float *x_bias, *weight, *bias;
   const int64_t* rows;  // a row's number for dropout; null where it is its place
   int64_t hidden_size;
@@ -26,9 +26,10 @@ using DropoutAddLayerNormBackward = void(
     float* dbias, float* dx_bias, int64_t first, int64_t last, float* scratch);
 
 struct DropoutAddLayerNormKernels {
-  // by format: bfloat16, float16, float32
-  DropoutAddLayerNormForward* forward[3];
-  DropoutAddLayerNormBackward* backward[3];
+  // by x's format (bfloat16, float16, float32), and whether residual, y and their gradients are in
+  // float rather than in x's format
+  DropoutAddLayerNormForward* forward[3][2];
+  DropoutAddLayerNormBackward* backward[3][2];
 };
 
 }  // namespace spanbert_fast
