@@ -350,6 +350,26 @@ def test_the_same_metric_with_dropout():
 # With everything around
 
 
+@pytest.mark.parametrize(
+    "name", ["BertForSequenceClassification", "BertForNextSentencePrediction", "BertForMaskedLM"]
+)
+def test_the_last_layer_computes_only_what_the_head_reads(name):
+    model = sb.accelerate(getattr(stock, name)(config())).train()
+    inputs, seen = batch(), []
+    for layer in model.bert.encoder.layer:
+        layer.intermediate.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    labels = masked_labels(inputs) if name == "BertForMaskedLM" else torch.tensor([0, 1, 1, 0])
+    model(**inputs, labels=labels)
+    every, read = int(LENGTHS.sum()), 4
+    if name == "BertForMaskedLM":
+        read = int((labels != -100).sum())
+        assert 1 < read < every
+    assert seen == [every, read]
+    seen.clear()
+    model(**inputs, labels=labels, output_hidden_states=True)
+    assert seen == [every, every]
+
+
 def test_forward_hooks_fire_and_see_packed_rows():
     model = sb.accelerate(stock.BertModel(config()))
     shapes = []

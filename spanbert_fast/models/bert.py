@@ -1,182 +1,80 @@
-"""transformers' BERT heads where padding or unlabelled positions need care, over `nn.bert`.
+"""transformers' BERT heads over `nn.bert`: what they do not read is not computed."""
 
-The heads that are not here (sequence classification, multiple choice, next sentence prediction)
-read the pooled output alone: transformers' own code is right as it stands.
-"""
+import functools
+from collections.abc import Callable
 
 import torch
-from torch import nn
 from torch.nn import functional as F
-from transformers.modeling_outputs import (
-    MaskedLMOutput,
-    QuestionAnsweringModelOutput,
-    TokenClassifierOutput,
-)
+from transformers.modeling_outputs import QuestionAnsweringModelOutput, TokenClassifierOutput
 from transformers.models.bert import modeling_bert as stock
 from transformers.utils.generic import can_return_tuple
 
+from spanbert_fast.models.bert_masked_lm import (
+    BertForMaskedLM,
+    BertForPreTraining,
+    only_rows,
+    stock_where_padding_has_labels,
+)
 from spanbert_fast.nn.bert import BertModel
-from spanbert_fast.nn.bert_parts import FAST, in_place_of, make_fast, warn_once
-from spanbert_fast.nn.linear import is_plain
-from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
+from spanbert_fast.nn.bert_parts import FAST, in_place_of, make_fast
+from spanbert_fast.nn.packing import first_token_rows
 
 __all__ = [
     "FAST",
     "BertForMaskedLM",
+    "BertForMultipleChoice",
+    "BertForNextSentencePrediction",
     "BertForPreTraining",
     "BertForQuestionAnswering",
+    "BertForSequenceClassification",
     "BertForTokenClassification",
     "BertModel",
     "make_fast",
 ]
 
-IGNORED = -100  # the label that takes no part in a loss, throughout transformers
+
+def _first_rows_only(forward: Callable) -> Callable:
+    """`forward` of a head that reads the pooled output alone: of the last layer each sequence's
+    first token is computed, and no other. The signature stays, which the Trainer looks at."""
+
+    @functools.wraps(forward)
+    def first_rows_only(self, *args, **kwargs):
+        return forward(self, *args, **kwargs, **only_rows(self, first_token_rows))
+
+    return first_rows_only
 
 
-def stock_where_padding_has_labels(
-    labels: torch.Tensor | None, attention_mask: torch.Tensor | None, kwargs: dict
-) -> dict:
-    """kwargs, with `spanbert_fast=False` where a loss reads padding, which is not computed."""
-    if labels is None or attention_mask is None or labels.shape != attention_mask.shape:
-        return kwargs
-    if not ((labels != IGNORED) & (attention_mask == 0)).any():
-        return kwargs
-    warn_once(
-        "transformers' own code runs in place of spanbert_fast's: labels are given where "
-        f"attention_mask is 0; pad them with {IGNORED} to compute no padding"
-    )
-    return {**kwargs, "spanbert_fast": False}
-
-
-class _LabelledRowsOnly(nn.Module):
-    """The masked-LM heads' loss from the labelled rows alone.
-
-    While training with labels, the decoder computes no other row, and the output has no logits:
-    the one difference from transformers. `full_logits=True`, for a call or as an attribute, brings
-    them back; without labels, or in evaluation mode, they are always there.
-    """
-
-    full_logits = False
-
-    def _needs_logits(self, full_logits: bool | None, kwargs: dict) -> bool:
-        head = self.cls.predictions
-        return (
-            not self.training
-            or (self.full_logits if full_logits is None else full_logits)
-            or kwargs.get("spanbert_fast") is False
-            or not is_plain(head, stock.BertLMPredictionHead)
-            or not is_plain(head.decoder, nn.Linear)
-            or head.decoder.bias is None
-            or bool(self.cls._forward_hooks or self.cls._forward_pre_hooks)
-        )
-
-    def _masked_lm_loss(self, hidden_states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """0-dim, the mean over labelled positions; NaN where there is none, as in transformers."""
-        head, labels = self.cls.predictions, labels.view(-1)
-        rows = torch.nonzero(labels != IGNORED).squeeze(1)
-        return linear_cross_entropy(
-            head.transform(hidden_states.flatten(0, 1)[rows]),
-            head.decoder.weight,
-            head.decoder.bias,
-            labels[rows],
-        ).losses.mean()
-
-
-@in_place_of(stock.BertForMaskedLM)
-class BertForMaskedLM(_LabelledRowsOnly, stock.BertForMaskedLM):
-    """transformers.BertForMaskedLM that decodes labelled rows alone while training.
-
-    Its output then has no logits; `full_logits=True` brings them back (see `accelerate`).
-    """
+@in_place_of(stock.BertForSequenceClassification)
+class BertForSequenceClassification(stock.BertForSequenceClassification):
+    """transformers.BertForSequenceClassification."""
 
     def __init__(self, config):
         super().__init__(config)
         make_fast(self)
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        full_logits: bool | None = None,
-        **kwargs,
-    ) -> MaskedLMOutput:
-        """See transformers.BertForMaskedLM.forward; full_logits: see the class."""
-        kwargs = stock_where_padding_has_labels(labels, attention_mask, kwargs)
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-            "encoder_hidden_states": encoder_hidden_states,
-            "encoder_attention_mask": encoder_attention_mask,
-            **kwargs,
-        }
-        if labels is None or self._needs_logits(full_logits, kwargs):
-            return super().forward(labels=labels, **inputs)
-        outputs = self.bert(**inputs, return_dict=True)
-        return MaskedLMOutput(
-            loss=self._masked_lm_loss(outputs.last_hidden_state, labels),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+    forward = _first_rows_only(stock.BertForSequenceClassification.forward)
 
 
-@in_place_of(stock.BertForPreTraining)
-class BertForPreTraining(_LabelledRowsOnly, stock.BertForPreTraining):
-    """transformers.BertForPreTraining that decodes labelled rows alone while training.
-
-    Its output then has no prediction_logits; `full_logits=True` brings them back.
-    """
+@in_place_of(stock.BertForMultipleChoice)
+class BertForMultipleChoice(stock.BertForMultipleChoice):
+    """transformers.BertForMultipleChoice."""
 
     def __init__(self, config):
         super().__init__(config)
         make_fast(self)
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        next_sentence_label: torch.Tensor | None = None,
-        full_logits: bool | None = None,
-        **kwargs,
-    ) -> stock.BertForPreTrainingOutput:
-        """See transformers.BertForPreTraining.forward; full_logits: see the class."""
-        both = labels is not None and next_sentence_label is not None  # else there is no loss
-        kwargs = stock_where_padding_has_labels(labels if both else None, attention_mask, kwargs)
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-            **kwargs,
-        }
-        if not both or self._needs_logits(full_logits, kwargs):
-            return super().forward(
-                labels=labels, next_sentence_label=next_sentence_label, **inputs
-            )
-        outputs = self.bert(**inputs, return_dict=True)
-        scores = self.cls.seq_relationship(outputs.pooler_output)
-        loss = self._masked_lm_loss(outputs.last_hidden_state, labels)
-        return stock.BertForPreTrainingOutput(
-            loss=loss + F.cross_entropy(scores.view(-1, 2), next_sentence_label.view(-1)),
-            seq_relationship_logits=scores,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+    forward = _first_rows_only(stock.BertForMultipleChoice.forward)
+
+
+@in_place_of(stock.BertForNextSentencePrediction)
+class BertForNextSentencePrediction(stock.BertForNextSentencePrediction):
+    """transformers.BertForNextSentencePrediction."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        make_fast(self)
+
+    forward = _first_rows_only(stock.BertForNextSentencePrediction.forward)
 
 
 @in_place_of(stock.BertForTokenClassification)

@@ -12,7 +12,7 @@ from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.models.base import SpanBertPreTrainedModel
 from spanbert_fast.nn.layer import TransformerLayer
 from spanbert_fast.nn.linear import draw_dropout_seed
-from spanbert_fast.nn.packing import Packing
+from spanbert_fast.nn.packing import Packing, first_token_rows
 from spanbert_fast.ops.embedding_layer_norm import embedding_layer_norm
 
 
@@ -276,11 +276,6 @@ class SpanBertModel(SpanBertPreTrainedModel):
             pooler_output=pooled,
             hidden_states=encoded.padded_stages(),
         )
-
-
-def first_token_rows(packing: Packing) -> torch.Tensor:
-    """int64 (batch,): the packed row of each sequence's first token."""
-    return packing.cu_seqlens[:-1].long()
 
 
 def first_rows(encoded: Encoded) -> torch.Tensor:

@@ -12,8 +12,8 @@ from transformers.utils.generic import can_return_tuple
 
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.models.base import SpanBertPreTrainedModel
-from spanbert_fast.models.encoder import SpanBertModel, first_rows, first_token_rows
-from spanbert_fast.nn.packing import Packing
+from spanbert_fast.models.encoder import SpanBertModel, first_rows
+from spanbert_fast.nn.packing import Packing, first_token_rows
 
 
 def classifier_dropout(config: SpanBertConfig) -> nn.Dropout:

@@ -12,7 +12,9 @@ Between these modules hidden states are (total_tokens, hidden_size), with the ke
 `packing` and `dropout_seed` beside them: this is what a hook on one of them sees.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
 
 import torch
 from transformers import BertConfig
@@ -56,11 +58,15 @@ class BertLayer(OnTokens, stock.BertLayer):
         *,
         packing: Packing | None = None,
         dropout_seed: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """hidden_states' shape; zeros where a padding mask is 0."""
+        """hidden_states' shape; zeros where a padding mask is 0.
+
+        With `packing`, `rows` int64 (num_rows,) are those that are needed after attention.
+        """
         if packing is not None:
-            return self._packed(hidden_states, packing, dropout_seed)
+            return self._packed(hidden_states, packing, dropout_seed, rows)
         given = (encoder_hidden_states, encoder_attention_mask, past_key_values)
         config, others = self.attention.self.config, {**kwargs, "past_key_values": past_key_values}
         output = self.on_tokens(self._packed, hidden_states, attention_mask, config, others)
@@ -68,10 +74,15 @@ class BertLayer(OnTokens, stock.BertLayer):
             return super().forward(hidden_states, attention_mask, *given, **kwargs)
         return output
 
-    def _packed(self, x, packing: Packing, dropout_seed) -> torch.Tensor:
-        x, _ = self.attention(x, packing=packing, dropout_seed=dropout_seed)
-        site = 2 * (self.attention.self.layer_idx or 0) + 1
-        return self.output(self.intermediate(x), x, dropout_seed=dropout_seed, dropout_site=site)
+    def _packed(self, x, packing: Packing, dropout_seed, rows=None) -> torch.Tensor:
+        x, _ = self.attention(x, packing=packing, dropout_seed=dropout_seed, rows=rows)
+        return self.output(
+            self.intermediate(x),
+            x,
+            dropout_seed=dropout_seed,
+            dropout_site=2 * (self.attention.self.layer_idx or 0) + 1,
+            dropout_rows=rows,
+        )
 
 
 @in_place_of(stock.BertEncoder)
@@ -94,14 +105,16 @@ class BertEncoder(OnTokens, stock.BertEncoder):
         packing: Packing | None = None,
         dropout_seed: torch.Tensor | None = None,
         stages: list[torch.Tensor] | None = None,
+        rows: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """last_hidden_state, shaped as hidden_states; zeros where a padding mask is 0.
 
-        With `packing`, `stages` is a list to which the hidden states of every stage are appended.
+        With `packing`, `stages` is a list to which the hidden states of every stage are appended,
+        and of the last layer only the packed `rows` are computed.
         """
         if packing is not None:
-            output = self._packed(hidden_states, packing, dropout_seed, stages)
+            output = self._packed(hidden_states, packing, dropout_seed, stages, rows)
             return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=output)
         given = (encoder_hidden_states, encoder_attention_mask, past_key_values)
         others = {**kwargs, "past_key_values": past_key_values}
@@ -110,14 +123,15 @@ class BertEncoder(OnTokens, stock.BertEncoder):
             return super().forward(hidden_states, attention_mask, *given, use_cache, **kwargs)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=output)
 
-    def _packed(self, x, packing: Packing, dropout_seed, stages=None) -> torch.Tensor:
+    def _packed(self, x, packing: Packing, dropout_seed, stages=None, rows=None) -> torch.Tensor:
         if dropout_seed is None and self.training:
             dropout_seed = draw_dropout_seed(x.device)  # one for all layers, which have sites
         if stages is not None:
             stages.append(x)
-        for layer in self.layer:
+        for index, layer in enumerate(self.layer):
+            last = {"rows": rows} if rows is not None and index == len(self.layer) - 1 else {}
             # hidden states by position, the seed as an argument: checkpointing needs both
-            x = layer(x, packing=packing, dropout_seed=dropout_seed)
+            x = layer(x, packing=packing, dropout_seed=dropout_seed, **last)
             if stages is not None:
                 stages.append(x)
         return x
@@ -148,7 +162,12 @@ class BertModel(stock.BertModel):
         use_cache: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple[torch.Tensor, ...]:
-        """See transformers.BertModel.forward; `spanbert_fast=False` runs that."""
+        """See transformers.BertModel.forward; `spanbert_fast=False` runs that.
+
+        A keyword argument `rows_of`, a function of the Packing, gives the packed rows, int64
+        (num_rows,), of which alone the last hidden state is needed: the others may be zero.
+        """
+        rows_of: Callable[[Packing], torch.Tensor] | None = kwargs.pop("rows_of", None)
         theirs = {
             "encoder_hidden_states": encoder_hidden_states,
             "encoder_attention_mask": encoder_attention_mask,
@@ -187,7 +206,14 @@ class BertModel(stock.BertModel):
         wanted = kwargs.get("output_hidden_states")
         wanted = self.config.output_hidden_states if wanted is None else wanted
         stages = [] if wanted else None
-        x = self.encoder(x, packing=packing, dropout_seed=dropout_seed, stages=stages)
+        if rows_of is not None and stages is None:
+            rows = rows_of(packing)
+            x = self.encoder(x, packing=packing, dropout_seed=dropout_seed, rows=rows)
+            packing = dataclasses.replace(
+                packing, indices=rows if packing.indices is None else packing.indices[rows]
+            )
+        else:
+            x = self.encoder(x, packing=packing, dropout_seed=dropout_seed, stages=stages)
         hidden_states = _padded(x.last_hidden_state, packing)
         output = BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=hidden_states,

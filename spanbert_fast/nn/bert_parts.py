@@ -223,6 +223,7 @@ class _Output(nn.Module):
         *,
         dropout_seed: torch.Tensor | None = None,
         dropout_site: int = 0,
+        dropout_rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         norm = self.LayerNorm
         if not (is_plain(norm, nn.LayerNorm) and is_plain(self.dropout, nn.Dropout)):
@@ -236,6 +237,7 @@ class _Output(nn.Module):
             x_bias=bias,
             **dropout_of(self.dropout, dropout_seed, y),
             dropout_site=dropout_site,
+            dropout_rows=dropout_rows,
             eps=norm.eps,
         )
         # FSDP warns of views that leave its units
@@ -277,12 +279,19 @@ class BertAttention(stock.BertAttention):
         *args,
         packing: Packing | None = None,
         dropout_seed: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if packing is None:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         context, _ = self.self(hidden_states, packing=packing, dropout_seed=dropout_seed)
-        site = 2 * (self.self.layer_idx or 0)
-        return self.output(
-            context, hidden_states, dropout_seed=dropout_seed, dropout_site=site
-        ), None
+        if rows is not None:
+            context, hidden_states = context[rows], hidden_states[rows]
+        output = self.output(
+            context,
+            hidden_states,
+            dropout_seed=dropout_seed,
+            dropout_site=2 * (self.self.layer_idx or 0),
+            dropout_rows=rows,
+        )
+        return output, None

@@ -107,3 +107,8 @@ class Packing:
             output_size=self.total_tokens,
         )
         return torch.arange(self.total_tokens, device=starts.device) - starts
+
+
+def first_token_rows(packing: Packing) -> torch.Tensor:
+    """int64 (batch,): the packed row of each sequence's first token."""
+    return packing.cu_seqlens[:-1].long()
