@@ -79,6 +79,11 @@ class PretrainOptions:
             if option in own:
                 option = "--" + option.replace("_", "-")
                 raise UsageError(f"--set {name}: give {option} instead, which the run goes by")
+        if self.training_arguments.get("load_best_model_at_end"):
+            raise UsageError(
+                "--set load_best_model_at_end must be false: a run ends with its last weights, and "
+                "the losses at each evaluation are in its log"
+            )
         if self.save_total_limit < 1:
             raise UsageError(f"--save-total-limit must be at least 1, got {self.save_total_limit}")
         if self.init_from is not None:
