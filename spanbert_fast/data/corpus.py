@@ -1,31 +1,18 @@
 """Reads a corpus of any supported form into one table of documents."""
 
-import bz2
-import gzip
-import io
 import json
-import lzma
 import tempfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet
 from datasets import Dataset, Features, Value, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
+from spanbert_fast.data.text_files import decoded_lines, plain_suffix
 from spanbert_fast.errors import DataError, UsageError
 
-_OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
-    ".gz": gzip.open,
-    ".xz": lzma.open,
-    ".bz2": bz2.open,
-    # pyarrow's reader goes on across frames and refuses a truncated file
-    ".zst": lambda path: io.BufferedReader(pa.input_stream(str(path), compression="zstd")),
-}
-_READ_ERRORS = (EOFError, OSError, lzma.LZMAError, zlib.error)
 # Files of a plain directory that count as its corpus.
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 # large_string: the offsets of a batch of long documents do not fit 32 bits.
@@ -91,15 +78,10 @@ def _files(path: Path) -> list[Path]:
         raise UsageError(f"{path}: no such file or directory")
     if path.is_file() or _is_saved_dataset(path):
         return [path]
-    files = sorted(file for file in path.iterdir() if _plain_suffix(file) in _SUFFIXES)
+    files = sorted(file for file in path.iterdir() if plain_suffix(file) in _SUFFIXES)
     if not files:
         raise UsageError(f"{path}: a directory with no {', '.join(_SUFFIXES)} file to read")
     return files
-
-
-def _plain_suffix(path: Path) -> str:
-    """The suffix below that of a compression: .txt for a.txt.gz."""
-    return (path.with_suffix("") if path.suffix in _OPENERS else path).suffix
 
 
 def _documents(files: tuple[str, ...]) -> Iterator[dict[str, str]]:
@@ -109,7 +91,7 @@ def _documents(files: tuple[str, ...]) -> Iterator[dict[str, str]]:
             texts = _read_saved_dataset(path)
         else:
             readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".json": _read_jsonl}
-            texts = readers.get(_plain_suffix(path), _read_text)(path)
+            texts = readers.get(plain_suffix(path), _read_text)(path)
         for text in texts:
             lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
             if lines:
@@ -119,33 +101,9 @@ def _documents(files: tuple[str, ...]) -> Iterator[dict[str, str]]:
         raise DataError(f"the corpus is empty: no text in {', '.join(files)}")
 
 
-def _decoded_lines(path: Path) -> Iterator[str]:
-    """The lines of a text file, compressed or not, without a byte order mark."""
-    offset = 0
-    with _OPENERS.get(path.suffix, lambda path: path.open("rb"))(path) as stream:
-        lines = iter(stream)
-        while True:
-            try:
-                line = next(lines, None)
-            except _READ_ERRORS as error:
-                raise DataError(f"{path}: cannot be read after byte {offset} ({error})") from error
-            if line is None:
-                return
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                place = "of the uncompressed text" if path.suffix in _OPENERS else "of the file"
-                raise DataError(
-                    f"{path}: not UTF-8 at byte {offset + error.start} {place} "
-                    f"(0x{line[error.start]:02x}, {error.reason})"
-                ) from error
-            yield text.removeprefix("\ufeff") if offset == 0 else text
-            offset += len(line)
-
-
 def _read_text(path: Path) -> Iterator[str]:
     lines: list[str] = []
-    for line in _decoded_lines(path):
+    for line in decoded_lines(path):
         if line.strip():
             lines.append(line)
         elif lines:
@@ -155,7 +113,7 @@ def _read_text(path: Path) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path) -> Iterator[str]:
-    for number, line in enumerate(_decoded_lines(path), start=1):
+    for number, line in enumerate(decoded_lines(path), start=1):
         if not line.strip():
             continue
         try:

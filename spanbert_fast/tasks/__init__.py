@@ -1,0 +1,17 @@
+"""The tasks that `spanbert-fast finetune` knows."""
+
+import importlib
+
+_TASKS = {
+    "qa": ("spanbert_fast.tasks.qa", "QuestionAnswering"),
+    "ner": ("spanbert_fast.tasks.ner", "NamedEntities"),
+    "relation": ("spanbert_fast.tasks.relation", "Relation"),
+    "classify": ("spanbert_fast.tasks.classify", "Classification"),
+}
+NAMES = tuple(_TASKS)
+
+
+def task_class(name: str) -> type:
+    """The `Task` of that name; its module is imported only now."""
+    module, attribute = _TASKS[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,166 @@
+"""What a fine-tuning task is: how its data is read, fed to a model, decoded, measured, written."""
+
+import abc
+import argparse
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from spanbert_fast.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """A task's hyper-parameters where the user gives none.
+
+    Attributes:
+        learning_rate: the highest; it rises over a tenth of the steps, then falls linearly to 0.
+        epochs: passes over the training data.
+        batch_size: windows (sequences) of one optimiser step.
+        max_seq_length: word pieces of a window.
+    """
+
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    max_seq_length: int
+
+
+@dataclasses.dataclass
+class Example:
+    """One thing to predict; tasks add their fields.
+
+    Attributes:
+        id: the data's own name of it, or its number.
+        place: "file:line" or "file, question id", for messages.
+    """
+
+    id: str
+    place: str
+
+
+class Bad(NamedTuple):
+    """What `Task.parse` yields for data that cannot be used: where it is, and what is wrong."""
+
+    place: str
+    reason: str
+
+
+class Examples(NamedTuple):
+    """What `Task.read` returns: the examples, and how many were left out as bad."""
+
+    items: list
+    skipped: int
+
+
+class Task(abc.ABC):
+    """One kind of fine-tuning.
+
+    An example becomes one window or several, each the input of one forward; the outputs of all
+    windows of an example are decoded together.
+
+    Class attributes:
+        name: of the command line.
+        head: "token-classification", "sequence-classification" or "question-answering".
+        metric: the figure that chooses the best checkpoint; higher is better.
+        defaults: hyper-parameters, from the paper where it has them.
+    """
+
+    name: ClassVar[str]
+    head: ClassVar[str]
+    metric: ClassVar[str]
+    defaults: ClassVar[Defaults]
+
+    def __init__(self, *, max_seq_length: int | None = None, labels: Sequence[str] | None = None):
+        self.max_seq_length = max_seq_length or self.defaults.max_seq_length
+        self.labels: list[str] | None = None if labels is None else list(labels)
+
+    # Options
+
+    @classmethod
+    @abc.abstractmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the task's own options, each with the name of a keyword argument of __init__."""
+
+    def state(self) -> dict[str, Any]:
+        """Keyword arguments that make this task again; kept as task.json beside the model."""
+        return {"max_seq_length": self.max_seq_length, "labels": self.labels}
+
+    # Data
+
+    @abc.abstractmethod
+    def parse(self, path: Path) -> Iterator[Example | Bad]:
+        """The examples of a file, in order, and what in it is bad.
+
+        Raises:
+            DataError: the file as a whole is not what it should be.
+        """
+
+    def read(self, path: str | Path, *, skip_bad: bool = False) -> Examples:
+        """All examples of a file.
+
+        Raises:
+            DataError: in one line with file and line: something is bad and `skip_bad` is not set,
+                or there is no example.
+        """
+        items, skipped = [], 0
+        for found in self.parse(Path(path)):
+            if not isinstance(found, Bad):
+                items.append(found)
+            elif skip_bad:
+                skipped += 1
+            else:
+                raise DataError(f"{found.place}: {found.reason}")
+        if not items:
+            bad = f" ({skipped} were bad)" if skipped else ""
+            raise DataError(f"{path}: there is no example in it{bad}")
+        return Examples(items, skipped)
+
+    def learn(self, examples: Sequence[Example]) -> None:
+        """Take from the training data what the task has to know, such as `labels`."""
+        return None
+
+    def check_labels(self, examples: Sequence[Example]) -> None:
+        """Raise DataError, with its place, on a label that the training data did not have."""
+        return None
+
+    def special_tokens(self, examples: Sequence[Example]) -> list[str]:
+        """Tokens that the tokenizer has to know as one piece each."""
+        return []
+
+    @abc.abstractmethod
+    def windows(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
+        """The model's inputs for an example, made one after the other.
+
+        Yields:
+            dicts of unpadded lists of equal length: input_ids, token_type_ids, and with gold
+            answers what the loss needs: labels (a list as long as input_ids, a number for a whole
+            sequence), or start_positions and end_positions. Keys that begin with "_" are the
+            task's own, for `decode`; no model sees them.
+        """
+
+    # Results
+
+    @abc.abstractmethod
+    def decode(
+        self, example: Example, windows: Sequence[dict], outputs: Sequence[dict[str, np.ndarray]]
+    ) -> Any:
+        """The prediction of an example.
+
+        Args:
+            windows: what `windows` has yielded.
+            outputs: for each window, fp32 without padding: logits (length, num_labels) or
+                (num_labels,); or start_logits and end_logits, (length,).
+        """
+
+    @abc.abstractmethod
+    def metrics(self, examples: Sequence[Example], predictions: Sequence) -> dict[str, float]:
+        """The task's figures, in [0, 1] or percent as its field reports them; has `metric`."""
+
+    @abc.abstractmethod
+    def write(self, path: Path, examples: Sequence[Example], predictions: Sequence) -> list[Path]:
+        """Write predictions in the task's official format; returns the files written."""
