@@ -14,6 +14,8 @@ from spanbert_fast.errors import UsageError
 COMMANDS = {
     "pretrain": "pre-train, continue or resume a SpanBERT",
     "prepare": "tokenise a corpus once, into memory-mapped shards",
+    "finetune": "fine-tune on question answering, entities, relations, classification",
+    "predict": "predict with a fine-tuned model, in the task's official format",
     "fill": "fill [MASK] [MASK] with the best words",
     "import-fairseq": "convert an original SpanBERT training checkpoint",
     "env": "versions, hardware, and which implementation each op runs",

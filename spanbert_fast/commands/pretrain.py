@@ -2,12 +2,12 @@
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import typing
 from pathlib import Path
 
+from spanbert_fast.commands.settings import parse_settings
 from spanbert_fast.errors import UsageError
 from spanbert_fast.training.options import PRECISIONS, PretrainOptions, resumed_options
 from spanbert_fast.training.recipes import RECIPES, Recipe
@@ -116,26 +116,13 @@ def options_of(arguments: argparse.Namespace, world_size: int) -> PretrainOption
     if "data" in given:
         given["data"] = tuple(str(Path(path)) for path in given["data"])
     if "training_arguments" in given:
-        given["training_arguments"] = _parse_settings(given["training_arguments"])
+        given["training_arguments"] = parse_settings(given["training_arguments"])
     if resume:
         output_dir = given.pop("output_dir")
         return resumed_options(output_dir, {**given, "overrides": overrides}, world_size)
     options = PretrainOptions(**given, overrides=overrides)
     options.recipe.check()
     return options
-
-
-def _parse_settings(settings: list[str]) -> dict:
-    values = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise UsageError(f"--set must be NAME=VALUE, got {setting}")
-        try:
-            values[name] = json.loads(value)
-        except ValueError:
-            values[name] = value  # a bare word is a string
-    return values
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -68,12 +68,14 @@ class Task(abc.ABC):
         head: "token-classification", "sequence-classification" or "question-answering".
         metric: the figure that chooses the best checkpoint; higher is better.
         defaults: hyper-parameters, from the paper where it has them.
+        predictions_file: the usual name of a file of predictions.
     """
 
     name: ClassVar[str]
     head: ClassVar[str]
     metric: ClassVar[str]
     defaults: ClassVar[Defaults]
+    predictions_file: ClassVar[str] = "predictions.txt"
 
     def __init__(self, *, max_seq_length: int | None = None, labels: Sequence[str] | None = None):
         self.max_seq_length = max_seq_length or self.defaults.max_seq_length
@@ -127,6 +129,10 @@ class Task(abc.ABC):
     def check_labels(self, examples: Sequence[Example]) -> None:
         """Raise DataError, with its place, on a label that the training data did not have."""
         return None
+
+    def has_answers(self, examples: Sequence[Example]) -> bool:
+        """Whether the examples have gold answers, so that predictions can be measured."""
+        return True
 
     def special_tokens(self, examples: Sequence[Example]) -> list[str]:
         """Tokens that the tokenizer has to know as one piece each."""

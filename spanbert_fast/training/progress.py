@@ -1,6 +1,7 @@
 """How far a run is: a bar on a terminal, plain lines in a log file."""
 
 import sys
+from collections.abc import Callable
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
@@ -18,10 +19,25 @@ def readable(logs: dict) -> str:
     return "  ".join(form.format(logs[name]) for name, form in _COLUMNS if name in logs)
 
 
-class Progress(TrainerCallback):
-    """One bar over all steps; every log line above it, or alone where stderr is not a terminal."""
+def pretraining_line(logs: dict) -> str | None:
+    """What a person wants to see of a log line of pre-training; None for nothing."""
+    if "mlm_loss" in logs:
+        return readable(logs)
+    if "eval_mlm_loss" in logs:
+        mlm, sbo = logs["eval_mlm_loss"], logs["eval_sbo_loss"]
+        return f"held out: mlm loss {mlm:.3f}  sbo loss {sbo:.3f}"
+    return None
 
-    def __init__(self) -> None:
+
+class Progress(TrainerCallback):
+    """One bar over all steps; every log line above it, or alone where stderr is not a terminal.
+
+    Args:
+        describe: a log line's numbers as text; None to leave it out.
+    """
+
+    def __init__(self, describe: Callable[[dict], str | None] = pretraining_line) -> None:
+        self.describe = describe
         self.bar: tqdm | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -41,14 +57,9 @@ class Progress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.bar is None or not logs:
             return
-        if "mlm_loss" in logs:
-            text = readable(logs)
-        elif "eval_mlm_loss" in logs:
-            mlm, sbo = logs["eval_mlm_loss"], logs["eval_sbo_loss"]
-            text = f"held out: mlm loss {mlm:.3f}  sbo loss {sbo:.3f}"
-        else:
-            return
-        tqdm.write(f"step {state.global_step}/{state.max_steps}  {text}", file=sys.stderr)
+        text = self.describe(logs)
+        if text is not None:
+            tqdm.write(f"step {state.global_step}/{state.max_steps}  {text}", file=sys.stderr)
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:

@@ -1,0 +1,144 @@
+"""`spanbert-fast finetune`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from spanbert_fast.commands.settings import parse_settings
+from spanbert_fast.errors import UsageError
+from spanbert_fast.tasks import NAMES, task_class
+
+EXAMPLES = """examples:
+  spanbert-fast finetune qa --model spanbert-base-cased --train train-v2.0.json \\
+      --dev dev-v2.0.json --output-dir runs/squad2
+  spanbert-fast finetune ner --model runs/first/model --train train.conll --dev dev.conll \\
+      --test test.conll --output-dir runs/ner --epochs 10 --patience 3
+  spanbert-fast finetune relation --model spanbert-base-cased --train TRAIN_FILE.TXT \\
+      --dev TEST_FILE_FULL.TXT --output-dir runs/semeval --seeds 1 2 3
+  spanbert-fast finetune classify --model spanbert-base-cased --glue-task cola \\
+      --train train.tsv --dev dev.tsv --output-dir runs/cola --epochs 4
+  spanbert-fast finetune ner --output-dir runs/ner --resume
+
+`spanbert-fast finetune TASK --help` lists a task's own options too.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Knows the options of the task that the command line names."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None):
+        """Adds the named task's own options first, so that --help lists them."""
+        named = next((a for a in args or () if a in NAMES), None)
+        if named is not None:
+            kind = task_class(named)
+            group = self.add_argument_group(
+                f"options of {named}",
+                f"defaults: learning rate {kind.defaults.learning_rate:g}, "
+                f"{kind.defaults.epochs} epochs, batches of {kind.defaults.batch_size}, "
+                f"{kind.defaults.max_seq_length} word pieces",
+            )
+            own = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+            kind.add_arguments(own)
+            for action in own._actions:
+                group._add_action(action)
+            self.task_options = [action.dest for action in own._actions]
+        return super().parse_args(args, namespace)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options; what is not given is not in the namespace."""
+    parser = _Parser(
+        prog="spanbert-fast finetune",
+        description="Fine-tune a BERT or SpanBERT checkpoint: evaluate every epoch, keep the best, "
+        "predict, and write a model card.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    add = parser.add_argument
+    add("task", choices=NAMES, metavar="TASK", help=", ".join(NAMES))
+    add("--model", metavar="DIR", help="checkpoint with its tokenizer")
+    for split, what in (
+        ("train", "to learn from"),
+        ("dev", "that chooses the best epoch"),
+        ("test", "to measure once, at the end"),
+    ):
+        add(f"--{split}", metavar="FILE", help=f"data {what} (.gz and .xz are decompressed)")
+    add("--output-dir", metavar="DIR", help="where everything is written")
+    add("--resume", action="store_true", help="go on with the run in --output-dir")
+    add("--overwrite", action="store_true", help="replace the run in --output-dir")
+    add("--skip-bad", action="store_true", help="leave bad data out, and count it")
+    add("--learning-rate", type=float, metavar="X", help="highest learning rate")
+    add("--epochs", type=float, metavar="N", help="passes over the training data")
+    add("--batch-size", type=int, metavar="N", help="sequences of one batch")
+    add("--gradient-accumulation-steps", type=int, metavar="N", help="batches of a step (1)")
+    add("--max-seq-length", type=int, metavar="N", help="word pieces of a sequence")
+    add("--warmup-ratio", type=float, metavar="X", help="share of steps that warm up (0.1)")
+    add("--weight-decay", type=float, metavar="X", help="decoupled decay (0.01)")
+    add("--max-grad-norm", type=float, metavar="X", help="gradients are clipped to it (1.0)")
+    add("--dropout", type=float, metavar="X", help="default: the checkpoint's own")
+    add("--precision", choices=("fp32", "bf16", "fp16"), help="autocast (default fp32)")
+    add("--engine", choices=("spanbert_fast", "transformers"), help="what computes the model")
+    add("--seeds", type=int, nargs="+", metavar="N", help="a run each; prints their mean (0)")
+    add("--patience", type=int, metavar="N", help="epochs without a better figure until it stops")
+    add("--set", action="append", dest="training_arguments", metavar="NAME=VALUE",
+        help="any further field of transformers.TrainingArguments")  # fmt: skip
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train for every seed, then print the figures."""
+    from spanbert_fast.training import finetune as module
+    from spanbert_fast.training.finetune_options import FinetuneOptions, options_of_run
+
+    given = vars(arguments)
+    resume, overwrite = given.pop("resume", False), given.pop("overwrite", False)
+    given.pop("debug", None)
+    if "output_dir" not in given:
+        raise UsageError("--output-dir must be given")
+    seeds = given.pop("seeds", [0])
+    if resume:
+        extra = sorted(set(given) - {"task", "output_dir"})
+        if extra:
+            raise UsageError(
+                f"--{extra[0].replace('_', '-')} cannot be given with --resume: the run in "
+                "--output-dir has its own options"
+            )
+        options = options_of_run(given["output_dir"])
+        if options.task != given["task"]:
+            raise UsageError(f"the run in --output-dir is of {options.task}, not {given['task']}")
+        _print([module.finetune(options, resume=True)], options.output_dir)
+        return
+    for name in ("model", "train", "dev"):
+        if name not in given:
+            raise UsageError(f"--{name} must be given")
+    known = FinetuneOptions.__dataclass_fields__
+    task_options = {name: given.pop(name) for name in list(given) if name not in known}
+    if "training_arguments" in given:
+        given["training_arguments"] = parse_settings(given["training_arguments"])
+    options = FinetuneOptions(**given, task_options=task_options, seed=seeds[0])
+    runs = [options] if len(seeds) == 1 else [module.with_seed(options, seed) for seed in seeds]
+    results = [module.finetune(options, overwrite=overwrite) for options in runs]
+    _print(results, options.output_dir)
+
+
+def _print(results: list[dict], output_dir: str) -> None:
+    from spanbert_fast.training.finetune import mean_and_deviation
+
+    summary = {}
+    for split in ("dev", "test"):
+        if split not in results[0]:
+            continue
+        summary[split] = mean_and_deviation(results, split)
+        for name, (mean, deviation) in summary[split].items():
+            spread = f" +- {deviation:.4g} over {len(results)} seeds" if len(results) > 1 else ""
+            print(f"{split:<5}{name:<24}{mean:10.4f}{spread}", file=sys.stdout)
+    if len(results) > 1:
+        path = Path(output_dir) / "seeds.json"
+        path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        print(f"\nruns:  {output_dir}/seed-*", file=sys.stdout)
+    else:
+        print(f"\nmodel: {Path(output_dir) / 'model'}", file=sys.stdout)

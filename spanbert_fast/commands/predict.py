@@ -1,0 +1,78 @@
+"""`spanbert-fast predict`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from spanbert_fast.errors import UsageError
+from spanbert_fast.tasks import NAMES
+
+EXAMPLES = """examples:
+  spanbert-fast predict ner runs/ner/model test.conll --output predictions.conll
+  spanbert-fast predict qa runs/squad2/model dev-v2.0.json --output answers/predictions.json
+  spanbert-fast predict classify runs/cola/model test.tsv --precision bf16
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(
+        prog="spanbert-fast predict",
+        description="Predict with a fine-tuned model: batched by length, packed, and decoded into "
+        "the task's official format. Where the file has gold answers, figures are printed.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("task", choices=NAMES, metavar="TASK", help=", ".join(NAMES))
+    add("model", metavar="MODEL", help="directory of a model that `finetune` has left")
+    add("file", metavar="FILE", help="data as in training; the answers may be missing")
+    add("--output", metavar="FILE", help="default: beside FILE's name, in the current directory")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="autocast (default fp32)")
+    add("--tokens-per-batch", type=int, default=8192, metavar="N", help="default 8192")
+    add("--skip-bad", action="store_true", help="leave bad data out, and count it")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the predictions and print the figures."""
+    model_dir, file = Path(arguments.model), Path(arguments.file)
+    if not model_dir.is_dir():
+        raise UsageError(f"MODEL {model_dir} is not a directory")
+    if not file.is_file():
+        raise UsageError(f"FILE {file}: no such file")
+    if arguments.tokens_per_batch < 1:
+        raise UsageError(f"--tokens-per-batch must be at least 1, got {arguments.tokens_per_batch}")
+    import torch
+
+    from spanbert_fast.data.tokenizer import load_tokenizer
+    from spanbert_fast.training.finetune_models import finetuned_model
+    from spanbert_fast.training.finetune_run import load_task
+    from spanbert_fast.training.predict import predict
+
+    task = load_task(model_dir, arguments.task)
+    examples, skipped = task.read(file, skip_bad=arguments.skip_bad)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(model_dir)
+    model = finetuned_model(model_dir, task).to(device)
+    predictions = predict(
+        model,
+        task,
+        examples,
+        tokenizer,
+        autocast=lambda: torch.autocast(
+            device.type, torch.bfloat16, enabled=arguments.precision == "bf16"
+        ),
+        tokens_per_batch=arguments.tokens_per_batch,
+        progress=sys.stderr.isatty(),
+    )
+    output = Path(arguments.output or f"{file.name.split('.')[0]}.{task.predictions_file}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    written = task.write(output, examples, predictions)
+    if task.has_answers(examples):
+        for name, value in task.metrics(examples, predictions).items():
+            print(f"{name:<24}{value:10.4f}")
+    if skipped:
+        print(f"bad examples left out: {skipped:,}")
+    print("written: " + ", ".join(map(str, written)))

@@ -1,0 +1,228 @@
+"""Named entities: tagged words in CoNLL columns, labels on the first piece of each word."""
+
+import argparse
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from spanbert_fast.data.text_files import decoded_lines
+from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.tasks import entities
+from spanbert_fast.tasks.base import Bad, Defaults, Example, Task
+
+_IGNORED = -100
+
+
+@dataclasses.dataclass
+class Sentence(Example):
+    """Words and their BIO tags; no tags where the file has words alone."""
+
+    words: list[str]
+    tags: list[str] | None
+
+
+class NamedEntities(Task):
+    """Tagging of words with BIO tags of entity types.
+
+    A file has a word on each line and its tag in another column, columns separated by blanks or
+    tabs, and an empty line between sentences; lines that begin with -DOCSTART- are left out. Tags
+    may be BIO, IOB1 or IOBES, which are told apart by themselves, and become BIO.
+
+    A sentence longer than a window is cut into windows that overlap by half; each word's tag comes
+    from the window in which the word has the most context on its poorer side. Tags are decoded by
+    the best path (Viterbi) in which an I follows only a B or an I of its own type.
+
+    Args:
+        scheme: "bio", "iob1" or "iobes"; None to find out from the tags of the training data.
+        word_column, tag_column: of the file, counted from 0, or from the end where negative.
+        max_seq_length, labels: see `Task`.
+    """
+
+    name = "ner"
+    head = "token-classification"
+    metric = "f1"
+    # Not in the paper; from the range of BERT's (Devlin et al. 2019, A.3), for a small data set.
+    defaults = Defaults(learning_rate=5e-5, epochs=4, batch_size=16, max_seq_length=128)
+    predictions_file = "predictions.conll"
+
+    def __init__(
+        self,
+        *,
+        scheme: str | None = None,
+        word_column: int = 0,
+        tag_column: int = -1,
+        max_seq_length: int | None = None,
+        labels: Sequence[str] | None = None,
+    ):
+        super().__init__(max_seq_length=max_seq_length, labels=labels)
+        if scheme not in (None, *entities.SCHEMES):
+            raise UsageError(f"--scheme must be one of {', '.join(entities.SCHEMES)}, got {scheme}")
+        self.scheme, self.word_column, self.tag_column = scheme, word_column, tag_column
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """See `Task`."""
+        add = parser.add_argument
+        add("--scheme", choices=entities.SCHEMES, help="of the tags (default: found out)")
+        add("--word-column", type=int, metavar="N", help="column of the word (default 0)")
+        add("--tag-column", type=int, metavar="N", help="column of the tag (default -1, the last)")
+
+    def state(self) -> dict:
+        """See `Task`."""
+        own = ("scheme", "word_column", "tag_column")
+        return {**super().state(), **{name: getattr(self, name) for name in own}}
+
+    # Data
+
+    def parse(self, path: Path) -> Iterator[Example | Bad]:
+        """See `Task`."""
+        sentences = list(self._sentences(path))
+        tagged = [s.tags for s in sentences if not isinstance(s, Bad) and s.tags is not None]
+        if self.scheme is None and tagged:
+            self.scheme = entities.scheme_of(tagged)
+        for sentence in sentences:
+            if isinstance(sentence, Bad) or sentence.tags is None:
+                yield sentence
+                continue
+            try:
+                sentence.tags = entities.to_bio(sentence.tags, self.scheme)
+            except ValueError as error:
+                yield Bad(sentence.place, str(error))
+            else:
+                yield sentence
+
+    def _sentences(self, path: Path) -> Iterator[Sentence | Bad]:
+        rows: list[list[str]] = []
+        first, number, count = 1, 0, 0
+        for number, line in enumerate(decoded_lines(path), start=1):
+            if not line.strip() or line.startswith("-DOCSTART-"):
+                if rows:
+                    yield self._sentence(rows, path, first, count)
+                    rows, count = [], count + 1
+                continue
+            if not rows:
+                first = number
+            line = line.rstrip("\r\n")
+            rows.append(line.split("\t") if "\t" in line else line.split())
+        if rows:
+            yield self._sentence(rows, path, first, count)
+
+    def _sentence(self, rows: list[list[str]], path: Path, first: int, count: int):
+        widths = {len(row) for row in rows}
+        place = f"{path}:{first}"
+        if len(widths) > 1:
+            odd = next(i for i, row in enumerate(rows) if len(row) != len(rows[0]))
+            return Bad(
+                f"{path}:{first + odd}",
+                f"has {len(rows[odd])} columns where the sentence began with {len(rows[0])}",
+            )
+        width = widths.pop()
+        needed = max(c + 1 if c >= 0 else -c for c in (self.word_column, self.tag_column))
+        if width < needed:
+            return Bad(place, f"has {width} columns, {needed} are needed")
+        words = [row[self.word_column].strip() for row in rows]
+        if not all(words):
+            return Bad(f"{path}:{first + words.index('')}", "has no word")
+        tags = None
+        if width > 1:
+            tags = [row[self.tag_column].strip() for row in rows]
+        return Sentence(str(count), place, words, tags)
+
+    def learn(self, examples: Sequence[Sentence]) -> None:
+        """`labels`: O, then B and I of every entity type in the training data."""
+        untagged = next((e for e in examples if e.tags is None), None)
+        if untagged is not None:
+            raise DataError(f"{untagged.place}: has words and no tags to learn")
+        types = sorted({tag[2:] for e in examples for tag in e.tags if tag != "O"})
+        self.labels = ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
+
+    def check_labels(self, examples: Sequence[Sentence]) -> None:
+        """See `Task`."""
+        for example in examples:
+            for tag in example.tags or ():
+                if tag not in self.labels:
+                    raise DataError(
+                        f"{example.place}: the entity type {tag[2:]} is not in the training data"
+                    )
+
+    def has_answers(self, examples: Sequence[Sentence]) -> bool:
+        """See `Task`."""
+        return all(example.tags is not None for example in examples)
+
+    def windows(self, example: Sentence, tokenizer) -> Iterator[dict]:
+        """See `Task`; `_words` are the numbers of the words whose first pieces lie in a window."""
+        encoded = tokenizer(
+            example.words,
+            is_split_into_words=True,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        pieces, owners = encoded["input_ids"], encoded.word_ids()
+        room = self.max_seq_length - 2
+        start = 0
+        while True:
+            end = min(start + room, len(pieces))
+            chunk = owners[start:end]
+            # a word whose first piece is in an earlier window is not labelled again in mid-word
+            firsts = [
+                i == 0
+                and (start == 0 or owners[start - 1] != word)
+                or i > 0
+                and chunk[i - 1] != word
+                for i, word in enumerate(chunk)
+            ]
+            window = {
+                "input_ids": [tokenizer.cls_token_id, *pieces[start:end], tokenizer.sep_token_id],
+                "token_type_ids": [0] * (end - start + 2),
+                "_words": [
+                    word if first else None for word, first in zip(chunk, firsts, strict=True)
+                ],
+                "_context": (start, len(pieces) - end),  # pieces left out on either side
+            }
+            if example.tags is not None and self.labels is not None:
+                ids = [
+                    self.labels.index(example.tags[word]) if first else _IGNORED
+                    for word, first in zip(chunk, firsts, strict=True)
+                ]
+                window["labels"] = [_IGNORED, *ids, _IGNORED]
+            yield window
+            if end == len(pieces):
+                return
+            start += max(1, room // 2)
+
+    # Results
+
+    def decode(self, example: Sentence, windows, outputs) -> list[str]:
+        """BIO tags, one per word; a word without pieces is O."""
+        scores = np.full((len(example.words), len(self.labels)), -np.inf, np.float32)
+        scores[:, 0] = 0.0
+        context = np.full(len(example.words), -1.0)
+        for window, output in zip(windows, outputs, strict=True):
+            logits, last = output["logits"][1:-1], len(window["_words"]) - 1
+            for i, word in enumerate(window["_words"]):
+                if word is None:
+                    continue
+                left = i if window["_context"][0] else np.inf
+                right = last - i if window["_context"][1] else np.inf
+                if min(left, right) > context[word]:
+                    context[word] = min(left, right)
+                    scores[word] = logits[i]
+        return entities.best_path(scores, self.labels)
+
+    def metrics(self, examples: Sequence[Sentence], predictions) -> dict[str, float]:
+        """Entity precision, recall and F1 in percent, over all types, as conlleval counts."""
+        return entities.scores([example.tags for example in examples], predictions)
+
+    def write(self, path: Path, examples: Sequence[Sentence], predictions) -> list[Path]:
+        """A word and its tag (gold, where known, then predicted) on each line."""
+        with open(path, "w", encoding="utf-8") as file:
+            for example, tags in zip(examples, predictions, strict=True):
+                for i, (word, tag) in enumerate(zip(example.words, tags, strict=True)):
+                    gold = [] if example.tags is None else [example.tags[i]]
+                    file.write("\t".join([word, *gold, tag]) + "\n")
+                file.write("\n")
+        return [path]

@@ -1,0 +1,123 @@
+"""What a user asks of a fine-tuning run; kept in its directory so that it can be resumed."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spanbert_fast.errors import UsageError
+from spanbert_fast.tasks import NAMES, task_class
+from spanbert_fast.tasks.base import Task
+from spanbert_fast.training.options import PRECISIONS
+from spanbert_fast.training.run_directory import OPTIONS, read_json, was_started
+
+ENGINES = ("spanbert_fast", "transformers")
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """A run, whole. Where a hyper-parameter is None the task's default holds.
+
+    Attributes:
+        task: "qa", "ner", "relation" or "classify".
+        model: directory of a BERT or SpanBERT checkpoint with its tokenizer.
+        train, dev, test: data files; dev chooses the best checkpoint, test is optional.
+        output_dir: where everything is written.
+        task_options: keyword arguments of the task.
+        learning_rate, epochs, batch_size: see `tasks.base.Defaults`.
+        gradient_accumulation_steps: batches of one optimiser step.
+        warmup_ratio: share of the steps in which the learning rate rises.
+        weight_decay, max_grad_norm: as in BERT.
+        dropout: of hidden states and attention; None for the checkpoint's own.
+        precision: "fp32", or autocast in "bf16" or "fp16".
+        engine: "spanbert_fast", or "transformers" for its BERT with sdpa attention, from the same
+            start and over the same batches, to compare with.
+        seed: of the head's weights, the order of the data, the dropout.
+        patience: stop after this many epochs without a better dev figure; 0 for never.
+        skip_bad: leave bad data out and count it.
+        training_arguments: further fields of transformers.TrainingArguments.
+    """
+
+    task: str
+    model: str
+    train: str
+    dev: str
+    output_dir: str
+    test: str | None = None
+    task_options: dict[str, Any] = field(default_factory=dict)
+    learning_rate: float | None = None
+    epochs: float | None = None
+    batch_size: int | None = None
+    gradient_accumulation_steps: int = 1
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    dropout: float | None = None
+    precision: str = "fp32"
+    engine: str = "spanbert_fast"
+    seed: int = 0
+    patience: int = 0
+    skip_bad: bool = False
+    training_arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("task", NAMES), ("precision", PRECISIONS), ("engine", ENGINES)):
+            if getattr(self, name) not in allowed:
+                raise UsageError(
+                    f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)}"
+                )
+        for name in ("learning_rate", "epochs", "batch_size", "gradient_accumulation_steps"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UsageError(f"--{name.replace('_', '-')} must be above 0, got {value}")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise UsageError(f"--warmup-ratio must be in [0, 1], got {self.warmup_ratio}")
+        for name in ("patience", "seed"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"--{name} must be 0 or more, got {getattr(self, name)}")
+        own = {f.name for f in dataclasses.fields(self)}
+        renamed = {
+            "bf16": "precision",
+            "fp16": "precision",
+            "num_train_epochs": "epochs",
+            "per_device_train_batch_size": "batch_size",
+            "warmup_steps": "warmup_ratio",
+        }
+        for name in self.training_arguments:
+            option = renamed.get(name, name)
+            if option in own:
+                raise UsageError(f"--set {name}: give --{option.replace('_', '-')} instead")
+        for name in ("train", "dev", "test"):
+            path = getattr(self, name)
+            if path is not None and not Path(path).is_file():
+                raise UsageError(f"--{name} {path}: no such file")
+        if not Path(self.model).is_dir():
+            raise UsageError(f"--model {self.model} is not a directory")
+
+    def make_task(self) -> Task:
+        """The task, with the user's options."""
+        return task_class(self.task)(**self.task_options)
+
+    def value(self, name: str) -> float:
+        """A hyper-parameter, or the task's default of it."""
+        given = getattr(self, name)
+        return getattr(task_class(self.task).defaults, name) if given is None else given
+
+    def to_json(self) -> dict:
+        """For the run's options.json."""
+        return dataclasses.asdict(self)
+
+
+def options_of_run(output_dir: str) -> FinetuneOptions:
+    """The options that a run was started with, for `--resume`.
+
+    Raises:
+        UsageError: there is no run.
+    """
+    run = Path(output_dir)
+    if not was_started(run):
+        raise UsageError(f"--output-dir {output_dir} holds no run to resume")
+    saved = read_json(run / OPTIONS)
+    known = {f.name for f in dataclasses.fields(FinetuneOptions)}
+    saved = {name: value for name, value in saved.items() if name in known}
+    return FinetuneOptions(**{**saved, "output_dir": output_dir})

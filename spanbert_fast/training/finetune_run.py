@@ -1,0 +1,81 @@
+"""A fine-tuning run's directory: what is in it, and what of it can be gone on with."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.tasks import task_class
+from spanbert_fast.tasks.base import Task
+from spanbert_fast.training import run_directory
+from spanbert_fast.training.checkpoints import checkpoints
+from spanbert_fast.training.finetune_options import FinetuneOptions
+
+METRICS = "metrics.json"
+TASK_FILE = "task.json"  # beside a fine-tuned model: what `predict` has to know
+
+
+def start_run(run: Path, options: FinetuneOptions, *, overwrite: bool) -> None:
+    """Make a new run's directory and write its options.
+
+    Raises:
+        UsageError: it holds a run already and `overwrite` is not set.
+    """
+    if run.is_file():
+        raise UsageError(f"--output-dir {run} is a file")
+    if run_directory.was_started(run):
+        if not overwrite:
+            raise UsageError(
+                f"--output-dir {run} already holds a run; go on with --resume, or replace it with "
+                "--overwrite"
+            )
+        if Path(options.model).resolve().is_relative_to(run.resolve()):
+            raise UsageError(
+                f"--model {options.model} belongs to the run in --output-dir {run}, which would "
+                "be removed: write to another directory"
+            )
+        for folder in (*checkpoints(run), run / "model", run / "tensorboard"):
+            shutil.rmtree(folder, ignore_errors=True)
+        (run / METRICS).unlink(missing_ok=True)
+    run.mkdir(parents=True, exist_ok=True)
+    run_directory.write_json(run / run_directory.OPTIONS, options.to_json())
+
+
+def last_whole_checkpoint(run: Path) -> Path | None:
+    """The last checkpoint whose trainer state, which is written last, is whole."""
+    for checkpoint in reversed(checkpoints(run)):
+        with contextlib.suppress(OSError, ValueError):
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            return checkpoint
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return None
+
+
+def predictions_path(run: Path, split: str, task: Task) -> Path:
+    """Where the predictions of a split go; its folder is there then."""
+    folder = run / f"predictions-{split}"
+    folder.mkdir(exist_ok=True)
+    return folder / task.predictions_file
+
+
+def save_task(task: Task, model_dir: Path) -> None:
+    """Keep what `predict` has to know of a task beside its model."""
+    run_directory.write_json(model_dir / TASK_FILE, {"task": task.name, **task.state()})
+
+
+def load_task(model_dir: Path, name: str | None = None) -> Task:
+    """The task that a model was fine-tuned on.
+
+    Raises:
+        DataError: there is none beside the model.
+        UsageError: it is another one than `name`.
+    """
+    path = model_dir / TASK_FILE
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; is this a model of `finetune`?")
+    state = run_directory.read_json(path)
+    kind = state.pop("task")
+    if name is not None and kind != name:
+        raise UsageError(f"{model_dir} was fine-tuned on {kind}, not on {name}")
+    return task_class(kind)(**state)

@@ -1,0 +1,138 @@
+"""Predictions of a fine-tuned model: windows batched by length, examples decoded as they end."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from spanbert_fast.models.base import SpanBertPreTrainedModel
+from spanbert_fast.tasks.base import Example, Task
+from spanbert_fast.training.windows import WindowCollator, length_of
+
+_TOKENS_PER_BATCH = 8192
+# Windows that wait to be sorted by length: enough for batches of like lengths, and few enough that
+# a document of any length is held in pieces.
+_WAITING = 1024
+
+
+class _Open:
+    """An example of which some windows still wait for the model."""
+
+    def __init__(self, index: int):
+        self.index = index
+        self.windows: list[dict] = []
+        self.outputs: list[dict[str, np.ndarray] | None] = []
+        self.all_made = False
+
+    def finished(self) -> bool:
+        return self.all_made and all(output is not None for output in self.outputs)
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    task: Task,
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    tokens_per_batch: int = _TOKENS_PER_BATCH,
+    progress: bool = False,
+) -> list[Any]:
+    """One prediction per example, in their order.
+
+    Args:
+        model: with the task's head; ours gets packed batches, any other padded ones.
+        tokens_per_batch: most word pieces of one forward, its padding counted.
+        progress: show a bar.
+
+    Memory grows with the predictions and with one example's outputs, not with the file.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    core = getattr(model, "module", model)
+    packed = isinstance(core, SpanBertPreTrainedModel)
+    collate = WindowCollator(packed, tokenizer.pad_token_id or 0)
+    packed_logits = packed and task.head == "token-classification"
+    predictions: list[Any] = [None] * len(examples)
+    waiting: list[tuple[_Open, int]] = []
+
+    def run_waiting() -> None:
+        waiting.sort(key=lambda item: length_of(item[0].windows[item[1]]), reverse=True)
+        for batch in _batches(waiting, tokens_per_batch):
+            windows = [opened.windows[number] for opened, number in batch]
+            inputs = collate([_without_answers(window) for window in windows])
+            inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in inputs.items()}
+            with autocast():
+                outputs = model(**inputs)
+            outputs = _split(outputs, windows, packed_logits)
+            for (opened, number), output in zip(batch, outputs, strict=True):
+                opened.outputs[number] = output
+        for opened in {id(opened): opened for opened, _ in waiting}.values():
+            close(opened)
+        waiting.clear()
+
+    def close(opened: _Open) -> None:
+        if opened.finished():
+            example = examples[opened.index]
+            predictions[opened.index] = task.decode(example, opened.windows, opened.outputs)
+
+    try:
+        with tqdm(total=len(examples), unit="example", disable=not progress) as bar:
+            for index, example in enumerate(examples):
+                opened = _Open(index)
+                for window in task.windows(example, tokenizer):
+                    opened.windows.append(window)
+                    opened.outputs.append(None)
+                    waiting.append((opened, len(opened.windows) - 1))
+                    if len(waiting) >= _WAITING:
+                        run_waiting()
+                opened.all_made = True
+                close(opened)  # where its last window has just been run
+                bar.update()
+            run_waiting()
+    finally:
+        model.train(was_training)
+    return predictions
+
+
+def _without_answers(window: dict) -> dict:
+    answers = ("labels", "start_positions", "end_positions")
+    return {key: value for key, value in window.items() if key not in answers}
+
+
+def _batches(waiting: Sequence[tuple[_Open, int]], tokens_per_batch: int) -> Iterator[list]:
+    """Neighbours of like lengths, longest first, at most tokens_per_batch padded tokens each."""
+    batch: list[tuple[_Open, int]] = []
+    for item in waiting:
+        longest = length_of((batch or [item])[0][0].windows[(batch or [item])[0][1]])
+        if batch and longest * (len(batch) + 1) > tokens_per_batch:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _split(outputs, windows: Sequence[dict], packed_logits: bool) -> Iterator[dict]:
+    """Each window's own outputs as fp32 arrays, without padding."""
+    names = [name for name in ("logits", "start_logits", "end_logits") if name in outputs]
+    arrays = {name: outputs[name].float().cpu().numpy() for name in names}
+    start = 0
+    for row, window in enumerate(windows):
+        end = start + length_of(window)
+        if packed_logits:
+            yield {name: array[start:end] for name, array in arrays.items()}
+        else:  # (batch, num_labels); or (batch, seqlen, ...)
+            whole = "logits" in arrays and arrays["logits"].ndim == 2
+            yield {
+                name: array[row] if whole else array[row, : end - start]
+                for name, array in arrays.items()
+            }
+        start = end
