@@ -70,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="go on with the run in --output-dir")
     add("--overwrite", action="store_true", help="replace the run in --output-dir")
     add("--skip-bad", action="store_true", help="leave bad data out, and count it")
+    add("--max-train", type=int, metavar="N", help="use N examples of --train")
+    add("--max-dev", type=int, metavar="N", help="use N examples of --dev")
     add("--learning-rate", type=float, metavar="X", help="highest learning rate")
     add("--epochs", type=float, metavar="N", help="passes over the training data")
     add("--batch-size", type=int, metavar="N", help="sequences of one batch")

@@ -49,7 +49,7 @@ def finetune(options: FinetuneOptions, *, resume: bool = False, overwrite: bool 
     """
     run = Path(options.output_dir)
     task = options.make_task()
-    data = _read_all(task, options)
+    data = read_all(task, options)
     tokenizer = load_tokenizer(options.model)
     new_tokens = task.special_tokens(data["train"])
     if new_tokens:
@@ -93,22 +93,31 @@ def finetune(options: FinetuneOptions, *, resume: bool = False, overwrite: bool 
     return result
 
 
-def _read_all(task: Task, options: FinetuneOptions) -> dict:
+def read_all(task: Task, options: FinetuneOptions) -> dict:
+    """The examples of each split that is given, and under `skipped` how many were bad."""
     data: dict = {"skipped": {}}
     for split in ("train", "dev", "test"):
         path = getattr(options, split)
         if path is None:
             continue
         examples = task.read(path, skip_bad=options.skip_bad)
-        data[split] = examples.items
+        most = {"train": options.max_train, "dev": options.max_dev}.get(split)
+        data[split] = _evenly(examples.items, most)
         if examples.skipped:
             data["skipped"][split] = examples.skipped
             logger.warning("%s: %s bad examples left out", path, f"{examples.skipped:,}")
         if split == "train":
-            task.learn(examples.items)
+            task.learn(data[split])
         else:
-            task.check_labels(examples.items)
+            task.check_labels(data[split])
     return data
+
+
+def _evenly(items: list, most: int | None) -> list:
+    """`most` of the items, at even distances and in their order."""
+    if most is None or most >= len(items):
+        return items
+    return [items[i * len(items) // most] for i in range(most)]
 
 
 class FinetuneTrainer(Trainer):

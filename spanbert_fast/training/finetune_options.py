@@ -35,6 +35,7 @@ class FinetuneOptions:
         seed: of the head's weights, the order of the data, the dropout.
         patience: stop after this many epochs without a better dev figure; 0 for never.
         skip_bad: leave bad data out and count it.
+        max_train, max_dev: use this many examples of the file, drawn evenly; None for all.
         training_arguments: further fields of transformers.TrainingArguments.
     """
 
@@ -58,6 +59,8 @@ class FinetuneOptions:
     seed: int = 0
     patience: int = 0
     skip_bad: bool = False
+    max_train: int | None = None
+    max_dev: int | None = None
     training_arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,7 +69,8 @@ class FinetuneOptions:
                 raise UsageError(
                     f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)}"
                 )
-        for name in ("learning_rate", "epochs", "batch_size", "gradient_accumulation_steps"):
+        positive = ("learning_rate", "epochs", "batch_size", "gradient_accumulation_steps")
+        for name in (*positive, "max_train", "max_dev"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UsageError(f"--{name.replace('_', '-')} must be above 0, got {value}")
