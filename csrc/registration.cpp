@@ -85,4 +85,6 @@ PYBIND11_MODULE(_C, m) {
   bind_op(m, "varlen_attention_bwd", &spanbert_fast::varlen_attention_bwd);
   bind_op(m, "embedding_layer_norm_fwd", &spanbert_fast::embedding_layer_norm_fwd);
   bind_op(m, "embedding_layer_norm_bwd", &spanbert_fast::embedding_layer_norm_bwd);
+  bind_op(m, "linear_cross_entropy_fwd", &spanbert_fast::linear_cross_entropy_fwd);
+  bind_op(m, "linear_cross_entropy_bwd", &spanbert_fast::linear_cross_entropy_bwd);
 }

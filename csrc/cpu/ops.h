@@ -48,4 +48,13 @@ std::vector<at::Tensor> embedding_layer_norm_bwd(
     const std::optional<at::Tensor>& seed, const at::Tensor& mean, const at::Tensor& rstd,
     int64_t threshold, int64_t site, int64_t padding_idx);
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_fwd(
+    const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& bias,
+    const at::Tensor& targets, const std::vector<int64_t>& group_sizes, bool with_predictions,
+    int64_t kept_columns);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_bwd(
+    const at::Tensor& dlosses, const at::Tensor& hidden, const at::Tensor& weight,
+    const at::Tensor& bias, const at::Tensor& targets, const at::Tensor& lse,
+    const at::Tensor& kept, const std::vector<int64_t>& group_sizes);
+
 }  // namespace spanbert_fast

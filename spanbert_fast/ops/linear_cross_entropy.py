@@ -7,7 +7,9 @@ With scores S = X W^T + b and a loss per row, l_r = lse_r - S_r,target, lse_r = 
 The forward keeps lse alone; the backward makes the scores again, tile by tile. That is a fourth
 matrix product where making dX and dW in the forward would need three. But dW = D^T X must know
 each row's own dl before rows are summed, and the forward does not: so any reduction, denominator
-or loss scale may follow, and nothing of the size of W is kept from forward to backward.
+or loss scale may follow, and nothing of the size of W is kept from forward to backward. On a CPU,
+where the fourth product is a quarter of the time, the forward also keeps exp(S - lse) - onehot of
+as many columns as fit a fixed amount of memory; for these the backward has no score to make.
 
 The outer loop goes over the vocabulary: each block of W is read and cast once, and its dW is
 complete, and written once, when the loop leaves it.
@@ -18,7 +20,9 @@ from typing import NamedTuple
 
 import torch
 
+from spanbert_fast._extension import _C
 from spanbert_fast.ops import _common
+from spanbert_fast.ops._cpu import register_cpu_kernel
 from spanbert_fast.reference import linear_cross_entropy as reference
 
 # Scores in one tile. In fp32 these are 8 MB, and a handful of tensors of that size is all the
@@ -26,6 +30,10 @@ from spanbert_fast.reference import linear_cross_entropy as reference
 _TILE_ELEMENTS = 1 << 21
 _TILE_ROWS = 4096
 _TILE_COLUMNS = 256  # at least; narrower products are slow
+
+_KEPT_BYTES = 36_000_000  # at most, from a compiled forward to its backward
+_KEPT_MULTIPLE = 256  # the columns of a compiled forward's task
+_HAS_BF16_PRODUCTS = _C is not None and _C.isa_level() == "avx512_bf16"
 
 
 class LinearCrossEntropy(NamedTuple):
@@ -96,15 +104,40 @@ def linear_cross_entropy(
             hidden, weight, bias, targets, group_sizes=group_sizes
         )
     else:
-        losses, _, predictions = _linear_cross_entropy_fwd(
-            hidden.to(_common.compute_dtype(hidden)),
+        hidden = hidden.to(_product_dtype(hidden, _common.compute_dtype(hidden)))
+        losses, _, predictions, _ = _linear_cross_entropy_fwd(
+            hidden,
             weight,
             bias.unsqueeze(0) if group_sizes is None else bias,
             targets,
             [hidden.shape[0]] if group_sizes is None else list(group_sizes),
             return_predictions,
+            _kept_columns(hidden, weight, bias),
         )
     return LinearCrossEntropy(losses, predictions if return_predictions else None)
+
+
+def _runs_compiled(*tensors: torch.Tensor) -> bool:
+    return _C is not None and all(
+        t.device.type == "cpu" and t.dtype != torch.float64 for t in tensors
+    )
+
+
+def _product_dtype(hidden: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that products of `dtype` are made in: fp32 where the CPU's units are slower."""
+    if _runs_compiled(hidden) and not (dtype == torch.bfloat16 and _HAS_BF16_PRODUCTS):
+        return torch.promote_types(dtype, torch.float32)
+    return dtype
+
+
+def _kept_columns(hidden: torch.Tensor, *parameters: torch.Tensor) -> int:
+    """The columns whose gradients the forward is to keep for the backward."""
+    tensors = (hidden, *parameters)
+    differentiates = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if not (differentiates and _runs_compiled(*tensors)):
+        return 0
+    fitting = _KEPT_BYTES // (hidden.element_size() * max(1, hidden.shape[0]))
+    return min(parameters[0].shape[0], fitting // _KEPT_MULTIPLE * _KEPT_MULTIPLE)
 
 
 def _tiles(total: int, size: int) -> Iterator[slice]:
@@ -139,16 +172,21 @@ def _locate(targets: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.
     return torch.where(inside, targets - columns.start, 0), inside
 
 
-@torch.library.custom_op("spanbert_fast::linear_cross_entropy_fwd", mutates_args=())
-def _linear_cross_entropy_fwd(
+def _composite_fwd(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
     targets: torch.Tensor,
     group_sizes: list[int],
     with_predictions: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(losses, lse, predictions); predictions are (0,) where not asked for."""
+    kept_columns: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(losses, lse, predictions, kept); predictions are (0,) where not asked for.
+
+    lse: (2, rows), two numbers whose sum it is: a compiled forward leaves each row's largest score
+        and the log of the sum beside it apart, as one would round the other's digits away.
+    kept: (rows, kept_columns) in the dtype of hidden, exp(S - lse) - onehot; here always (rows, 0).
+    """
     _common.check_ids("targets", targets, weight.shape[0])
     rows, opmath = hidden.shape[0], _common.opmath_dtype(hidden.dtype)
     lse = hidden.new_full((rows,), -torch.inf, dtype=opmath)
@@ -168,30 +206,38 @@ def _linear_cross_entropy_fwd(
                 better = score > best[tile]
                 best[tile] = torch.where(better, score, best[tile])
                 predictions[tile] = torch.where(better, place + columns.start, predictions[tile])
-    return lse - target_scores, lse, predictions
+    parts = torch.stack((lse, torch.zeros_like(lse)))
+    return lse - target_scores, parts, predictions, hidden.new_empty((rows, 0))
+
+
+_linear_cross_entropy_fwd = torch.library.custom_op(
+    "spanbert_fast::linear_cross_entropy_fwd", _composite_fwd, mutates_args=()
+)
+register_cpu_kernel("linear_cross_entropy_fwd", _composite_fwd)
 
 
 @_linear_cross_entropy_fwd.register_fake
-def _(hidden, weight, bias, targets, group_sizes, with_predictions):
+def _(hidden, weight, bias, targets, group_sizes, with_predictions, kept_columns):
     rows = hidden.shape[0]
     losses = hidden.new_empty((rows,), dtype=_common.opmath_dtype(hidden.dtype))
     predictions = targets.new_empty((rows if with_predictions else 0,))
-    return losses, torch.empty_like(losses), predictions
+    return losses, losses.new_empty((2, rows)), predictions, hidden.new_empty((rows, kept_columns))
 
 
-@torch.library.custom_op("spanbert_fast::linear_cross_entropy_bwd", mutates_args=())
-def _linear_cross_entropy_bwd(
+def _composite_bwd(
     dlosses: torch.Tensor,
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
     targets: torch.Tensor,
     lse: torch.Tensor,
+    kept: torch.Tensor,
     group_sizes: list[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dhidden, dweight, dbias), summed in fp32."""
+    lse = lse.sum(0)
     dhidden = torch.zeros_like(hidden, dtype=lse.dtype)
-    dweight, dbias = torch.empty_like(weight), torch.zeros_like(bias, dtype=lse.dtype)
+    dweight, dbias = weight.new_empty(weight.shape), torch.zeros_like(bias, dtype=lse.dtype)
     for columns in _column_tiles(hidden.shape[0], weight.shape[0]):
         w, b = weight[columns].to(hidden.dtype), bias[:, columns].to(lse.dtype)
         dw = torch.zeros_like(w, dtype=lse.dtype)
@@ -209,24 +255,30 @@ def _linear_cross_entropy_bwd(
     return dhidden.to(hidden.dtype), dweight, dbias.to(bias.dtype)
 
 
+_linear_cross_entropy_bwd = torch.library.custom_op(
+    "spanbert_fast::linear_cross_entropy_bwd", _composite_bwd, mutates_args=()
+)
+register_cpu_kernel("linear_cross_entropy_bwd", _composite_bwd)
+
+
 @_linear_cross_entropy_bwd.register_fake
-def _(dlosses, hidden, weight, bias, targets, lse, group_sizes):
-    return tuple(torch.empty_like(t) for t in (hidden, weight, bias))
+def _(dlosses, hidden, weight, bias, targets, lse, kept, group_sizes):
+    return tuple(t.new_empty(t.shape) for t in (hidden, weight, bias))
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.group_sizes, _ = inputs
-    _, lse, predictions = output
-    ctx.mark_non_differentiable(lse, predictions)
+    *tensors, ctx.group_sizes, _, _ = inputs
+    _, lse, predictions, kept = output
+    ctx.mark_non_differentiable(lse, predictions, kept)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, lse)
+    ctx.save_for_backward(*tensors, lse, kept)
 
 
-def _backward(ctx, dlosses, _dlse, _dpredictions):
+def _backward(ctx, dlosses, _dlse, _dpredictions, _dkept):
     if dlosses is None:
-        return (None,) * 6
+        return (None,) * 7
     gradients = _linear_cross_entropy_bwd(dlosses, *ctx.saved_tensors, ctx.group_sizes)
-    return *gradients, None, None, None
+    return *gradients, None, None, None, None
 
 
 _linear_cross_entropy_fwd.register_autograd(_backward, setup_context=_setup_context)

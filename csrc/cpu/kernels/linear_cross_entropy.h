@@ -1,0 +1,49 @@
+// Kernels of linear_cross_entropy: what happens to scores between the matrix products.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/dispatch.h"
+
+namespace spanbert_fast {
+
+// Scores of some rows, all of one group, for some columns of the vocabulary.
+struct ScoreBlock {
+  void* scores;  // (rows, columns), rows `stride` elements apart
+  int64_t stride, rows, columns, first_column;
+  const float* bias;       // (columns,), to be added to the scores
+  const int64_t* targets;  // (rows,), counted from the vocabulary's first column
+};
+
+// Of each row: its largest score, the sum of exp(score - largest), and where the largest stands
+// (the first of equals, counted from the vocabulary's first column; null where not asked for).
+// A row whose target is among the columns gets its target's score; other rows' are left alone.
+struct ScoreStatistics {
+  float *top, *sum, *target_score;
+  int64_t* best;
+};
+using LinearCrossEntropyScan = void(const ScoreBlock&, const ScoreStatistics&);
+
+// scores = exp(scores + bias - top - log_sum) - onehot(targets), in their place.
+using LinearCrossEntropyGradient =
+    void(const ScoreBlock&, const float* top, const float* log_sum);
+
+// sums (columns,) = sum over rows of factors[row] * scores[row].
+using LinearCrossEntropyColumnSums =
+    void(const ScoreBlock&, const float* factors, float* sums);
+
+// total (rows, columns) += part (rows, columns, contiguous); rows of total `stride` apart.
+using LinearCrossEntropyAdd =
+    void(const void* part, int64_t rows, int64_t columns, float* total, int64_t stride);
+
+struct LinearCrossEntropyKernels {
+  // by the format of the products: bfloat16, float32
+  LinearCrossEntropyScan* scan[2];
+  LinearCrossEntropyGradient* gradient[2];
+  LinearCrossEntropyColumnSums* column_sums[2];
+  LinearCrossEntropyAdd* add[2];
+};
+
+}  // namespace spanbert_fast
+
+SPANBERT_FAST_DECLARE_KERNELS(LinearCrossEntropyKernels, linear_cross_entropy_kernels)

@@ -1,0 +1,332 @@
+// linear_cross_entropy on the CPU. The products are PyTorch's (oneDNN's reach 95 % of the peak that
+// a CPU's bfloat16 units have), on tiles; the passes between them are in
+// kernels/linear_cross_entropy.cpp.
+//
+// With P = softmax(X W^T + b), E = onehot(targets) and losses' gradients d, the backward needs
+//
+//     G = P - E        dX = diag(d) (G W)        dW = G^T (diag(d) X)        db = G^T d
+//
+// d scales rows before and after the products, so G is of the forward alone. The forward leaves
+// its first columns, as many as the caller asks for, in the memory of their scores, and the
+// backward has no product to make again for these.
+//
+// Work is split by the shapes alone and every product runs on one thread: the bits of a result do
+// not depend on the number of threads.
+#include "cpu/kernels/linear_cross_entropy.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include <atomic>
+#include <cmath>
+#include <vector>
+
+#include "cpu/common.h"
+#include "cpu/ops.h"
+
+namespace spanbert_fast {
+namespace {
+
+constexpr int64_t kBlockColumns = 256;  // of the vocabulary, in a task
+constexpr int64_t kForwardRows = 4096;  // in a task
+// Columns whose G is there at once in the backward, beyond those that the forward has kept.
+constexpr int64_t kPanelColumns = 2048, kPanelElements = 1 << 21;
+constexpr int64_t kInputRows = 256, kInputColumns = 384;  // of dX, in a task
+
+struct Range {
+  int64_t first, size;
+};
+
+std::vector<Range> blocks_of(int64_t begin, int64_t end, int64_t width) {
+  std::vector<Range> blocks;
+  for (; begin < end; begin += width) blocks.push_back({begin, std::min(width, end - begin)});
+  return blocks;
+}
+
+// While it lives, PyTorch's operators run on one thread, and compute in the dtypes they are given.
+class PlainOperators {
+ public:
+  PlainOperators() {
+#ifdef _OPENMP
+    omp_set_num_threads(1);
+#endif
+  }
+  ~PlainOperators() {
+#ifdef _OPENMP
+    omp_set_num_threads(threads_);
+#endif
+  }
+
+ private:
+#ifdef _OPENMP
+  int threads_ = omp_get_max_threads();
+#endif
+  at::AutoDispatchBelowADInplaceOrView below_autograd_;
+  c10::impl::ExcludeDispatchKeyGuard below_autocast_{c10::autocast_dispatch_keyset};
+};
+
+// Memory of a thread for parts of at most the first one's size.
+class Buffer {
+ public:
+  at::Tensor get(int64_t rows, int64_t columns, const at::TensorOptions& options) {
+    const int64_t size = rows * columns;
+    if (!memory_.defined() || memory_.numel() < size) memory_ = at::empty({size}, options);
+    return memory_.narrow(0, 0, size).view({rows, columns});
+  }
+
+ private:
+  at::Tensor memory_;
+};
+
+struct Buffers {
+  Buffer scores, weight, product;
+};
+
+// body(buffers, i) for i in [0, count).
+template <class Body>
+void run_tasks(int64_t count, const Body& body) {
+  std::atomic<int64_t> next{0};
+  // Two at least: inside a parallel region no library takes a second thread for a product.
+  const int64_t threads = std::max<int64_t>(2, std::min<int64_t>(count, at::get_num_threads()));
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    const PlainOperators guard;
+    Buffers buffers;
+    for (int64_t i; (i = next.fetch_add(1)) < count;) body(buffers, i);
+  });
+}
+
+// The op's inputs, checked.
+struct Inputs {
+  at::Tensor hidden, weight, bias, targets;
+  std::vector<int64_t> groups;  // where each one's rows start, and the last one's end
+  int64_t rows, hidden_size, vocab_size, format;
+
+  Inputs(
+      const at::Tensor& hidden_, const at::Tensor& weight_, const at::Tensor& bias_,
+      const at::Tensor& targets_, const std::vector<int64_t>& group_sizes)
+      : weight(weight_), groups{0} {
+    TORCH_CHECK_VALUE(
+        hidden_.dim() == 2, "hidden must have shape (rows, hidden_size), got ", hidden_.sizes());
+    TORCH_CHECK_TYPE(
+        hidden_.scalar_type() == at::kBFloat16 || hidden_.scalar_type() == at::kFloat,
+        "hidden must be bfloat16 or float32, got ", hidden_.scalar_type());
+    rows = hidden_.size(0);
+    hidden_size = hidden_.size(1);
+    format = hidden_.scalar_type() == at::kFloat;
+    TORCH_CHECK_VALUE(
+        weight.dim() == 2 && weight.size(1) == hidden_size,
+        "weight must have shape (vocab_size, ", hidden_size, "), got ", weight.sizes());
+    vocab_size = weight.size(0);
+    const int64_t num_groups = group_sizes.size();
+    TORCH_CHECK_VALUE(
+        bias_.dim() == 2 && bias_.size(0) == num_groups && bias_.size(1) == vocab_size,
+        "bias must have shape (", num_groups, ", ", vocab_size, "), got ", bias_.sizes());
+    for (const int64_t size : group_sizes) {
+      TORCH_CHECK_VALUE(size >= 0, "group_sizes must not be negative, got ", size);
+      groups.push_back(groups.back() + size);
+    }
+    TORCH_CHECK_VALUE(
+        groups.back() == rows, "group_sizes must sum to ", rows, " rows, got ", groups.back());
+    hidden = hidden_.contiguous();
+    bias = bias_.to(at::kFloat).contiguous();
+    targets = int64_vector("targets", targets_, rows);
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t target = targets.const_data_ptr<int64_t>()[row];
+      TORCH_CHECK_VALUE(
+          0 <= target && target < vocab_size, "targets must be in [0, ", vocab_size, "), got ",
+          target);
+    }
+  }
+
+  bool casts_weight() const {
+    return weight.scalar_type() != hidden.scalar_type() || !weight.is_contiguous();
+  }
+
+  // Some of the weight's rows as the products take them; `memory` is written if it is defined.
+  at::Tensor weight_rows(Range columns, const at::Tensor& memory) const {
+    const at::Tensor part = weight.narrow(0, columns.first, columns.size);
+    return memory.defined() ? memory.copy_(part) : part;
+  }
+
+  // kernel(block, group, first row) for each group's part of rows [first, first + scores' rows),
+  // whose scores are `scores`.
+  template <class Kernel>
+  void for_groups(
+      int64_t first, const at::Tensor& scores, int64_t first_column, const Kernel& kernel) const {
+    const int64_t last = first + scores.size(0);
+    for (size_t group = 0; group + 1 < groups.size(); ++group) {
+      const int64_t begin = std::max(first, groups[group]), end = std::min(last, groups[group + 1]);
+      if (begin >= end) continue;
+      const ScoreBlock block = {
+          mutable_bytes(scores) + (begin - first) * scores.stride(0) * scores.element_size(),
+          scores.stride(0), end - begin, scores.size(1), first_column,
+          bias.const_data_ptr<float>() + group * vocab_size + first_column,
+          targets.const_data_ptr<int64_t>() + begin};
+      kernel(block, group, begin);
+    }
+  }
+};
+
+// What the forward's tasks find out about their rows: (blocks, rows).
+struct Scan {
+  at::Tensor top, sum, best;
+
+  Scan(int64_t blocks, int64_t rows, bool with_best) {
+    const auto shape = {blocks, rows};
+    top = at::empty(shape, at::kFloat);
+    sum = at::empty(shape, at::kFloat);
+    if (with_best) best = at::empty(shape, at::kLong);
+  }
+
+  ScoreStatistics at_row(int64_t block, int64_t row, float* target_scores) const {
+    const int64_t offset = block * top.size(1) + row;
+    return {
+        top.mutable_data_ptr<float>() + offset, sum.mutable_data_ptr<float>() + offset,
+        target_scores + row, best.defined() ? best.mutable_data_ptr<int64_t>() + offset : nullptr};
+  }
+};
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_fwd(
+    const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& bias,
+    const at::Tensor& targets, const std::vector<int64_t>& group_sizes, bool with_predictions,
+    int64_t kept_columns) {
+  const Inputs in(hidden, weight, bias, targets, group_sizes);
+  TORCH_CHECK_VALUE(
+      0 <= kept_columns && kept_columns <= in.vocab_size &&
+          (kept_columns % kBlockColumns == 0 || kept_columns == in.vocab_size),
+      "kept_columns must be a multiple of ", kBlockColumns, " up to vocab_size, or vocab_size = ",
+      in.vocab_size, ", got ", kept_columns);
+  const auto& kernels = SPANBERT_FAST_KERNELS(linear_cross_entropy_kernels);
+  const at::TensorOptions options = in.hidden.options();
+  const at::Tensor losses = at::empty({in.rows}, at::kFloat);
+  const at::Tensor lse = at::empty({2, in.rows}, at::kFloat);
+  float *tops = lse.mutable_data_ptr<float>(), *log_sums = tops + in.rows;
+  const at::Tensor predictions = at::empty({with_predictions ? in.rows : 0}, at::kLong);
+  const at::Tensor kept = at::empty({in.rows, kept_columns}, options);
+  const std::vector<Range> blocks = blocks_of(0, in.vocab_size, kBlockColumns);
+  for (const Range rows : blocks_of(0, in.rows, kForwardRows)) {
+    const at::Tensor x = in.hidden.narrow(0, rows.first, rows.size);
+    const at::Tensor kept_rows = kept.narrow(0, rows.first, rows.size);
+    const Scan found(blocks.size(), rows.size, with_predictions);
+    float* loss = losses.mutable_data_ptr<float>() + rows.first;  // at first the target's score
+    run_tasks(blocks.size(), [&](Buffers& buffers, int64_t i) {
+      const Range columns = blocks[i];
+      at::Tensor cast;
+      if (in.casts_weight()) cast = buffers.weight.get(columns.size, in.hidden_size, options);
+      at::Tensor scores = columns.first < kept_columns
+          ? kept_rows.narrow(1, columns.first, columns.size)
+          : buffers.scores.get(rows.size, columns.size, options);
+      at::mm_out(scores, x, in.weight_rows(columns, cast).t());
+      in.for_groups(
+          rows.first, scores, columns.first, [&](const ScoreBlock& block, int64_t, int64_t row) {
+            kernels.scan[in.format](block, found.at_row(i, row - rows.first, loss));
+          });
+    });
+    const int64_t count = blocks.size();
+    at::parallel_for(0, rows.size, 16, [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row) {
+        int64_t top_block = 0;
+        for (int64_t i = 1; i < count; ++i) {
+          const float top = *found.at_row(top_block, row, loss).top;
+          if (*found.at_row(i, row, loss).top > top) top_block = i;
+        }
+        const ScoreStatistics best = found.at_row(top_block, row, loss);
+        float sum = 0;  // at least 1, the largest score's own term: no loss is negative
+        for (int64_t i = 0; i < count; ++i) {
+          const ScoreStatistics part = found.at_row(i, row, loss);
+          sum += *part.sum * std::exp(*part.top - *best.top);
+        }
+        tops[rows.first + row] = *best.top;
+        log_sums[rows.first + row] = std::log(sum);
+        loss[row] = *best.top - loss[row] + std::log(sum);
+        if (with_predictions) {
+          predictions.mutable_data_ptr<int64_t>()[rows.first + row] = *best.best;
+        }
+      }
+      if (kept_columns == 0) return;
+      in.for_groups(
+          rows.first + first, kept_rows.narrow(0, first, last - first), 0,
+          [&](const ScoreBlock& block, int64_t, int64_t row) {
+            kernels.gradient[in.format](block, tops + row, log_sums + row);
+          });
+    });
+  }
+  return {losses, lse, predictions, kept};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_bwd(
+    const at::Tensor& dlosses_, const at::Tensor& hidden, const at::Tensor& weight,
+    const at::Tensor& bias, const at::Tensor& targets, const at::Tensor& lse_,
+    const at::Tensor& kept, const std::vector<int64_t>& group_sizes) {
+  const Inputs in(hidden, weight, bias, targets, group_sizes);
+  const at::Tensor dlosses = float_vector("dlosses", dlosses_, in.rows);
+  const at::Tensor lse = float_vector("lse", lse_.flatten(), 2 * in.rows);
+  const float *tops = lse.const_data_ptr<float>(), *log_sums = tops + in.rows;
+  const auto& kernels = SPANBERT_FAST_KERNELS(linear_cross_entropy_kernels);
+  const at::TensorOptions options = in.hidden.options();
+  const int64_t num_groups = group_sizes.size(), kept_columns = kept.size(1);
+  const at::Tensor scaled = (in.hidden * dlosses.unsqueeze(1)).to(options.dtype());
+  const at::Tensor dhidden = at::zeros({in.rows, in.hidden_size}, at::kFloat);
+  const at::Tensor dweight = at::empty(weight.sizes(), weight.options());
+  const at::Tensor dbias = at::zeros({num_groups, in.vocab_size}, at::kFloat);
+
+  const int64_t panel_width = std::clamp(
+      kPanelElements / std::max<int64_t>(1, in.rows) / kBlockColumns * kBlockColumns, kBlockColumns,
+      kPanelColumns);
+  std::vector<Range> panels = blocks_of(0, kept_columns, panel_width);
+  for (const Range panel : blocks_of(kept_columns, in.vocab_size, panel_width)) {
+    panels.push_back(panel);
+  }
+  Buffer weight_memory, gradient_memory;
+  for (const Range panel : panels) {
+    const bool is_kept = panel.first < kept_columns;
+    const at::Tensor g = is_kept ? kept.narrow(1, panel.first, panel.size)
+                                 : gradient_memory.get(in.rows, panel.size, options);
+    at::Tensor cast;
+    if (in.casts_weight()) cast = weight_memory.get(panel.size, in.hidden_size, options);
+    const std::vector<Range> blocks = blocks_of(0, panel.size, kBlockColumns);
+    run_tasks(blocks.size(), [&](Buffers& buffers, int64_t i) {
+      const Range inside = blocks[i], columns = {panel.first + inside.first, inside.size};
+      const at::Tensor w = in.weight_rows(
+          columns, cast.defined() ? cast.narrow(0, inside.first, inside.size) : cast);
+      at::Tensor g_block = g.narrow(1, inside.first, inside.size);
+      if (!is_kept) at::mm_out(g_block, in.hidden, w.t());
+      in.for_groups(
+          0, g_block, columns.first, [&](const ScoreBlock& block, int64_t group, int64_t row) {
+            if (!is_kept) kernels.gradient[in.format](block, tops + row, log_sums + row);
+            kernels.column_sums[in.format](
+                block, dlosses.const_data_ptr<float>() + row,
+                dbias.mutable_data_ptr<float>() + group * in.vocab_size + columns.first);
+          });
+      at::Tensor dw = dweight.narrow(0, columns.first, columns.size);
+      if (dw.scalar_type() == scaled.scalar_type()) {
+        at::mm_out(dw, g_block.t(), scaled);
+      } else {
+        at::Tensor product = buffers.product.get(columns.size, in.hidden_size, options);
+        at::mm_out(product, g_block.t(), scaled);
+        dw.copy_(product);
+      }
+    });
+    const at::Tensor w = cast.defined() ? cast : in.weight_rows(panel, cast);
+    const std::vector<Range> rows = blocks_of(0, in.rows, kInputRows);
+    const std::vector<Range> columns = blocks_of(0, in.hidden_size, kInputColumns);
+    run_tasks(rows.size() * columns.size(), [&](Buffers& buffers, int64_t i) {
+      const Range r = rows[i / columns.size()], c = columns[i % columns.size()];
+      at::Tensor product = buffers.product.get(r.size, c.size, options);
+      at::mm_out(product, g.narrow(0, r.first, r.size), w.narrow(1, c.first, c.size));
+      kernels.add[in.format](
+          product.const_data_ptr(), r.size, c.size,
+          dhidden.mutable_data_ptr<float>() + r.first * in.hidden_size + c.first, in.hidden_size);
+    });
+  }
+  dhidden.mul_(dlosses.unsqueeze(1));
+  return {
+      dhidden.to(hidden.scalar_type()), dweight, as_output(dbias, bias.scalar_type())};
+}
+
+}  // namespace spanbert_fast
