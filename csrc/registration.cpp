@@ -87,4 +87,6 @@ PYBIND11_MODULE(_C, m) {
   bind_op(m, "embedding_layer_norm_bwd", &spanbert_fast::embedding_layer_norm_bwd);
   bind_op(m, "linear_cross_entropy_fwd", &spanbert_fast::linear_cross_entropy_fwd);
   bind_op(m, "linear_cross_entropy_bwd", &spanbert_fast::linear_cross_entropy_bwd);
+  bind_op(m, "span_boundary_gather_fwd", &spanbert_fast::span_boundary_gather_fwd);
+  bind_op(m, "span_boundary_gather_bwd", &spanbert_fast::span_boundary_gather_bwd);
 }

@@ -16,8 +16,14 @@ pytestmark = pytest.mark.skipif(_C is None, reason="needs the extension")
 LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16")
 # what ATEN_CPU_CAPABILITY may say, and the widest level of ours that it allows
 ALLOWED = {"default": "baseline", "avx2": "avx2", "avx512": "avx512"}
-CHOSEN = "not compile and not bad_input and not stand_in"  # these do not depend on the level
-OPS = ("bias_gelu", "dropout_add_layer_norm", "embedding_layer_norm")
+CHOSEN = "not compile and not bad_input and not stand_in and not memory"  # independent of the level
+OPS = (
+    "bias_gelu",
+    "dropout_add_layer_norm",
+    "embedding_layer_norm",
+    "linear_cross_entropy",
+    "span_boundary_gather",
+)
 
 
 def widest_level() -> str:

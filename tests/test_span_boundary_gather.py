@@ -103,6 +103,39 @@ def test_equals_the_concatenated_form_to_rounding(dtype):
         assert_no_worse_than(a, b, c, floor=floor, name=name)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_for_any_number_of_threads(dtype, each_thread_count):
+    """More spans than one task sums: dplaces gathers from all of them."""
+    lengths = (torch.arange(300) * 7 % 21).tolist()
+    tensors, total = make(lengths, 100, dtype), sum(lengths)
+    dy = torch.randn(total, 100)
+
+    def ours(spans, places, weight, bias):
+        return span_boundary_gather(spans, places, cumulative(lengths), total, weight, bias)
+
+    each_thread_count(lambda: run(ours, tensors, dy, dtype))
+
+
+def test_many_spans_are_summed_in_fp32():
+    """1,024 spans that all add to one place: a sum in bf16 would soon stop growing."""
+    count, hidden = 1024, 32
+    tensors = make([1] * count, hidden, torch.bfloat16, places=1)
+    dy = torch.randn(count, hidden).to(torch.bfloat16).abs()
+
+    def ours(spans, places, weight, bias):
+        return span_boundary_gather(
+            spans, places, cumulative([1] * count), count, weight, bias, eps=1e-5
+        )
+
+    got = run(ours, tensors, dy, torch.bfloat16)
+    with _common.use_backend("reference"):
+        truth = run(ours, tensors, dy, torch.float64)
+    for a, c in zip(got[2:], truth[2:], strict=True):
+        # one rounding of the sum, and the kernels' 3e-5 of each term
+        error = torch.finfo(torch.bfloat16).eps * c.abs().max().item()
+        torch.testing.assert_close(a.double(), c, rtol=0, atol=error)
+
+
 def test_same_bits_twice_and_non_contiguous():
     lengths = [3, 20, 1]
     spans, places, weight, bias = make(lengths, 24, torch.float32)

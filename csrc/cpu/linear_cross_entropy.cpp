@@ -2,13 +2,8 @@
 // a CPU's bfloat16 units have), on tiles; the passes between them are in
 // kernels/linear_cross_entropy.cpp.
 //
-// With P = softmax(X W^T + b), E = onehot(targets) and losses' gradients d, the backward needs
-//
-//     G = P - E        dX = diag(d) (G W)        dW = G^T (diag(d) X)        db = G^T d
-//
-// d scales rows before and after the products, so G is of the forward alone. The forward leaves
-// its first columns, as many as the caller asks for, in the memory of their scores, and the
-// backward has no product to make again for these.
+// The forward leaves its first columns' scores, as many as the caller asks for, in memory; the
+// backward makes the others again.
 //
 // Work is split by the shapes alone and every product runs on one thread: the bits of a result do
 // not depend on the number of threads.
@@ -18,6 +13,9 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #ifdef _OPENMP
 #include <omp.h>
+#endif
+#ifdef __linux__
+#include <sys/mman.h>
 #endif
 
 #include <atomic>
@@ -30,9 +28,9 @@
 namespace spanbert_fast {
 namespace {
 
-constexpr int64_t kBlockColumns = 256;  // of the vocabulary, in a task
-constexpr int64_t kForwardRows = 4096;  // in a task
-// Columns whose G is there at once in the backward, beyond those that the forward has kept.
+constexpr int64_t kBlockColumns = kMostScoreColumns;  // of the vocabulary, in a task
+constexpr int64_t kForwardRows = 4096;                // in a task
+// Columns whose gradients are there at once in the backward: one term of dX each time.
 constexpr int64_t kPanelColumns = 2048, kPanelElements = 1 << 21;
 constexpr int64_t kInputRows = 256, kInputColumns = 384;  // of dX, in a task
 
@@ -44,6 +42,20 @@ std::vector<Range> blocks_of(int64_t begin, int64_t end, int64_t width) {
   std::vector<Range> blocks;
   for (; begin < end; begin += width) blocks.push_back({begin, std::min(width, end - begin)});
   return blocks;
+}
+
+// Tens of megabytes that are new from the system each time: in huge pages where it has them, as
+// mapping small ones takes up to a third of a product's time.
+at::Tensor empty_large(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const at::Tensor tensor = at::empty(sizes, options);
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = 4096;
+  const auto data = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  const uintptr_t begin = at::divup(data, kPage) * kPage;
+  const uintptr_t end = (data + tensor.nbytes()) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return tensor;
 }
 
 // While it lives, PyTorch's operators run on one thread, and compute in the dtypes they are given.
@@ -161,7 +173,7 @@ struct Inputs {
       const int64_t begin = std::max(first, groups[group]), end = std::min(last, groups[group + 1]);
       if (begin >= end) continue;
       const ScoreBlock block = {
-          mutable_bytes(scores) + (begin - first) * scores.stride(0) * scores.element_size(),
+          bytes(scores) + (begin - first) * scores.stride(0) * scores.element_size(),
           scores.stride(0), end - begin, scores.size(1), first_column,
           bias.const_data_ptr<float>() + group * vocab_size + first_column,
           targets.const_data_ptr<int64_t>() + begin};
@@ -207,7 +219,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_
   const at::Tensor lse = at::empty({2, in.rows}, at::kFloat);
   float *tops = lse.mutable_data_ptr<float>(), *log_sums = tops + in.rows;
   const at::Tensor predictions = at::empty({with_predictions ? in.rows : 0}, at::kLong);
-  const at::Tensor kept = at::empty({in.rows, kept_columns}, options);
+  const at::Tensor kept = empty_large({in.rows, kept_columns}, options);
   const std::vector<Range> blocks = blocks_of(0, in.vocab_size, kBlockColumns);
   for (const Range rows : blocks_of(0, in.rows, kForwardRows)) {
     const at::Tensor x = in.hidden.narrow(0, rows.first, rows.size);
@@ -248,12 +260,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_
           predictions.mutable_data_ptr<int64_t>()[rows.first + row] = *best.best;
         }
       }
-      if (kept_columns == 0) return;
-      in.for_groups(
-          rows.first + first, kept_rows.narrow(0, first, last - first), 0,
-          [&](const ScoreBlock& block, int64_t, int64_t row) {
-            kernels.gradient[in.format](block, tops + row, log_sums + row);
-          });
     });
   }
   return {losses, lse, predictions, kept};
@@ -270,23 +276,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_bwd(
   const auto& kernels = SPANBERT_FAST_KERNELS(linear_cross_entropy_kernels);
   const at::TensorOptions options = in.hidden.options();
   const int64_t num_groups = group_sizes.size(), kept_columns = kept.size(1);
-  const at::Tensor scaled = (in.hidden * dlosses.unsqueeze(1)).to(options.dtype());
   const at::Tensor dhidden = at::zeros({in.rows, in.hidden_size}, at::kFloat);
-  const at::Tensor dweight = at::empty(weight.sizes(), weight.options());
+  const at::Tensor dweight = empty_large(weight.sizes(), weight.options());
   const at::Tensor dbias = at::zeros({num_groups, in.vocab_size}, at::kFloat);
 
   const int64_t panel_width = std::clamp(
       kPanelElements / std::max<int64_t>(1, in.rows) / kBlockColumns * kBlockColumns, kBlockColumns,
       kPanelColumns);
-  std::vector<Range> panels = blocks_of(0, kept_columns, panel_width);
-  for (const Range panel : blocks_of(kept_columns, in.vocab_size, panel_width)) {
-    panels.push_back(panel);
-  }
-  Buffer weight_memory, gradient_memory;
-  for (const Range panel : panels) {
-    const bool is_kept = panel.first < kept_columns;
-    const at::Tensor g = is_kept ? kept.narrow(1, panel.first, panel.size)
-                                 : gradient_memory.get(in.rows, panel.size, options);
+  Buffer weight_memory, d_memory;
+  for (const Range panel : blocks_of(0, in.vocab_size, panel_width)) {
+    const at::Tensor d = d_memory.get(in.rows, panel.size, options);
     at::Tensor cast;
     if (in.casts_weight()) cast = weight_memory.get(panel.size, in.hidden_size, options);
     const std::vector<Range> blocks = blocks_of(0, panel.size, kBlockColumns);
@@ -294,21 +293,24 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_bwd(
       const Range inside = blocks[i], columns = {panel.first + inside.first, inside.size};
       const at::Tensor w = in.weight_rows(
           columns, cast.defined() ? cast.narrow(0, inside.first, inside.size) : cast);
-      at::Tensor g_block = g.narrow(1, inside.first, inside.size);
-      if (!is_kept) at::mm_out(g_block, in.hidden, w.t());
+      at::Tensor d_block = d.narrow(1, inside.first, inside.size);
+      const bool is_kept = columns.first < kept_columns;
+      if (!is_kept) at::mm_out(d_block, in.hidden, w.t());
+      const at::Tensor scores = is_kept ? kept.narrow(1, columns.first, columns.size) : d_block;
       in.for_groups(
-          0, g_block, columns.first, [&](const ScoreBlock& block, int64_t group, int64_t row) {
-            if (!is_kept) kernels.gradient[in.format](block, tops + row, log_sums + row);
-            kernels.column_sums[in.format](
-                block, dlosses.const_data_ptr<float>() + row,
-                dbias.mutable_data_ptr<float>() + group * in.vocab_size + columns.first);
+          0, scores, columns.first, [&](const ScoreBlock& block, int64_t group, int64_t row) {
+            kernels.gradient[in.format](
+                block,
+                {tops + row, log_sums + row, dlosses.const_data_ptr<float>() + row,
+                 mutable_bytes(d_block) + row * d.stride(0) * d.element_size(), d.stride(0),
+                 dbias.mutable_data_ptr<float>() + group * in.vocab_size + columns.first});
           });
       at::Tensor dw = dweight.narrow(0, columns.first, columns.size);
-      if (dw.scalar_type() == scaled.scalar_type()) {
-        at::mm_out(dw, g_block.t(), scaled);
+      if (dw.scalar_type() == d.scalar_type()) {
+        at::mm_out(dw, d_block.t(), in.hidden);
       } else {
         at::Tensor product = buffers.product.get(columns.size, in.hidden_size, options);
-        at::mm_out(product, g_block.t(), scaled);
+        at::mm_out(product, d_block.t(), in.hidden);
         dw.copy_(product);
       }
     });
@@ -318,15 +320,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_bwd(
     run_tasks(rows.size() * columns.size(), [&](Buffers& buffers, int64_t i) {
       const Range r = rows[i / columns.size()], c = columns[i % columns.size()];
       at::Tensor product = buffers.product.get(r.size, c.size, options);
-      at::mm_out(product, g.narrow(0, r.first, r.size), w.narrow(1, c.first, c.size));
+      at::mm_out(product, d.narrow(0, r.first, r.size), w.narrow(1, c.first, c.size));
       kernels.add[in.format](
           product.const_data_ptr(), r.size, c.size,
           dhidden.mutable_data_ptr<float>() + r.first * in.hidden_size + c.first, in.hidden_size);
     });
   }
-  dhidden.mul_(dlosses.unsqueeze(1));
-  return {
-      dhidden.to(hidden.scalar_type()), dweight, as_output(dbias, bias.scalar_type())};
+  return {dhidden.to(hidden.scalar_type()), dweight, as_output(dbias, bias.scalar_type())};
 }
 
 }  // namespace spanbert_fast

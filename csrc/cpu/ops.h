@@ -57,4 +57,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_bwd(
     const at::Tensor& bias, const at::Tensor& targets, const at::Tensor& lse,
     const at::Tensor& kept, const std::vector<int64_t>& group_sizes);
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> span_boundary_gather_fwd(
+    const at::Tensor& spans, const at::Tensor& places, const at::Tensor& cu_span_lengths,
+    int64_t num_targets, const at::Tensor& weight, const at::Tensor& bias, double eps);
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> span_boundary_gather_bwd(
+    const at::Tensor& dy, const at::Tensor& spans, const at::Tensor& places,
+    const at::Tensor& cu_span_lengths, const at::Tensor& weight, const at::Tensor& bias,
+    const at::Tensor& mean, const at::Tensor& rstd);
+
 }  // namespace spanbert_fast

@@ -8,8 +8,8 @@ The forward keeps lse alone; the backward makes the scores again, tile by tile. 
 matrix product where making dX and dW in the forward would need three. But dW = D^T X must know
 each row's own dl before rows are summed, and the forward does not: so any reduction, denominator
 or loss scale may follow, and nothing of the size of W is kept from forward to backward. On a CPU,
-where the fourth product is a quarter of the time, the forward also keeps exp(S - lse) - onehot of
-as many columns as fit a fixed amount of memory; for these the backward has no score to make.
+where the fourth product is a quarter of the time, the forward also keeps the scores of as many
+columns as fit a fixed amount of memory; the backward makes only the others.
 
 The outer loop goes over the vocabulary: each block of W is read and cast once, and its dW is
 complete, and written once, when the loop leaves it.
@@ -31,7 +31,7 @@ _TILE_ELEMENTS = 1 << 21
 _TILE_ROWS = 4096
 _TILE_COLUMNS = 256  # at least; narrower products are slow
 
-_KEPT_BYTES = 36_000_000  # at most, from a compiled forward to its backward
+_KEPT_BYTES = 43_000_000  # at most, from a compiled forward to its backward
 _KEPT_MULTIPLE = 256  # the columns of a compiled forward's task
 _HAS_BF16_PRODUCTS = _C is not None and _C.isa_level() == "avx512_bf16"
 
@@ -131,7 +131,7 @@ def _product_dtype(hidden: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
 
 
 def _kept_columns(hidden: torch.Tensor, *parameters: torch.Tensor) -> int:
-    """The columns whose gradients the forward is to keep for the backward."""
+    """The columns whose scores the forward is to keep for the backward."""
     tensors = (hidden, *parameters)
     differentiates = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if not (differentiates and _runs_compiled(*tensors)):
@@ -185,7 +185,8 @@ def _composite_fwd(
 
     lse: (2, rows), two numbers whose sum it is: a compiled forward leaves each row's largest score
         and the log of the sum beside it apart, as one would round the other's digits away.
-    kept: (rows, kept_columns) in the dtype of hidden, exp(S - lse) - onehot; here always (rows, 0).
+    kept: (rows, kept_columns) in the dtype of hidden, X W^T of the first columns; here always
+        (rows, 0).
     """
     _common.check_ids("targets", targets, weight.shape[0])
     rows, opmath = hidden.shape[0], _common.opmath_dtype(hidden.dtype)

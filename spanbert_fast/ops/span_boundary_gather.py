@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from spanbert_fast.ops import _common
+from spanbert_fast.ops._cpu import register_cpu_kernel
 from spanbert_fast.reference import span_boundary_gather as reference
 
 
@@ -96,8 +97,7 @@ def _sum(spans, places, span, place) -> torch.Tensor:
     return spans[span].to(opmath) + places[place].to(opmath)
 
 
-@torch.library.custom_op("spanbert_fast::span_boundary_gather_fwd", mutates_args=())
-def _span_boundary_gather_fwd(
+def _composite_fwd(
     spans: torch.Tensor,
     places: torch.Tensor,
     cu_span_lengths: torch.Tensor,
@@ -115,14 +115,19 @@ def _span_boundary_gather_fwd(
     return y.to(spans.dtype), mean, rstd
 
 
+_span_boundary_gather_fwd = torch.library.custom_op(
+    "spanbert_fast::span_boundary_gather_fwd", _composite_fwd, mutates_args=()
+)
+register_cpu_kernel("span_boundary_gather_fwd", _composite_fwd)
+
+
 @_span_boundary_gather_fwd.register_fake
 def _(spans, places, cu_span_lengths, num_targets, weight, bias, eps):
     statistics = spans.new_empty((num_targets, 1), dtype=_common.opmath_dtype(spans.dtype))
     return spans.new_empty((num_targets, spans.shape[1])), statistics, torch.empty_like(statistics)
 
 
-@torch.library.custom_op("spanbert_fast::span_boundary_gather_bwd", mutates_args=())
-def _span_boundary_gather_bwd(
+def _composite_bwd(
     dy: torch.Tensor,
     spans: torch.Tensor,
     places: torch.Tensor,
@@ -154,6 +159,12 @@ def _span_boundary_gather_bwd(
 
     dspans, dplaces = sums_by(span, spans), sums_by(place, places)
     return dspans, dplaces, dweight.to(weight.dtype), dbias.to(bias.dtype)
+
+
+_span_boundary_gather_bwd = torch.library.custom_op(
+    "spanbert_fast::span_boundary_gather_bwd", _composite_bwd, mutates_args=()
+)
+register_cpu_kernel("span_boundary_gather_bwd", _composite_bwd)
 
 
 @_span_boundary_gather_bwd.register_fake

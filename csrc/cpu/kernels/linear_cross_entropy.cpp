@@ -1,5 +1,5 @@
-// The passes over a block of scores, which lies in cache after its product: bias, largest and sum
-// of exponentials in one; softmax - onehot in another; see kernels/linear_cross_entropy.h.
+// The passes over a block of scores, which lies in cache after its product: largest and sum of
+// exponentials in the forward; gradients and their sums in the backward.
 #include "cpu/kernels/linear_cross_entropy.h"
 
 #include "cpu/kernels/simd.h"
@@ -10,9 +10,13 @@ namespace {
 constexpr float kLog2E = 0x1.715476p+0f;
 constexpr float kLowest = -0x1.fffffep127f;
 
+// Rows whose sums are added up before they go to the total: a few roundings at its size, not one
+// per row.
+constexpr int64_t kSumRows = 32;
+
 template <class T>
-T* row_of(const ScoreBlock& block, int64_t row) {
-  return static_cast<T*>(block.scores) + row * block.stride;
+const T* row_of(const ScoreBlock& block, int64_t row) {
+  return static_cast<const T*>(block.scores) + row * block.stride;
 }
 
 // A row's target among the block's columns, or -1.
@@ -54,7 +58,7 @@ int64_t first_equal(const ScoreBlock& block, const T* scores, float top) {
 template <class T>
 void scan(const ScoreBlock& block, const ScoreStatistics& to) {
   for (int64_t row = 0; row < block.rows; ++row) {
-    const T* scores = row_of<const T>(block, row);
+    const T* scores = row_of<T>(block, row);
     // not below the lowest finite number, so that a row of -inf keeps its differences
     vfloat tops = broadcast(kLowest);
     for_vectors(block.columns, [&](int64_t c, auto count) SPANBERT_FAST_INLINE_BODY {
@@ -76,45 +80,31 @@ void scan(const ScoreBlock& block, const ScoreStatistics& to) {
 }
 
 template <class T>
-void gradient(const ScoreBlock& block, const float* tops, const float* log_sums) {
+void gradient(const ScoreBlock& block, const ScoreGradient& to) {
+  float part[kMostScoreColumns] = {};
   for (int64_t row = 0; row < block.rows; ++row) {
-    T* scores = row_of<T>(block, row);
-    const float top = tops[row], log_sum = log_sums[row];
+    const T* scores = row_of<T>(block, row);
+    T* d = static_cast<T*>(to.d) + row * to.stride;
+    const float top = to.top[row], log_sum = to.log_sum[row], dloss = to.dlosses[row];
     const int64_t target = target_column(block, row);
-    vfloat certainty = {};
-    if (target >= 0) {
-      // p - 1 cancels where a row is sure of its target: exponential and difference in float
-      const float z = score_at(block, scores, target) - top - log_sum;
-      certainty = exp2<float>(broadcast(z * kLog2E));
-    }
+    const float target_score = target < 0 ? 0.0f : score_at(block, scores, target);
     for_vectors(block.columns, [&](int64_t c, auto count) SPANBERT_FAST_INLINE_BODY {
       const vfloat z = load(scores + c, count) + load(block.bias + c, count);
-      store(scores + c, exp2<T>((z - top - log_sum) * kLog2E), count);
+      const vfloat p = exp2<float>((z - top - log_sum) * kLog2E) * dloss;
+      store(d + c, p, count);
+      store(part + c, load(part + c, count) + p, count);
     });
-    if (target >= 0) store(scores + target, certainty - 1.0f, int64_t{1});
-  }
-}
-
-template <class T>
-void column_sums(const ScoreBlock& block, const float* factors, float* sums) {
-  constexpr int kVectors = 4, kStrip = kVectors * kWidth;  // whose sums stay in registers
-  int64_t column = 0;
-  for (; column + kStrip <= block.columns; column += kStrip) {
-    vfloat total[kVectors] = {};
-    for (int64_t row = 0; row < block.rows; ++row) {
-      const T* scores = row_of<const T>(block, row) + column;
-#pragma GCC unroll 4
-      for (int i = 0; i < kVectors; ++i) total[i] += load(scores + i * kWidth) * factors[row];
+    if (target >= 0) {
+      // the difference before anything is rounded: it cancels where a row is sure of its target
+      const vfloat p = exp2<float>(broadcast((target_score - top - log_sum) * kLog2E));
+      store(d + target, (p - 1.0f) * dloss, int64_t{1});
+      part[target] -= dloss;
     }
-    for (int i = 0; i < kVectors; ++i) store(sums + column + i * kWidth, total[i]);
-  }
-  for (; column < block.columns; column += kWidth) {
-    const int64_t count = block.columns - column < kWidth ? block.columns - column : kWidth;
-    vfloat total = {};
-    for (int64_t row = 0; row < block.rows; ++row) {
-      total += load(row_of<const T>(block, row) + column, count) * factors[row];
-    }
-    store(sums + column, total, count);
+    if ((row + 1) % kSumRows && row + 1 < block.rows) continue;
+    for_vectors(block.columns, [&](int64_t c, auto count) SPANBERT_FAST_INLINE_BODY {
+      store(to.sums + c, load(to.sums + c, count) + load(part + c, count), count);
+      store(part + c, vfloat{}, count);
+    });
   }
 }
 
@@ -133,7 +123,6 @@ void add(const void* part_data, int64_t rows, int64_t columns, float* total, int
 const LinearCrossEntropyKernels linear_cross_entropy_kernels = {
     {&scan<bfloat16>, &scan<float>},
     {&gradient<bfloat16>, &gradient<float>},
-    {&column_sums<bfloat16>, &column_sums<float>},
     {&add<bfloat16>, &add<float>},
 };
 

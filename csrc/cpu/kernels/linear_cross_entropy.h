@@ -7,9 +7,11 @@
 
 namespace spanbert_fast {
 
+constexpr int64_t kMostScoreColumns = 256;
+
 // Scores of some rows, all of one group, for some columns of the vocabulary.
 struct ScoreBlock {
-  void* scores;  // (rows, columns), rows `stride` elements apart
+  const void* scores;  // (rows, columns), rows `stride` elements apart
   int64_t stride, rows, columns, first_column;
   const float* bias;       // (columns,), to be added to the scores
   const int64_t* targets;  // (rows,), counted from the vocabulary's first column
@@ -24,13 +26,15 @@ struct ScoreStatistics {
 };
 using LinearCrossEntropyScan = void(const ScoreBlock&, const ScoreStatistics&);
 
-// scores = exp(scores + bias - top - log_sum) - onehot(targets), in their place.
-using LinearCrossEntropyGradient =
-    void(const ScoreBlock&, const float* top, const float* log_sum);
-
-// sums (columns,) = sum over rows of factors[row] * scores[row].
-using LinearCrossEntropyColumnSums =
-    void(const ScoreBlock&, const float* factors, float* sums);
+// d = dlosses (exp(scores + bias - top - log_sum) - onehot(targets)), rows `stride` elements apart;
+// may be the scores' own memory. sums (columns,) gains the rows' sum of d before it is rounded.
+struct ScoreGradient {
+  const float *top, *log_sum, *dlosses;  // (rows,)
+  void* d;
+  int64_t stride;
+  float* sums;
+};
+using LinearCrossEntropyGradient = void(const ScoreBlock&, const ScoreGradient&);
 
 // total (rows, columns) += part (rows, columns, contiguous); rows of total `stride` apart.
 using LinearCrossEntropyAdd =
@@ -40,7 +44,6 @@ struct LinearCrossEntropyKernels {
   // by the format of the products: bfloat16, float32
   LinearCrossEntropyScan* scan[2];
   LinearCrossEntropyGradient* gradient[2];
-  LinearCrossEntropyColumnSums* column_sums[2];
   LinearCrossEntropyAdd* add[2];
 };
 
