@@ -361,6 +361,31 @@ def test_gradcheck_opcheck_compile(small_tiles):
         assert_bitwise_equal(a, b)
 
 
+@pytest.mark.skipif(op._C is None, reason="needs the extension")
+def test_opcheck_compile_of_the_kernels():
+    """The fp32 inputs go to the extension; those in the test above are for PyTorch's operators."""
+    group_sizes = [5, 3]
+    hidden, weight, bias, targets = make(group_sizes, 4, 300, torch.float32)
+    tensors = [t.requires_grad_() for t in (hidden, weight, bias)]
+    for kept_columns in (0, 256, 300):
+        torch.library.opcheck(
+            torch.ops.spanbert_fast.linear_cross_entropy_fwd,
+            (*tensors, targets, group_sizes, True, kept_columns),
+        )
+
+    def function(hidden, weight, bias):
+        return linear_cross_entropy(hidden, weight, bias, targets, group_sizes=group_sizes).losses
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    dlosses = torch.randn(8)
+    for a, b in zip(
+        run(compiled, tensors, dlosses, torch.float32),
+        run(function, tensors, dlosses, torch.float32),
+        strict=True,
+    ):
+        assert_bitwise_equal(a.detach(), b.detach())
+
+
 def test_reference_gives_the_same():
     hidden, weight, bias, targets = make([9, 4], 8, 50, torch.float64)
     arguments = {"group_sizes": [9, 4], "return_predictions": True}
@@ -396,6 +421,9 @@ def test_bad_input():
         linear_cross_entropy(hidden, weight, bias[0], targets[:8])
     with pytest.raises(TypeError, match="targets must be int64, got torch.int32"):
         linear_cross_entropy(hidden, weight, bias[0], targets.int())
+    if op._C is not None:
+        with pytest.raises(ValueError, match="kept_columns must be a multiple of 256 .* got 7"):
+            op._linear_cross_entropy_fwd(hidden, weight, bias, targets, [5, 4], False, 7)
     for wrong in (50, -1, -100):
         with pytest.raises(ValueError, match=rf"targets must be in \[0, 50\), got {wrong}"):
             linear_cross_entropy(hidden, weight, bias[0], torch.full_like(targets, wrong))

@@ -9,21 +9,12 @@
 // not depend on the number of threads.
 #include "cpu/kernels/linear_cross_entropy.h"
 
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
-#include <atomic>
 #include <cmath>
 #include <vector>
 
 #include "cpu/common.h"
 #include "cpu/ops.h"
+#include "cpu/products.h"
 
 namespace spanbert_fast {
 namespace {
@@ -33,82 +24,6 @@ constexpr int64_t kForwardRows = 4096;                // in a task
 // Columns whose gradients are there at once in the backward: one term of dX each time.
 constexpr int64_t kPanelColumns = 2048, kPanelElements = 1 << 21;
 constexpr int64_t kInputRows = 256, kInputColumns = 384;  // of dX, in a task
-
-struct Range {
-  int64_t first, size;
-};
-
-std::vector<Range> blocks_of(int64_t begin, int64_t end, int64_t width) {
-  std::vector<Range> blocks;
-  for (; begin < end; begin += width) blocks.push_back({begin, std::min(width, end - begin)});
-  return blocks;
-}
-
-// Tens of megabytes that are new from the system each time: in huge pages where it has them, as
-// mapping small ones takes up to a third of a product's time.
-at::Tensor empty_large(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const at::Tensor tensor = at::empty(sizes, options);
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kPage = 4096;
-  const auto data = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
-  const uintptr_t begin = at::divup(data, kPage) * kPage;
-  const uintptr_t end = (data + tensor.nbytes()) / kPage * kPage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-  return tensor;
-}
-
-// While it lives, PyTorch's operators run on one thread, and compute in the dtypes they are given.
-class PlainOperators {
- public:
-  PlainOperators() {
-#ifdef _OPENMP
-    omp_set_num_threads(1);
-#endif
-  }
-  ~PlainOperators() {
-#ifdef _OPENMP
-    omp_set_num_threads(threads_);
-#endif
-  }
-
- private:
-#ifdef _OPENMP
-  int threads_ = omp_get_max_threads();
-#endif
-  at::AutoDispatchBelowADInplaceOrView below_autograd_;
-  c10::impl::ExcludeDispatchKeyGuard below_autocast_{c10::autocast_dispatch_keyset};
-};
-
-// Memory of a thread for parts of at most the first one's size.
-class Buffer {
- public:
-  at::Tensor get(int64_t rows, int64_t columns, const at::TensorOptions& options) {
-    const int64_t size = rows * columns;
-    if (!memory_.defined() || memory_.numel() < size) memory_ = at::empty({size}, options);
-    return memory_.narrow(0, 0, size).view({rows, columns});
-  }
-
- private:
-  at::Tensor memory_;
-};
-
-struct Buffers {
-  Buffer scores, weight, product;
-};
-
-// body(buffers, i) for i in [0, count).
-template <class Body>
-void run_tasks(int64_t count, const Body& body) {
-  std::atomic<int64_t> next{0};
-  // Two at least: inside a parallel region no library takes a second thread for a product.
-  const int64_t threads = std::max<int64_t>(2, std::min<int64_t>(count, at::get_num_threads()));
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    const PlainOperators guard;
-    Buffers buffers;
-    for (int64_t i; (i = next.fetch_add(1)) < count;) body(buffers, i);
-  });
-}
 
 // The op's inputs, checked.
 struct Inputs {
@@ -226,7 +141,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_
     const at::Tensor kept_rows = kept.narrow(0, rows.first, rows.size);
     const Scan found(blocks.size(), rows.size, with_predictions);
     float* loss = losses.mutable_data_ptr<float>() + rows.first;  // at first the target's score
-    run_tasks(blocks.size(), [&](Buffers& buffers, int64_t i) {
+    run_product_tasks(blocks.size(), [&](Buffers& buffers, int64_t i) {
       const Range columns = blocks[i];
       at::Tensor cast;
       if (in.casts_weight()) cast = buffers.weight.get(columns.size, in.hidden_size, options);
@@ -289,7 +204,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_bwd(
     at::Tensor cast;
     if (in.casts_weight()) cast = weight_memory.get(panel.size, in.hidden_size, options);
     const std::vector<Range> blocks = blocks_of(0, panel.size, kBlockColumns);
-    run_tasks(blocks.size(), [&](Buffers& buffers, int64_t i) {
+    run_product_tasks(blocks.size(), [&](Buffers& buffers, int64_t i) {
       const Range inside = blocks[i], columns = {panel.first + inside.first, inside.size};
       const at::Tensor w = in.weight_rows(
           columns, cast.defined() ? cast.narrow(0, inside.first, inside.size) : cast);
@@ -317,7 +232,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy_bwd(
     const at::Tensor w = cast.defined() ? cast : in.weight_rows(panel, cast);
     const std::vector<Range> rows = blocks_of(0, in.rows, kInputRows);
     const std::vector<Range> columns = blocks_of(0, in.hidden_size, kInputColumns);
-    run_tasks(rows.size() * columns.size(), [&](Buffers& buffers, int64_t i) {
+    run_product_tasks(rows.size() * columns.size(), [&](Buffers& buffers, int64_t i) {
       const Range r = rows[i / columns.size()], c = columns[i % columns.size()];
       at::Tensor product = buffers.product.get(r.size, c.size, options);
       at::mm_out(product, d.narrow(0, r.first, r.size), w.narrow(1, c.first, c.size));
