@@ -7,6 +7,7 @@
 
 #include "cpu/common.h"
 #include "cpu/ops.h"
+#include "cpu/products.h"
 
 namespace spanbert_fast {
 namespace {
@@ -81,7 +82,7 @@ at::Tensor table_gradient(
   for (int64_t t = 0; t < tokens; ++t) {
     if (ids[t] != skipped_row) order[next[ids[t]]++] = t;
   }
-  const at::Tensor gradient = at::empty(table.sizes(), table.options());
+  const at::Tensor gradient = empty_large(table.sizes(), table.options());
   const EmbeddingGradient op = {
       dz.const_data_ptr<float>(), starts.data(), order.data(), hidden_size,
       gradient.mutable_data_ptr()};
