@@ -23,6 +23,11 @@ if platform.machine() in ("x86_64", "AMD64"):
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"),
     ]
     ISA_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
+    # The matrix unit's instructions are written out in tile_unit.h: no compiler flag is needed.
+    ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512_bf16"], "-DSPANBERT_FAST_MATRIX_UNIT"]
+    ISA_FLAGS["amx_emulated"] = [*ISA_FLAGS["amx"], "-DSPANBERT_FAST_EMULATE_TILES"]
+# The kernels that these levels have a form of their own of; they take the others from avx512_bf16.
+OWN_KERNELS = dict.fromkeys(("amx", "amx_emulated"), ("varlen_attention.cpp",))
 
 
 def with_isa_levels(build_ext: type) -> type:
@@ -33,9 +38,11 @@ def with_isa_levels(build_ext: type) -> type:
             flags = ext.extra_compile_args
             flags = flags["cxx"] if isinstance(flags, dict) else flags
             sources = sorted(ROOT.glob("csrc/cpu/kernels/*.cpp"))
-            kernels = [str(path.relative_to(ROOT)) for path in sources]
             ext.extra_objects = []
             for level, isa_flags in ISA_FLAGS.items():
+                own = OWN_KERNELS.get(level)
+                kernels = [p for p in sources if own is None or p.name in own]
+                kernels = [str(path.relative_to(ROOT)) for path in kernels]
                 ext.extra_objects += self.compiler.compile(
                     kernels,
                     output_dir=str(Path(self.build_temp) / level),
@@ -95,7 +102,10 @@ def extension() -> dict:
 
 
 setup(
-    packages=[*find_packages(include=["spanbert_fast", "spanbert_fast.*"]), "spanbert_fast.kernels"],
+    packages=[
+        *find_packages(include=["spanbert_fast", "spanbert_fast.*"]),
+        "spanbert_fast.kernels",
+    ],
     # The name `kernels` belongs to another package; ours is only ever `spanbert_fast.kernels`.
     package_dir={"spanbert_fast.kernels": "kernels"},
     **extension(),

@@ -74,7 +74,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("philox4x32_7", &philox<7>, "Philox4x32-7 of (counter, key).");
   m.def("philox4x32_10", &philox<10>, "Philox4x32-10 of (counter, key).");
   m.def(
-      "isa_level", [] { return spanbert_fast::isa_level_name(spanbert_fast::isa_level()); },
+      "isa_level", [] { return spanbert_fast::isa_level_name(); },
       "The CPU instruction set that the kernels run with.");
 
   bind_op(m, "bias_gelu_fwd", &spanbert_fast::bias_gelu_fwd);

@@ -13,7 +13,7 @@ from spanbert_fast._extension import _C
 
 pytestmark = pytest.mark.skipif(_C is None, reason="needs the extension")
 
-LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16")
+LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx_emulated", "amx")
 # what ATEN_CPU_CAPABILITY may say, and the widest level of ours that it allows
 ALLOWED = {"default": "baseline", "avx2": "avx2", "avx512": "avx512"}
 CHOSEN = "not compile and not bad_input and not stand_in and not memory"  # independent of the level
@@ -60,25 +60,30 @@ def test_the_ops_at_every_level(capability):
     reason="needs x86-64 and binutils",
 )
 def test_no_instruction_beyond_its_level():
-    """Code that any CPU runs holds no AVX; AVX2 code no AVX-512; AVX-512 code no bfloat16."""
+    """Code that any CPU runs holds no AVX; AVX2 code no AVX-512; AVX-512 code no bfloat16; and no
+    code but the level amx's holds a tile instruction."""
     listing = subprocess.run(
         ["objdump", "-d", "--no-show-raw-insn", _C.__file__],
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    level, seen = "baseline", set()
+    level, seen, tiles = "baseline", set(), set()
+    names = "|".join(f"{len(name)}{name}" for name in LEVELS)
     for line in listing.splitlines():
         if line.endswith(">:"):
             # the longest name that the mangled symbol carries, as in N13spanbert_fast6avx512...
-            found = re.search(r"13spanbert_fast(?:8baseline|4avx2|6avx512|11avx512_bf16)", line)
+            found = re.search(rf"13spanbert_fast(?:{names})", line)
             level = re.sub(r"^13spanbert_fast\d+", "", found.group()) if found else "baseline"
             if "_range_avx2" in line:  # the span sampler's clones, chosen at run time as well
                 level = "avx2"
             symbol = line
             continue
         instruction = line.partition("\t")[2]
-        if re.match(r"v(dpbf16|cvtne\w*bf16)", instruction):
+        if tile := re.match(r"(tile\w+|tdp\w+|ldtilecfg)", instruction):
+            needed = "amx"
+            tiles.add(tile.group())
+        elif re.match(r"v(dpbf16|cvtne\w*bf16)", instruction):
             needed = "avx512_bf16"
         elif re.search(r"%zmm|%k[0-7]|%[xy]mm(1[6-9]|2\d|3[01])", instruction):
             needed = "avx512"
@@ -88,4 +93,7 @@ def test_no_instruction_beyond_its_level():
             continue
         seen.add(needed)
         assert LEVELS.index(needed) <= LEVELS.index(level), f"{symbol} {line}"
-    assert seen == set(LEVELS[1:])
+    assert seen == set(LEVELS) - {"baseline", "amx_emulated"}
+    assert tiles == {
+        "ldtilecfg", "tilezero", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease",
+    }  # fmt: skip

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -322,10 +323,14 @@ def test_large_scores_do_not_overflow():
 
 
 @pytest.mark.skipif(_C is None, reason="needs the extension")
-@pytest.mark.parametrize("capability", LEVELS)
+@pytest.mark.parametrize("capability", [*LEVELS, "matrix unit, emulated"])
 def test_every_instruction_set(capability):
     """The tests of the kernels again, in a process where PyTorch and they are held to a level."""
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if capability in LEVELS:
+        environment["ATEN_CPU_CAPABILITY"] = capability
+    else:  # where the CPU has avx512_bf16; else as without
+        environment["SPANBERT_FAST_EMULATE_AMX"] = "1"
     chosen = "(no_worse and (ragged or one) and (64 or 96)) or exactly or any_head or bits or level"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k"]
     done = subprocess.run(
@@ -341,9 +346,12 @@ def test_built_with_threads():
 
 @pytest.mark.skipif(_C is None, reason="needs the extension")
 def test_level_is_what_the_environment_allows():
-    order = ["baseline", "avx2", "avx512", "avx512_bf16"]
+    order = ["baseline", "avx2", "avx512", "avx512_bf16", "amx_emulated", "amx"]
     capability = os.environ.get("ATEN_CPU_CAPABILITY", "")
     assert order.index(_C.isa_level()) <= order.index(LEVELS.get(capability, order[-1]))
+    emulates = os.environ.get("SPANBERT_FAST_EMULATE_AMX") == "1"
+    if emulates and not capability and "avx512_bf16" in Path("/proc/cpuinfo").read_text():
+        assert _C.isa_level() == "amx_emulated"
 
 
 def test_softmax_scale_is_used():

@@ -4,8 +4,29 @@
 #include <cstdlib>
 #include <string_view>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace spanbert_fast {
 namespace {
+
+// A matrix unit for bfloat16, and leave of the system to use it: its state is large, and each
+// process has to ask (Linux, Documentation/arch/x86/xstate.rst).
+bool has_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kBfloat16 = 1u << 22, kTile = 1u << 24;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if ((d & kBfloat16) == 0 || (d & kTile) == 0) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 IsaLevel cpu_level() {
 #if defined(__x86_64__)
@@ -16,7 +37,8 @@ IsaLevel cpu_level() {
       !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) {
     return IsaLevel::avx2;
   }
-  return __builtin_cpu_supports("avx512bf16") ? IsaLevel::avx512_bf16 : IsaLevel::avx512;
+  if (!__builtin_cpu_supports("avx512bf16")) return IsaLevel::avx512;
+  return has_amx() || emulates_amx() ? IsaLevel::amx : IsaLevel::avx512_bf16;
 #else
   return IsaLevel::baseline;
 #endif
@@ -29,22 +51,28 @@ IsaLevel allowed_level() {
   if (name == "default") return IsaLevel::baseline;
   if (name == "avx2") return IsaLevel::avx2;
   if (name == "avx512") return IsaLevel::avx512;
-  return IsaLevel::avx512_bf16;
+  return IsaLevel::amx;
 }
 
 }  // namespace
+
+bool emulates_amx() {
+  static const char* value = std::getenv("SPANBERT_FAST_EMULATE_AMX");
+  return value != nullptr && std::string_view(value) == "1";
+}
 
 IsaLevel isa_level() {
   static const IsaLevel level = std::min(cpu_level(), allowed_level());
   return level;
 }
 
-const char* isa_level_name(IsaLevel level) {
-  switch (level) {
+const char* isa_level_name() {
+  switch (isa_level()) {
     case IsaLevel::baseline: return "baseline";
     case IsaLevel::avx2: return "avx2";
     case IsaLevel::avx512: return "avx512";
     case IsaLevel::avx512_bf16: return "avx512_bf16";
+    case IsaLevel::amx: return emulates_amx() ? "amx_emulated" : "amx";
   }
   return "unknown";
 }

@@ -10,16 +10,23 @@
 // the code of a new one.
 #pragma once
 
+#include <cstddef>
+
 namespace spanbert_fast {
 
 // In rising order; each level can run everything that the ones before it can.
-enum class IsaLevel : int { baseline, avx2, avx512, avx512_bf16 };
+enum class IsaLevel : int { baseline, avx2, avx512, avx512_bf16, amx };
 
 // The widest level that this CPU has and that ATEN_CPU_CAPABILITY (default, avx2, avx512) allows;
-// read once. Without that variable avx512_bf16 is taken where the CPU has it.
+// read once. Without that variable avx512_bf16 is taken where the CPU has it, and amx where it has
+// that and the system lets this process use it.
 IsaLevel isa_level();
 
-const char* isa_level_name(IsaLevel level);
+// Whether SPANBERT_FAST_EMULATE_AMX=1 asks for the level amx on a CPU that has avx512_bf16 alone,
+// with its tile instructions emulated: to test the level, not to be fast.
+bool emulates_amx();
+
+const char* isa_level_name();
 
 }  // namespace spanbert_fast
 
@@ -35,10 +42,23 @@ const char* isa_level_name(IsaLevel level);
   (::spanbert_fast::at_isa_level(                                              \
       ::spanbert_fast::baseline::name, ::spanbert_fast::avx2::name,            \
       ::spanbert_fast::avx512::name, ::spanbert_fast::avx512_bf16::name))
+// For the kernels that make matrix products of their own: the others have no table of the level amx
+// and run that of avx512_bf16.
+#define SPANBERT_FAST_DECLARE_AMX_KERNELS(Table, name) \
+  namespace spanbert_fast::amx { extern const Table name; }          \
+  namespace spanbert_fast::amx_emulated { extern const Table name; }
+#define SPANBERT_FAST_KERNELS_AND_AMX(name)                                      \
+  (::spanbert_fast::at_isa_level(                                                \
+      ::spanbert_fast::baseline::name, ::spanbert_fast::avx2::name,              \
+      ::spanbert_fast::avx512::name, ::spanbert_fast::avx512_bf16::name,         \
+      ::spanbert_fast::emulates_amx() ? ::spanbert_fast::amx_emulated::name      \
+                                      : ::spanbert_fast::amx::name))
 #else
 #define SPANBERT_FAST_DECLARE_KERNELS(Table, name) \
   namespace spanbert_fast::baseline { extern const Table name; }
 #define SPANBERT_FAST_KERNELS(name) (::spanbert_fast::baseline::name)
+#define SPANBERT_FAST_DECLARE_AMX_KERNELS(Table, name)
+#define SPANBERT_FAST_KERNELS_AND_AMX(name) SPANBERT_FAST_KERNELS(name)
 #endif
 
 namespace spanbert_fast {
@@ -46,7 +66,9 @@ namespace spanbert_fast {
 template <class Table, class... Tables>
 static inline const Table& at_isa_level(const Table& lowest, const Tables&... higher) {
   const Table* tables[] = {&lowest, &higher...};
-  return *tables[static_cast<int>(isa_level())];
+  constexpr size_t kHighest = sizeof...(Tables);
+  const size_t level = static_cast<size_t>(isa_level());
+  return *tables[level < kHighest ? level : kHighest];
 }
 
 }  // namespace spanbert_fast

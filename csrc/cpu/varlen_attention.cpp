@@ -137,7 +137,7 @@ std::tuple<at::Tensor, at::Tensor> varlen_attention_fwd(
       }
     }
   }
-  const auto forward = SPANBERT_FAST_KERNELS(varlen_attention_kernels).forward[format];
+  const auto forward = SPANBERT_FAST_KERNELS_AND_AMX(varlen_attention_kernels).forward[format];
   run_tasks(tasks, [&](const AttentionTask& task) { forward(a, task, &thread_scratch); });
   return {out, lse};
 }
@@ -194,7 +194,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> varlen_attention_bwd(
       }
     }
   }
-  const auto& kernels = SPANBERT_FAST_KERNELS(varlen_attention_kernels);
+  const auto& kernels = SPANBERT_FAST_KERNELS_AND_AMX(varlen_attention_kernels);
   run_tasks(tasks, [&](const AttentionTask& task) {
     kernels.backward[format](a, task, &thread_scratch);
   });

@@ -33,7 +33,7 @@ _TILE_COLUMNS = 256  # at least; narrower products are slow
 
 _KEPT_BYTES = 43_000_000  # at most, from a compiled forward to its backward
 _KEPT_MULTIPLE = 256  # the columns of a compiled forward's task
-_HAS_BF16_PRODUCTS = _C is not None and _C.isa_level() == "avx512_bf16"
+_HAS_BF16_PRODUCTS = _C is not None and _C.isa_level() in ("avx512_bf16", "amx", "amx_emulated")
 
 
 class LinearCrossEntropy(NamedTuple):

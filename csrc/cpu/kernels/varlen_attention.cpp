@@ -10,11 +10,16 @@
 
 #include "cpu/kernels/varlen_attention_backward.h"
 #include "cpu/kernels/varlen_attention_forward.h"
+#if defined(SPANBERT_FAST_MATRIX_UNIT)
+#include "cpu/kernels/varlen_attention_matrix_unit.h"
+#endif
 
 namespace spanbert_fast::SPANBERT_FAST_ISA {
 namespace {
 
-#if defined(__AVX512BF16__)
+#if defined(SPANBERT_FAST_MATRIX_UNIT)
+using BfloatKind = BfloatTiles;
+#elif defined(__AVX512BF16__)
 using BfloatKind = BfloatPair;
 #else
 using BfloatKind = Single;

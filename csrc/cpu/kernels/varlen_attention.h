@@ -57,3 +57,4 @@ struct VarlenAttentionKernels {
 }  // namespace spanbert_fast
 
 SPANBERT_FAST_DECLARE_KERNELS(VarlenAttentionKernels, varlen_attention_kernels)
+SPANBERT_FAST_DECLARE_AMX_KERNELS(VarlenAttentionKernels, varlen_attention_kernels)

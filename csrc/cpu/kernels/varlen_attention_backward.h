@@ -21,7 +21,7 @@ struct BackwardBuffers {
 
   BackwardBuffers(Scratch& scratch, const AttentionTask& task, int64_t padded) {
     tile_keys = smaller(kBackwardKeys, round_up(task.end - task.begin, kKeys));
-    chunk = smaller(kBackwardQueries, round_up(task.length, kQueries));
+    chunk = smaller(kBackwardQueries, round_up(task.length, 2 * kQueries));
     const int64_t key_operand = tile_keys * padded / Kind::kPair;
     const int64_t query_operand = chunk * padded / Kind::kPair;
     const int64_t block = chunk * kKeys / Kind::kPair;
@@ -126,6 +126,7 @@ template <class Kind, class T>
 void backward(const AttentionArguments& a, const AttentionTask& task, ReserveScratch* reserve) {
   const int64_t d = a.head_dim, padded = round_up(d, 32), width = padded / Kind::kPair;
   const auto to = reserved<BackwardBuffers<Kind>>(task, padded, reserve);
+  [[maybe_unused]] const typename Kind::Unit unit{};
   const T *k = rows_of<T>(a.k, task), *v = rows_of<T>(a.v, task);
   const AttentionDropout dropout = dropout_of(a, task);
   const auto gradients =
@@ -156,6 +157,10 @@ void backward(const AttentionArguments& a, const AttentionTask& task, ReserveScr
           }
           if (a.threshold) dropout.keep_words(i0 + i, j0 + j, to.keep);
           gradients(to, i, m);
+        }
+        if (const int64_t more = round_up(rows, Kind::kDepth) / Kind::kPair - row_dwords; more > 0) {
+          std::memset(to.p + row_dwords * kKeys, 0, more * kKeys * sizeof(uint32_t));
+          std::memset(to.ds + row_dwords * kKeys, 0, more * kKeys * sizeof(uint32_t));
         }
         product<Kind>(
             valid, padded, row_dwords, {to.p, 1, kKeys}, to.dout_tokens, padded,

@@ -73,6 +73,7 @@ template <class Kind, class T>
 void forward(const AttentionArguments& a, const AttentionTask& task, ReserveScratch* reserve) {
   const int64_t d = a.head_dim, padded = round_up(d, 32), width = padded / Kind::kPair;
   const auto to = reserved<ForwardBuffers<Kind>>(task, padded, reserve);
+  [[maybe_unused]] const typename Kind::Unit unit{};
   const T *q = rows_of<T>(a.q, task), *k = rows_of<T>(a.k, task), *v = rows_of<T>(a.v, task);
   const AttentionDropout dropout = dropout_of(a, task);
   const auto soften = a.threshold ? exponentiate<Kind, T, true> : exponentiate<Kind, T, false>;

@@ -5,7 +5,7 @@
 //
 //     c[m][n] = sum over k of a[m][k] * b[k][n]        a: broadcast, any strides; b: rows of n
 //
-// A level with a matrix unit adds a kind of its own: the functions of `Single`, and `product`.
+// A level with a matrix unit adds a kind of its own (varlen_attention_matrix_unit.h).
 #pragma once
 
 #include "cpu/kernels/simd.h"
@@ -27,7 +27,9 @@ SPANBERT_FAST_INLINE void store_bits(void* to, X x) { std::memcpy(to, &x, sizeof
 // ---- The two kinds of operands
 
 struct Single {
-  static constexpr int kPair = 1;  // elements in a dword
+  static constexpr int kPair = 1;   // elements in a dword
+  static constexpr int kDepth = 1;  // elements along a contraction that are always there
+  struct Unit {};                   // what a thread has to hold while it makes products
 
   SPANBERT_FAST_INLINE vfloat multiply_add(vfloat sum, vuint a, vuint b) {
     return sum + bit_cast<vfloat>(a) * bit_cast<vfloat>(b);
@@ -62,6 +64,8 @@ struct Single {
 
 struct BfloatPair {
   static constexpr int kPair = 2;
+  static constexpr int kDepth = 2;
+  struct Unit {};
 
   SPANBERT_FAST_INLINE vfloat multiply_add(vfloat sum, vuint a, vuint b) {
     return bit_cast<vfloat>(_mm512_dpbf16_ps(
@@ -250,7 +254,7 @@ void pack_transposed(
   }
 }
 
-// b (tokens / kPair rounded up, padded_size): tokens along the contraction.
+// b (tokens / kPair rounded up, padded_size): tokens along the contraction, zeros to its kDepth.
 template <class Kind, class T>
 void pack_tokens(
     const T* from, int64_t stride, int64_t tokens, int64_t size, int64_t padded_size,
@@ -265,6 +269,8 @@ void pack_tokens(
           to, Kind::row(from + c, size - c), Kind::row(next + c, alone ? 0 : size - c));
     }
   }
+  const int64_t missing = round_up(tokens, Kind::kDepth) - round_up(tokens, Kind::kPair);
+  if (missing > 0) std::memset(to, 0, missing / Kind::kPair * padded_size * sizeof(uint32_t));
 }
 
 }  // namespace spanbert_fast::SPANBERT_FAST_ISA
