@@ -18,7 +18,7 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 
 from spanbert_fast.data.tokenizer import load_tokenizer
-from spanbert_fast.errors import UsageError
+from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Example, Task
 from spanbert_fast.training import finetune_run, run_directory
 from spanbert_fast.training.finetune_models import initial_model
@@ -81,7 +81,8 @@ def finetune(options: FinetuneOptions, *, resume: bool = False, overwrite: bool 
     for split in ("dev", "test"):
         if split in data:
             predictions = trainer.predictions(data[split])
-            result[split] = task.metrics(data[split], predictions)
+            if task.has_answers(data[split]):
+                result[split] = task.metrics(data[split], predictions)
             if main_process:
                 path = finetune_run.predictions_path(run, split, task)
                 task.write(path, data[split], predictions)
@@ -110,6 +111,8 @@ def read_all(task: Task, options: FinetuneOptions) -> dict:
             task.learn(data[split])
         else:
             task.check_labels(data[split])
+        if split == "dev" and not task.has_answers(data[split]):
+            raise DataError(f"{path}: has no answers to measure by")
     return data
 
 

@@ -1,0 +1,297 @@
+"""Extractive question answering: the part of a text that answers a question, or that none does."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.tasks.base import Bad, Defaults, Task
+from spanbert_fast.tasks.qa_decoding import Prediction, best_answers
+from spanbert_fast.tasks.qa_metrics import squad_figures
+from spanbert_fast.tasks.qa_reading import Question, read_questions
+
+_SPECIAL = 3  # [CLS] question [SEP] context [SEP]
+_LOGITS = ("start_logits", "end_logits")
+_OPTIONS = {
+    "doc_stride": "pieces between the beginnings of two windows (default 128)",
+    "max_query_length": "pieces of a question (default 64)",
+    "n_best_size": "answers to keep of a question (default 20)",
+    "max_answer_length": "pieces of an answer (default 30)",
+}
+
+
+class QuestionAnswering(Task):
+    """Extractive question answering on SQuAD 1.1, SQuAD 2.0 and MRQA.
+
+    A context that is longer than a window is read in windows whose beginnings are `doc_stride`
+    pieces apart; `qa_decoding.best_answers` has the rule by which they are merged. In training the
+    answer is the first gold one, and a window that does not hold all of it, as one of a question
+    without an answer, points to [CLS].
+
+    The figures are percent. `f1` is that of SQuAD 1.1, and of 2.0 with the threshold in force on
+    `Prediction.null_odds`: that of a task made with `null_threshold`, else the best one on the
+    questions that `metrics` sees first, which is the dev set (its `f1` is then SQuAD's `best_f1`),
+    found again whenever it is measured again. Questions seen later never move it.
+
+    Args:
+        doc_stride: pieces from the beginning of one window of a context to that of the next.
+        max_query_length: pieces of a question; what is longer is cut.
+        n_best_size: answers in `Prediction.nbest` and in nbest_predictions.json.
+        max_answer_length: of an answer, in pieces.
+        null_threshold: questions with higher null odds are left unanswered; None: none is.
+        max_seq_length, labels: see `Task`; there are no labels here.
+
+    Raises:
+        UsageError: an option is below 1, or a window has no room for a context.
+    """
+
+    name = "qa"
+    head = "question-answering"
+    metric = "f1"
+    # The release's for SQuAD; the paper chooses the rate from 5e-6, 1e-5, 2e-5, 3e-5, 5e-5
+    # (Joshi et al. 2020, appendix B).
+    defaults = Defaults(learning_rate=2e-5, epochs=4, batch_size=32, max_seq_length=512)
+    predictions_file = "predictions.json"
+
+    def __init__(
+        self,
+        *,
+        doc_stride: int = 128,
+        max_query_length: int = 64,
+        n_best_size: int = 20,
+        max_answer_length: int = 30,
+        null_threshold: float | None = None,
+        max_seq_length: int | None = None,
+        labels: Sequence[str] | None = None,
+    ):
+        super().__init__(max_seq_length=max_seq_length, labels=labels)
+        self.doc_stride, self.max_query_length = doc_stride, max_query_length
+        self.n_best_size, self.max_answer_length = n_best_size, max_answer_length
+        for name in _OPTIONS:
+            if getattr(self, name) < 1:
+                raise UsageError(f"{_flag(name)} must be at least 1, got {getattr(self, name)}")
+        if self.max_seq_length <= max_query_length + _SPECIAL:
+            raise UsageError(
+                f"--max-seq-length must be above --max-query-length + {_SPECIAL} = "
+                f"{max_query_length + _SPECIAL}, got {self.max_seq_length}"
+            )
+        self.null_threshold = null_threshold
+        self._threshold_is_given = null_threshold is not None
+        self._dev_ids: list[str] | None = None
+        self._tokenized: tuple = (None, None, None)
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """See `Task`."""
+        for name, what in _OPTIONS.items():
+            parser.add_argument(_flag(name), type=int, metavar="N", help=what)
+
+    def state(self) -> dict[str, Any]:
+        """See `Task`."""
+        own = {name: getattr(self, name) for name in _OPTIONS}
+        return {**super().state(), **own, "null_threshold": self.null_threshold}
+
+    # Data
+
+    def parse(self, path: Path) -> Iterator[Question | Bad]:
+        """See `Task` and `qa_reading.read_questions`."""
+        return read_questions(path)
+
+    def learn(self, examples: Sequence[Question]) -> None:
+        """Nothing is learnt but that every question has its answers.
+
+        Raises:
+            DataError: it has not.
+        """
+        _refuse_unknown_answers(examples)
+
+    def has_answers(self, examples: Sequence[Question]) -> bool:
+        """See `Task`."""
+        return all(example.answers is not None for example in examples)
+
+    def windows(self, example: Question, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
+        """See `Task`; `_offsets`, `_first` and `_context_start` are for `qa_decoding`."""
+        question = _pieces(tokenizer, example.question)["input_ids"][: self.max_query_length]
+        pieces, offsets = self._context_pieces(example.context, tokenizer)
+        head = [tokenizer.cls_token_id, *question, tokenizer.sep_token_id]
+        room = self.max_seq_length - len(question) - _SPECIAL
+        answer = None if example.span is None else _answer_pieces(offsets, *example.span)
+        for first in count(step=min(self.doc_stride, room)):
+            end = min(first + room, len(pieces))
+            own = pieces[first:end]
+            window = {
+                "input_ids": [*head, *own, tokenizer.sep_token_id],
+                "token_type_ids": [0] * len(head) + [1] * (len(own) + 1),
+                "_offsets": offsets[first:end],
+                "_first": first,
+                "_context_start": len(head),
+            }
+            if example.answers is not None:
+                inside = answer is not None and first <= answer[0] <= answer[1] < end
+                positions = [p - first + len(head) for p in answer] if inside else (0, 0)
+                window["start_positions"], window["end_positions"] = positions
+            yield window
+            if end == len(pieces):
+                return
+
+    def _context_pieces(
+        self, context: str, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[list[int], np.ndarray]:
+        """(ids, offsets (pieces, 2)). Questions about one context follow each other: it is kept."""
+        if self._tokenized[0] is not context or self._tokenized[1] is not tokenizer:
+            encoded = _pieces(tokenizer, context, return_offsets_mapping=True)
+            offsets = np.asarray(encoded["offset_mapping"], np.int32).reshape(-1, 2)
+            self._tokenized = (context, tokenizer, (encoded["input_ids"], offsets))
+        return self._tokenized[2]
+
+    # Results
+
+    def decode(
+        self,
+        example: Question,
+        windows: Sequence[dict],
+        outputs: Sequence[dict[str, np.ndarray]],
+    ) -> Prediction:
+        """See `Task` and `qa_decoding.best_answers`."""
+        return best_answers(
+            example.context,
+            [window["_offsets"] for window in windows],
+            [window["_first"] for window in windows],
+            [window["_context_start"] for window in windows],
+            [tuple(output[name] for name in _LOGITS) for output in outputs],
+            n_best_size=self.n_best_size,
+            max_answer_length=self.max_answer_length,
+        )
+
+    def metrics(
+        self, examples: Sequence[Question], predictions: Sequence[Prediction]
+    ) -> dict[str, float]:
+        """See the class and `qa_metrics.squad_figures`.
+
+        Raises:
+            DataError: the file does not say what the answers of a question are.
+        """
+        _refuse_unknown_answers(examples)
+        ids = [example.id for example in examples]
+        if self._dev_ids is None:
+            self._dev_ids = ids
+        choose = not self._threshold_is_given and ids == self._dev_ids
+        figures = squad_figures(
+            [prediction.text for prediction in predictions],
+            [prediction.null_odds for prediction in predictions],
+            [example.answers for example in examples],
+            self.null_threshold,
+            choose=choose,
+        )
+        if choose:
+            self.null_threshold = figures.get("best_f1_thresh")
+        return figures
+
+    def final_text(self, prediction: Prediction) -> str:
+        """The answer, or "" where the null odds are above the threshold."""
+        threshold = self.null_threshold
+        unanswered = threshold is not None and prediction.null_odds > threshold
+        return "" if unanswered else prediction.text
+
+    def write(
+        self, path: Path, examples: Sequence[Question], predictions: Sequence[Prediction]
+    ) -> list[Path]:
+        """Write SQuAD's files: predictions (id: text), and beside them nbest_predictions (id: list
+        of text, probability, start_logit, end_logit) and, where a question may have no answer,
+        null_odds (id: number)."""
+        pairs = list(zip(examples, predictions, strict=True))
+        with_null = self.null_threshold is not None or any(e.answers == [] for e in examples)
+        nbest = {example.id: prediction.rows(with_null) for example, prediction in pairs}
+        files = {
+            path: {example.id: self.final_text(prediction) for example, prediction in pairs},
+            path.with_name(f"nbest_{path.name}"): nbest,
+        }
+        if with_null:
+            name = path.name.replace("predictions", "null_odds")
+            odds = path.with_name(name if name != path.name else f"null_odds_{name}")
+            files[odds] = {example.id: prediction.null_odds for example, prediction in pairs}
+        for file, content in files.items():
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            file.write_text(text + "\n", encoding="utf-8")
+        return list(files)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _refuse_unknown_answers(examples: Sequence[Question]) -> None:
+    unknown = next((example for example in examples if example.answers is None), None)
+    if unknown is not None:
+        raise DataError(f"{unknown.place}: the file does not say what its answers are")
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, text: str, **options):
+    return tokenizer(
+        text,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # of a text longer than the model: it is cut into windows here
+        **options,
+    )
+
+
+def _answer_pieces(offsets: np.ndarray, start: int, end: int) -> tuple[int, int] | None:
+    """The first and the last piece of context[start:end]; None where it has no piece."""
+    first = int(np.searchsorted(offsets[:, 1], start, side="right"))
+    last = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1
+    return (first, last) if first <= last else None
+
+
+@torch.no_grad()
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    context: str,
+    *,
+    batch_size: int = 16,
+    **options,
+) -> Prediction:
+    """The answer to one question, as the pipeline "question-answering" that transformers 5 removed.
+
+    Args:
+        model: any BERT with a question-answering head, ours or transformers' own.
+        tokenizer: its fast tokenizer.
+        context: a text of any length.
+        batch_size: windows of one forward.
+        options: of `QuestionAnswering`; `max_seq_length` is at most what the model reads.
+
+    Raises:
+        ValueError: the context is blank, or an option is out of range.
+    """
+    if not context.strip():
+        raise ValueError(f"context must not be blank, got {context!r}")
+    longest = min(QuestionAnswering.defaults.max_seq_length, model.config.max_position_embeddings)
+    task = QuestionAnswering(**{"max_seq_length": longest, **options})
+    example = Question("0", "the question", question, context)
+    windows = list(task.windows(example, tokenizer))
+    outputs = []
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(windows), batch_size):
+            chunk = windows[start : start + batch_size]
+            inputs = [{k: w[k] for k in ("input_ids", "token_type_ids")} for w in chunk]
+            batch = tokenizer.pad(inputs, padding_side="right", return_tensors="pt")
+            result = model(**batch.to(model.device))
+            logits = {name: result[name].float().cpu().numpy() for name in _LOGITS}
+            for row, window in enumerate(chunk):
+                own = slice(len(window["input_ids"]))
+                outputs.append({name: logits[name][row, own] for name in _LOGITS})
+    finally:
+        model.train(was_training)
+    return task.decode(example, windows, outputs)
