@@ -19,12 +19,18 @@ import contextlib
 import dataclasses
 import itertools
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+FOLDER = Path(__file__).resolve().parent
+if str(FOLDER) not in sys.path:  # PYTHONSAFEPATH leaves it out
+    sys.path.append(str(FOLDER))
+
 import torch
+from results_format import document, write_document
 from torch.utils.data import DataLoader
 from transformers import set_seed
 
@@ -302,9 +308,8 @@ def main() -> None:
             records.append(measure(name, arguments, Path(folder)))
             print(show(records[-1]), flush=True)
     if arguments.output:
-        from results_format import environment, write_json
-
-        write_json(arguments.output, {"environment": environment(), "finetuning": records})
+        content = document("finetuning", arguments.threads, records)
+        write_document(arguments.output, content)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ import functools
 
 import pytest
 import torch
-from common import compare, seconds, step
+from common import TINY, compare, seconds, step
 from torch.nn import functional as F
 
 from spanbert_fast import _extension
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
 from spanbert_fast.testing import assert_no_worse_than
 
-ROWS, HIDDEN, VOCAB = 1000, 768, 28_996
+ROWS, HIDDEN, VOCAB = (20, 96, 500) if TINY else (1000, 768, 28_996)
 
 pytestmark = pytest.mark.skipif(
     _extension._C is None, reason="installed without the compiled extension"

@@ -8,6 +8,7 @@ microseconds for all of them; it has not been measured yet.
 import numpy as np
 import pytest
 import torch
+from common import TINY
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -16,7 +17,7 @@ from spanbert_fast.data.collator import DataCollatorForSpanMasking
 from spanbert_fast.ops._common import use_backend
 from spanbert_fast.ops.sample_spans import sample_spans, sample_spans_fixed, span_law
 
-BATCH, SEQLEN, VOCABULARY = 256, 512, 28_996
+BATCH, SEQLEN, VOCABULARY = (4, 64, 28_996) if TINY else (256, 512, 28_996)
 CLS, SEP, MASK = 101, 102, 103
 GROUP = f"sample_spans, {BATCH} x {SEQLEN}"
 

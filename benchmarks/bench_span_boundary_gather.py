@@ -6,14 +6,14 @@ spans' gradient. Places and parameters are small.
 
 import pytest
 import torch
-from common import compare, step
+from common import TINY, compare, step
 from torch.nn import functional as F
 
 from spanbert_fast import _extension
 from spanbert_fast.ops.span_boundary_gather import span_boundary_gather
 from spanbert_fast.testing import assert_no_worse_than
 
-SPANS, PLACES, HIDDEN = 300, 20, 768
+SPANS, PLACES, HIDDEN = (5, 20, 96) if TINY else (300, 20, 768)
 
 pytestmark = pytest.mark.skipif(
     _extension._C is None, reason="installed without the compiled extension"

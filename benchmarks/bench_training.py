@@ -12,10 +12,8 @@ AdamW, no gradient clipping, and one batch, already masked and on the device.
 
 import argparse
 import itertools
-import json
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,9 +25,10 @@ FOLDER = Path(__file__).resolve().parent
 if str(FOLDER) not in sys.path:  # PYTHONSAFEPATH leaves it out
     sys.path.append(str(FOLDER))
 
-from training_check import LOSS, Errors, allowed_errors, verdict, write_truth  # noqa: E402
-from training_providers import MLM, OURS, PROVIDERS, Batch, Case, lengths_of  # noqa: E402
-from training_worker import ALLOCATORS, fresh_process, worker  # noqa: E402
+from results_format import RESULTS, document, write_document
+from training_check import LOSS, Errors, allowed_errors, verdict, write_truth
+from training_providers import MLM, OURS, PROVIDERS, Batch, Case, lengths_of
+from training_worker import ALLOCATORS, fresh_process, worker
 
 EXAMPLES = """examples:
   python benchmarks/bench_training.py
@@ -72,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--tiny", action="store_true", help="2 layers of 128, 3 x 48 tokens")
     parser.add_argument("--profile", action="store_true", help="print where our step's time goes")
     parser.add_argument(
-        "--output", type=Path, default=FOLDER / "results" / "training.json", help="the JSON file"
+        "--output", type=Path, default=RESULTS / "training.json", help="the JSON file"
     )
     return parser
 
@@ -218,32 +217,15 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, *filter(None, [result["profile"]])])
 
 
-def commit() -> str | None:
-    """The repository's commit, with a + where files differ from it."""
-    run = ["git", "-C", str(FOLDER), "describe", "--always", "--dirty=+", "--abbrev=40"]
-    try:
-        return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; 1 where any provider failed."""
-    from spanbert_fast.commands.env import environment
-
     options = parser().parse_args(argv)
     if options.quick:
         options.rounds, options.budget = 2, 0.0
     peers = options.providers
     if peers is None:
         peers = [p for p in PROVIDERS if p != OURS and (not options.quick or p in QUICK_PEERS)]
-    document = {
-        "benchmark": "training",
-        "commit": commit(),
-        "environment": environment(),
-        "threads": options.threads,
-        "results": [],
-    }
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         truth_file, of_truth = Path(folder) / "truth.pt", None
         for case in cases_of(options):
@@ -256,12 +238,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 allowed = run(allowed_errors, case, truth_file)
             for allocator in options.allocators:
                 result = measure(case, allocator, peers, truth_file, allowed, options)
-                document["results"].append(result)
+                results.append(result)
                 print(table(result), end="\n\n", flush=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_document(options.output, document("training", options.threads, results))
     print(f"written to {options.output}; error is the largest one as a share of what is allowed")
-    passed = all(p["passed"] for r in document["results"] for p in r["providers"].values())
+    passed = all(p["passed"] for r in results for p in r["providers"].values())
     return 0 if passed else 1
 
 

@@ -4,14 +4,17 @@ Machines are shared and clocks drift: what is compared runs turn and turn about 
 a ratio is the median over the pairs, never a quotient of two separate runs.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
 
 import torch
 
-ROUNDS = 15
-_COPIED_BYTES = 1 << 26  # beyond the caches
+# One small shape and few rounds: to see that every benchmark runs, not how fast.
+TINY = os.environ.get("SPANBERT_FAST_BENCH_TINY") == "1"
+ROUNDS = 2 if TINY else 15
+_COPIED_BYTES = 1 << 16 if TINY else 1 << 26  # beyond the caches
 
 
 def seconds(function: Callable[[], object]) -> float:

@@ -10,8 +10,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE.parent]
 sys.path.append(str(HERE))  # for `from common import ...`
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 _FIGURES = pytest.StashKey[list[tuple[str, str, float]]]()
 

@@ -3,8 +3,21 @@
 import importlib.util
 from pathlib import Path
 
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertTokenizerFast
+import pytest
+import torch
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizer,
+    BertTokenizerFast,
+)
 from transformers.models.bert import modeling_bert as stock
+
+from spanbert_fast.models import (
+    SpanBertForSequenceClassification,
+    SpanBertForTokenClassification,
+)
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -47,3 +60,24 @@ def test_trainer(tmp_path, corpus_file, monkeypatch):
     assert after < before - 0.5
     again = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
     assert type(again) is stock.BertForMaskedLM
+
+
+@torch.no_grad()
+def test_pipeline(tmp_path, capsys):
+    """The small models, then the same from their directories, against their own logits."""
+    example = load("pipeline")
+    classes, entities = example.main([])
+    assert len(classes) == len(entities) == len(example.TEXTS)
+    assert capsys.readouterr().out.count(example.TEXTS[0]) == 2
+    classifier, tagger = example.small_models(tmp_path)
+    text = "London had fog"
+    (found,), (spans,) = example.main([str(classifier), str(tagger), "--text", text])
+    inputs = BertTokenizer.from_pretrained(classifier)(text, return_tensors="pt")
+    model = SpanBertForSequenceClassification.from_pretrained(classifier)
+    scores = model(**inputs).logits[0].softmax(0)
+    assert found["label"] == model.config.id2label[int(scores.argmax())]
+    assert found["score"] == pytest.approx(scores.max().item(), rel=1e-5)
+    model = SpanBertForTokenClassification.from_pretrained(tagger)
+    tags = [model.config.id2label[i] for i in model(**inputs).logits[0, 1:-1].argmax(1).tolist()]
+    assert {s["entity_group"] for s in spans} == {tag[2:] for tag in tags if tag != "O"}
+    assert all(text[s["start"] : s["end"]].lower() == s["word"] for s in spans)

@@ -1,0 +1,223 @@
+"""Labelled texts and pairs of texts, from the files of GLUE, from CSV, TSV, JSON lines and .txt."""
+
+import csv
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spanbert_fast.data.text_files import decoded_lines, plain_suffix
+from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.tasks.base import Bad, Example
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
+LABEL_COLUMN = "label"
+TEXT_COLUMNS = (("text1", "text2"), ("sentence1", "sentence2"), ("text",), ("sentence",))
+_ID_COLUMNS = ("index", "id", "idx")
+_COLA = ("source", "label", "star", "sentence")  # its training and dev files have no header
+_COLA_TEST = ["index", "sentence"]
+_TXT = {1: ("text",), 2: ("label", "text"), 3: ("label", "text1", "text2")}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class GlueTask(NamedTuple):
+    """A task of GLUE (Wang et al. 2019).
+
+    Attributes:
+        text_columns, label_column: of its files.
+        score: the figures whose mean is its score on GLUE's leaderboard.
+    """
+
+    text_columns: tuple[str, ...]
+    label_column: str
+    score: tuple[str, ...]
+
+
+GLUE = {
+    "cola": GlueTask(("sentence",), "label", ("mcc",)),
+    "sst2": GlueTask(("sentence",), "label", ("accuracy",)),
+    "mrpc": GlueTask(("#1 String", "#2 String"), "Quality", ("accuracy", "f1")),
+    "stsb": GlueTask(("sentence1", "sentence2"), "score", ("pearson", "spearman")),
+    "qqp": GlueTask(("question1", "question2"), "is_duplicate", ("accuracy", "f1")),
+    "mnli": GlueTask(("sentence1", "sentence2"), "gold_label", ("accuracy",)),
+    "qnli": GlueTask(("question", "sentence"), "label", ("accuracy",)),
+    "rte": GlueTask(("sentence1", "sentence2"), "label", ("accuracy",)),
+}
+
+
+@dataclasses.dataclass
+class Text(Example):
+    """One text or two.
+
+    Attributes:
+        texts: as they stand in the file.
+        label: a class, or a number where one is to be predicted; None where the file has none.
+    """
+
+    texts: tuple[str, ...]
+    label: str | float | None
+
+
+class _BadItem(ValueError):
+    """What is wrong with one row."""
+
+
+def read_texts(
+    path: Path,
+    *,
+    glue_task: str | None = None,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    regression: bool = False,
+) -> Iterator[Text | Bad]:
+    """The texts of a file in order.
+
+    Args:
+        path: its suffix says what it is: .csv and .tsv with a header (quotes are quotes in .csv
+            alone), .jsonl with an object per line, or .txt with label TAB text, label TAB text TAB
+            text, or a text alone on each line. Rows have the id that a column index, id or idx
+            says, else their number from 0. A row without the label column has no label.
+        glue_task: a key of `GLUE`; the file is GLUE's .tsv then, whatever its suffix.
+        text_columns: one or two names; None for the task's, or the first of `TEXT_COLUMNS`.
+        label_column: None for the task's, or `LABEL_COLUMN`.
+        regression: labels are numbers.
+
+    Raises:
+        DataError: the suffix is another one.
+        UsageError: columns of a .txt are named.
+    """
+    suffix = ".tsv" if glue_task else plain_suffix(path)
+    if suffix not in SUFFIXES:
+        raise DataError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}, got {suffix!r}")
+    if suffix == ".txt" and (text_columns or label_column):
+        raise UsageError(f"--text-columns, --label-column: {path} has no header to name columns")
+    glue = GLUE.get(glue_task or "")
+    choices = [text_columns or glue.text_columns] if glue or text_columns else TEXT_COLUMNS
+    label_column = label_column or (glue.label_column if glue else LABEL_COLUMN)
+    number = 0
+    for place, row in _rows(path, suffix, glue_task):
+        try:
+            if isinstance(row, _BadItem):
+                raise row
+            yield _text(row, choices, label_column, regression, number, place)
+        except _BadItem as error:
+            yield Bad(place, str(error))
+        number += 1
+
+
+def _rows(path: Path, suffix: str, glue_task: str | None) -> Iterator[tuple[str, Any]]:
+    """(place, what is in each column) of each row, or (place, what is wrong with it)."""
+    if suffix == ".jsonl":
+        return _objects(path)
+    if suffix == ".csv":
+        return _named(_csv(path), None)
+    names = None
+    if glue_task == "cola" or suffix == ".txt":
+        first = next((line for line in decoded_lines(path) if line.strip()), "")
+        cells = _cells(first)
+        if suffix == ".txt":
+            names = _TXT.get(len(cells), _TXT[2])
+        elif cells != _COLA_TEST:
+            names = _COLA
+    return _named(_tsv(path), names)
+
+
+def _cells(line: str) -> list[str]:
+    return line.rstrip("\r\n").split("\t")
+
+
+def _tsv(path: Path) -> Iterator[tuple[str, list[str]]]:
+    for number, line in enumerate(decoded_lines(path), start=1):
+        if line.strip():
+            yield f"{path}:{number}", _cells(line)
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Any]]:
+    reader = csv.reader(decoded_lines(path), strict=True)
+    while True:
+        place = f"{path}:{reader.line_num + 1}"
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            yield place, _BadItem(f"not CSV ({error})")
+            continue
+        if row is None:
+            return
+        if row:  # an empty line has no cells
+            yield place, row
+
+
+def _named(rows: Iterator[tuple[str, Any]], names: Sequence[str] | None) -> Iterator:
+    """The rows as dicts; where there are no names the first row is a header."""
+    for place, row in rows:
+        if names is None:
+            if isinstance(row, _BadItem):
+                raise DataError(f"{place}: {row}")
+            if len(set(row)) < len(row):
+                raise DataError(f"{place}: the header has a column twice: {', '.join(row)}")
+            names = row
+        elif isinstance(row, _BadItem):
+            yield place, row
+        elif len(row) != len(names):
+            yield place, _BadItem(f"has {len(row)} columns, not {len(names)}: {', '.join(names)}")
+        else:
+            yield place, dict(zip(names, row, strict=True))
+
+
+def _objects(path: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(decoded_lines(path), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield place, _BadItem(f"not JSON ({error})")
+        else:
+            bad = not isinstance(row, dict)
+            yield place, _BadItem(f"must be an object, got {row!r:.60}") if bad else row
+
+
+def _text(
+    row: dict,
+    choices: Sequence[Sequence[str]],
+    label_column: str,
+    regression: bool,
+    number: int,
+    place: str,
+) -> Text:
+    columns = next((names for names in choices if row.keys() >= set(names)), None)
+    if columns is None:
+        wanted = " or ".join("+".join(names) for names in choices)
+        raise _BadItem(f"needs the column {wanted}, has {', '.join(row)}")
+    texts = tuple(row[name] for name in columns)
+    for name, text in zip(columns, texts, strict=True):
+        if not isinstance(text, str):
+            raise _BadItem(f"{name} must be a string, got {text!r:.60}")
+        if _SURROGATE.search(text):
+            raise _BadItem(f"{name} has half a surrogate pair")
+    if not any(map(str.strip, texts)):
+        raise _BadItem(f"{' and '.join(columns)} must not be blank")
+    label = row.get(label_column)
+    name = next((row[key] for key in _ID_COLUMNS if key in row), number)
+    name = " ".join(str(name).split())  # on one line, without tabs
+    return Text(name, place, texts, None if label is None else _label(label, regression))
+
+
+def _label(value: Any, regression: bool) -> str | float:
+    if isinstance(value, (bool, int, float)):
+        value = json.dumps(value)
+    if not isinstance(value, str) or not value.strip():
+        raise _BadItem(f"the label must be a string or a number, got {value!r:.60}")
+    if not regression:
+        return value.strip()
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise _BadItem(f"the label must be a number, got {value!r:.60}")
+    return number
