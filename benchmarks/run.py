@@ -6,8 +6,8 @@
     python benchmarks/run.py --tiny         # every benchmark at one tiny shape: that none rots
 
 Results go to benchmarks/results/<machine>/*.json, one file per suite, and a line of the ops'
-figures to history.jsonl there; `make report` draws them. A suite that fails does not keep the others
-from being measured; the exit code is then 1.
+figures to history.jsonl there; `make report` draws them. A suite that fails does not keep the
+others from being measured; the exit code is then 1.
 """
 
 import argparse

@@ -1,0 +1,103 @@
+"""Median seconds of each op, forward and backward, as JSON: what compare.py runs for two packages.
+
+The package under test is the first argument; ops that it does not have are left out.
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+sys.path.insert(0, sys.argv[1])
+
+import torch
+
+from spanbert_fast.ops.bias_gelu import bias_gelu
+from spanbert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
+from spanbert_fast.ops.embedding_layer_norm import embedding_layer_norm
+from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
+from spanbert_fast.ops.span_boundary_gather import span_boundary_gather
+from spanbert_fast.ops.varlen_attention import varlen_attention
+
+TINY = os.environ.get("SPANBERT_FAST_BENCH_TINY") == "1"
+TOKENS, HIDDEN, HEADS, VOCAB = (64, 64, 2, 100) if TINY else (2048, 768, 12, 28_996)
+CALLS = 2 if TINY else 5
+SEED = torch.tensor(2019)
+
+
+def leaf(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """Random, and asked for its gradient."""
+    return (0.1 * torch.randn(shape)).to(dtype).requires_grad_()
+
+
+def ops(dtype: torch.dtype) -> Iterator[tuple[str, Callable, list[torch.Tensor]]]:
+    """(name, function of its leaves, leaves)."""
+    x, residual = leaf(TOKENS, HIDDEN, dtype=dtype), leaf(TOKENS, HIDDEN, dtype=dtype)
+    weight, bias = leaf(HIDDEN, dtype=dtype), leaf(HIDDEN, dtype=dtype)
+    wide = [leaf(TOKENS, 4 * HIDDEN, dtype=dtype), leaf(4 * HIDDEN, dtype=dtype)]
+    yield "bias_gelu", bias_gelu, wide
+    dropout = {"dropout_p": 0.1, "dropout_seed": SEED}
+    yield (
+        "dropout_add_layer_norm",
+        lambda *leaves: dropout_add_layer_norm(*leaves, **dropout),
+        [x, residual, weight, bias],
+    )
+    words, places, types = (leaf(n, HIDDEN, dtype=dtype) for n in (VOCAB, 512, 2))
+    ids = torch.randint(VOCAB, (TOKENS,))
+    rows = (ids, torch.arange(TOKENS) % 512, torch.zeros_like(ids))
+    yield (
+        "embedding_layer_norm",
+        lambda *leaves: embedding_layer_norm(*rows, *leaves, **dropout),
+        [words, places, types, weight, bias],
+    )
+    few = max(1, TOKENS // 4)
+    logits_bias, targets = leaf(VOCAB, dtype=dtype), torch.randint(VOCAB, (few,))
+    yield (
+        "linear_cross_entropy",
+        lambda h, w, b: linear_cross_entropy(h, w, b, targets).losses,
+        [leaf(few, HIDDEN, dtype=dtype), words, logits_bias],
+    )
+    spans = max(1, few // 4)
+    bounds = torch.arange(0, 4 * spans + 1, 4, dtype=torch.int32)
+    yield (
+        "span_boundary_gather",
+        lambda a, b, c, d: span_boundary_gather(a, b, bounds, 4 * spans, c, d),
+        [leaf(spans, HIDDEN, dtype=dtype), leaf(20, HIDDEN, dtype=dtype), weight, bias],
+    )
+    for seqlen in (32,) if TINY else (128, 512):
+        cu_seqlens = torch.arange(0, TOKENS + 1, seqlen, dtype=torch.int32)
+        for p in (0.0, 0.1):
+            yield (
+                f"varlen_attention, {seqlen} tokens, dropout {p}",
+                lambda q, k, v, n=seqlen, c=cu_seqlens, p=p: varlen_attention(
+                    q, k, v, c, n, dropout_p=p, dropout_seed=SEED if p else None
+                ),
+                [leaf(TOKENS, HEADS, HIDDEN // HEADS, dtype=dtype) for _ in range(3)],
+            )
+
+
+def seconds(function: Callable, leaves: list[torch.Tensor]) -> float:
+    """Median of some calls, after one that warms up."""
+    times = []
+    for _ in range(CALLS + 1):
+        start = time.perf_counter()
+        y = function(*leaves)
+        torch.autograd.grad(y, leaves, torch.ones_like(y))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def main() -> None:
+    """Print {op: seconds}."""
+    torch.manual_seed(0)
+    found = {}
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        for op, function, leaves in ops(dtype):
+            found[f"{op}, {name}"] = seconds(function, leaves)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

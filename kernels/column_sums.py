@@ -1,0 +1,47 @@
+"""Sums down columns in two steps of fixed order: gradients of biases and norms with no atomics.
+
+A backward kernel gives every program a fixed run of rows and writes one partial sum for each; the
+kernel here adds the partial sums. The split depends on the number of rows alone, so results have
+the same bits in every run.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+_MAX_PARTS = 512  # a full H100: 132 multiprocessors, 4 blocks of 4 warps on each
+
+
+def split_rows(rows: int, multiple: int = 1) -> tuple[int, int]:
+    """(parts, steps): `parts` runs of `steps * multiple` consecutive rows cover `rows`."""
+    blocks = triton.cdiv(rows, multiple)
+    steps = triton.cdiv(blocks, _MAX_PARTS)
+    return (triton.cdiv(blocks, steps) if blocks else 0), steps
+
+
+@triton.jit
+def _column_sums_kernel(
+    partial, out, parts, width, steps, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """out[c] = sum over p of partial[p, c], in fp32.
+
+    One program sums COLUMNS columns, ROWS rows at a time. Grid: (width / COLUMNS,).
+    Bytes: 4 parts width read.
+    """
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for step in range(steps):
+        row = step * ROWS + tl.arange(0, ROWS)
+        inside = (row < parts)[:, None] & (column < width)[None, :]  # (ROWS, COLUMNS)
+        at = row.to(tl.int64)[:, None] * width + column[None, :]
+        total += tl.load(partial + at, mask=inside, other=0.0)
+    tl.store(out + column, tl.sum(total, 0).to(out.dtype.element_ty), mask=column < width)
+
+
+def column_sums(partial: torch.Tensor, out: torch.Tensor) -> None:
+    """out (width,) = the sums down the columns of `partial`, fp32 (parts, width), contiguous."""
+    parts, width = partial.shape
+    if width:
+        _column_sums_kernel[(triton.cdiv(width, 32),)](
+            partial, out, parts, width, triton.cdiv(parts, 64), ROWS=64, COLUMNS=32, num_warps=4
+        )
