@@ -126,7 +126,7 @@ def measure(layers: int, hidden_size: int, lengths: tuple[int, ...], options) ->
         "speedups": {
             name: {"median": statistics.median(r), "low": min(r), "high": max(r)}
             for name, r in ratios.items()
-            if passed
+            if passed and errors[name] <= 2 * errors[SDPA]
         },
     }
 

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from spanbert_fast.kernels.column_sums import column_sums, split_rows
 from spanbert_fast.kernels.normal import gelu, gelu_slope
-from spanbert_fast.kernels.tile_config import tile_for
+from spanbert_fast.kernels.row_tiles import tile_for
 
 
 @triton.jit
@@ -104,9 +104,7 @@ def bias_gelu_fwd(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     width = x.shape[-1]
     rows = x.numel() // width if width else 0
-    launch_bias_gelu_fwd(
-        x.contiguous().view(rows, width), bias.contiguous(), y.view(rows, width)
-    )
+    launch_bias_gelu_fwd(x.contiguous().view(rows, width), bias.contiguous(), y.view(rows, width))
     return y
 
 

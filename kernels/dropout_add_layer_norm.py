@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 
 from spanbert_fast.kernels.column_sums import column_sums, split_rows
-from spanbert_fast.kernels.philox import hidden_keep
-from spanbert_fast.kernels.tile_config import tile_for
+from spanbert_fast.kernels.hidden_dropout import keep_row
+from spanbert_fast.kernels.row_tiles import tile_for
 
 
 @triton.jit
@@ -48,6 +48,7 @@ def _dropout_add_layer_norm_fwd_kernel(
     site,
     eps,
     BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """y = LN(drop(x + x_bias) scale + residual) weight + bias, statistics in fp32.
 
@@ -66,7 +67,7 @@ def _dropout_add_layer_norm_fwd_kernel(
         number = row
         if row_numbers is not None:
             number = tl.load(row_numbers + row)
-        keep = hidden_keep(tl.load(seed), site, number, column, width, threshold)
+        keep = keep_row(tl.load(seed), site, number, width, threshold, BLOCK, WHOLE)
         z = tl.where(keep, z * scale, 0.0)
     z += r
     m, s = row_statistics(z, fits, width, eps)
@@ -99,6 +100,7 @@ def _dropout_add_layer_norm_bwd_kernel(
     scale,
     site,
     BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """dresidual = LN'(dy), dx = drop(dresidual) scale; partial sums of dweight, dbias, dx_bias.
 
@@ -128,7 +130,7 @@ def _dropout_add_layer_norm_bwd_kernel(
             number = row
             if row_numbers is not None:
                 number = tl.load(row_numbers + row, mask=row < rows, other=0)
-            keep = hidden_keep(tl.load(seed), site, number, column, width, threshold)
+            keep = keep_row(tl.load(seed), site, number, width, threshold, BLOCK, WHOLE)
             z = tl.where(keep, z * scale, 0.0)
         z += r
         dz, normed = layer_norm_slope(g, z, w, m, s, inside, width)
@@ -178,6 +180,7 @@ def launch_dropout_add_layer_norm_fwd(
         site,
         eps,
         BLOCK=triton.next_power_of_2(width),
+        WHOLE=width % 256 == 0,
         num_warps=t.num_warps,
     )
 
@@ -226,6 +229,7 @@ def launch_dropout_add_layer_norm_bwd(
             _scale(threshold),
             site,
             BLOCK=triton.next_power_of_2(width),
+            WHOLE=width % 256 == 0,
             num_warps=t.num_warps,
         )
     column_sums(partial[0], dweight)
@@ -272,9 +276,7 @@ def dropout_add_layer_norm_bwd(
     """(dx, dresidual, dweight, dbias, dx_bias or (0,)); arguments as the custom op's."""
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dresidual = torch.empty(x.shape, dtype=residual.dtype, device=x.device)
-    dweight, dbias = (
-        torch.empty(t.shape, dtype=t.dtype, device=x.device) for t in (weight, bias)
-    )
+    dweight, dbias = (torch.empty(t.shape, dtype=t.dtype, device=x.device) for t in (weight, bias))
     dx_bias = torch.empty(
         0 if x_bias is None else x_bias.shape,
         dtype=(x if x_bias is None else x_bias).dtype,

@@ -15,6 +15,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+if not torch.cuda.is_available():
+    # Triton decides at its first import, whoever that is by, whether kernels are interpreted.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from spanbert_fast.testing import assert_bitwise_equal  # noqa: E402
 
 

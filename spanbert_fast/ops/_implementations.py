@@ -1,6 +1,8 @@
 """Which implementation each op runs here, and why: the answer that `spanbert-fast env` prints."""
 
 import importlib
+import importlib.util
+from importlib.metadata import version
 from typing import NamedTuple
 
 import torch
@@ -8,6 +10,7 @@ import torch
 from spanbert_fast import _extension
 from spanbert_fast.ops import _common
 from spanbert_fast.ops._cpu import compiled_ops
+from spanbert_fast.ops._cuda import triton_ops
 
 OPS = (
     "bias_gelu",
@@ -51,4 +54,8 @@ def _of(op: str, device: str) -> tuple[str, str]:
         return "C++", f"compiled extension, {extension.isa_level()}"
     if device == "cpu" and extension is None:
         return "PyTorch", "the package was installed without its compiled extension"
+    if device == "cuda" and op in triton_ops:
+        return "Triton", f"triton {version('triton')}"
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        return "PyTorch", "triton is not installed"
     return "PyTorch", f"there is no {'Triton' if device == 'cuda' else 'C++'} kernel of this op yet"

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from spanbert_fast.ops import _common
 from spanbert_fast.ops._cpu import register_cpu_kernel
+from spanbert_fast.ops._cuda import register_cuda_kernel
 from spanbert_fast.reference import bias_gelu as reference
 
 
@@ -42,6 +43,7 @@ _bias_gelu_fwd = torch.library.custom_op(
     "spanbert_fast::bias_gelu_fwd", _composite_fwd, mutates_args=()
 )
 register_cpu_kernel("bias_gelu_fwd", _composite_fwd)
+register_cuda_kernel("bias_gelu_fwd", _composite_fwd)
 
 
 @_bias_gelu_fwd.register_fake
@@ -62,6 +64,7 @@ _bias_gelu_bwd = torch.library.custom_op(
     "spanbert_fast::bias_gelu_bwd", _composite_bwd, mutates_args=()
 )
 register_cpu_kernel("bias_gelu_bwd", _composite_bwd)
+register_cuda_kernel("bias_gelu_bwd", _composite_bwd)
 
 
 @_bias_gelu_bwd.register_fake

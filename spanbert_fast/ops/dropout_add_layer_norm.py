@@ -4,6 +4,7 @@ import torch
 
 from spanbert_fast.ops import _common
 from spanbert_fast.ops._cpu import register_cpu_kernel
+from spanbert_fast.ops._cuda import register_cuda_kernel
 from spanbert_fast.ops._dropout import check_dropout
 from spanbert_fast.reference import dropout_add_layer_norm as reference
 from spanbert_fast.reference.dropout import dropout_scale, hidden_keep_mask
@@ -130,6 +131,7 @@ _dropout_add_layer_norm_fwd = torch.library.custom_op(
     "spanbert_fast::dropout_add_layer_norm_fwd", _composite_fwd, mutates_args=()
 )
 register_cpu_kernel("dropout_add_layer_norm_fwd", _composite_fwd)
+register_cuda_kernel("dropout_add_layer_norm_fwd", _composite_fwd)
 
 
 @_dropout_add_layer_norm_fwd.register_fake
@@ -180,6 +182,7 @@ _dropout_add_layer_norm_bwd = torch.library.custom_op(
     "spanbert_fast::dropout_add_layer_norm_bwd", _composite_bwd, mutates_args=()
 )
 register_cpu_kernel("dropout_add_layer_norm_bwd", _composite_bwd)
+register_cuda_kernel("dropout_add_layer_norm_bwd", _composite_bwd)
 
 
 @_dropout_add_layer_norm_bwd.register_fake

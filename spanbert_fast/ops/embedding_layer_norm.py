@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from spanbert_fast.ops import _common
 from spanbert_fast.ops._cpu import register_cpu_kernel
+from spanbert_fast.ops._cuda import register_cuda_kernel
 from spanbert_fast.ops._dropout import check_dropout
 from spanbert_fast.reference import embedding_layer_norm as reference
 from spanbert_fast.reference.dropout import dropout_scale, hidden_keep_mask
@@ -161,6 +162,7 @@ _embedding_layer_norm_fwd = torch.library.custom_op(
     "spanbert_fast::embedding_layer_norm_fwd", _composite_fwd, mutates_args=()
 )
 register_cpu_kernel("embedding_layer_norm_fwd", _composite_fwd)
+register_cuda_kernel("embedding_layer_norm_fwd", _composite_fwd)
 
 
 @_embedding_layer_norm_fwd.register_fake
@@ -243,6 +245,7 @@ _embedding_layer_norm_bwd = torch.library.custom_op(
     "spanbert_fast::embedding_layer_norm_bwd", _composite_bwd, mutates_args=()
 )
 register_cpu_kernel("embedding_layer_norm_bwd", _composite_bwd)
+register_cuda_kernel("embedding_layer_norm_bwd", _composite_bwd)
 
 
 @_embedding_layer_norm_bwd.register_fake

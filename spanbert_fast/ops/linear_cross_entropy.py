@@ -23,6 +23,7 @@ import torch
 from spanbert_fast._extension import _C
 from spanbert_fast.ops import _common
 from spanbert_fast.ops._cpu import register_cpu_kernel
+from spanbert_fast.ops._cuda import register_cuda_kernel
 from spanbert_fast.reference import linear_cross_entropy as reference
 
 # Scores in one tile. In fp32 these are 8 MB, and a handful of tensors of that size is all the
@@ -215,6 +216,7 @@ _linear_cross_entropy_fwd = torch.library.custom_op(
     "spanbert_fast::linear_cross_entropy_fwd", _composite_fwd, mutates_args=()
 )
 register_cpu_kernel("linear_cross_entropy_fwd", _composite_fwd)
+register_cuda_kernel("linear_cross_entropy_fwd", _composite_fwd)
 
 
 @_linear_cross_entropy_fwd.register_fake
@@ -260,6 +262,7 @@ _linear_cross_entropy_bwd = torch.library.custom_op(
     "spanbert_fast::linear_cross_entropy_bwd", _composite_bwd, mutates_args=()
 )
 register_cpu_kernel("linear_cross_entropy_bwd", _composite_bwd)
+register_cuda_kernel("linear_cross_entropy_bwd", _composite_bwd)
 
 
 @_linear_cross_entropy_bwd.register_fake

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from spanbert_fast.ops import _common
+from spanbert_fast.ops._cuda import register_cuda_kernel
 from spanbert_fast.reference import pad as reference
 
 
@@ -108,11 +109,16 @@ def _check_indices(indices: torch.Tensor, x: torch.Tensor) -> None:
     _common.check_same_device("indices", indices, x, "x")
 
 
-@torch.library.custom_op("spanbert_fast::unpad_fwd", mutates_args=())
-def _unpad_fwd(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+def _composite_unpad_fwd(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """(rows, ...) -> (total_tokens, ...)."""
     _common.check_ids("indices", indices, x.shape[0])
     return x.index_select(0, indices)
+
+
+_unpad_fwd = torch.library.custom_op(
+    "spanbert_fast::unpad_fwd", _composite_unpad_fwd, mutates_args=()
+)
+register_cuda_kernel("unpad_fwd", _composite_unpad_fwd)
 
 
 @_unpad_fwd.register_fake
@@ -120,11 +126,14 @@ def _(x, indices):
     return x.new_empty((indices.shape[0], *x.shape[1:]))
 
 
-@torch.library.custom_op("spanbert_fast::pad_fwd", mutates_args=())
-def _pad_fwd(x: torch.Tensor, indices: torch.Tensor, rows: int) -> torch.Tensor:
+def _composite_pad_fwd(x: torch.Tensor, indices: torch.Tensor, rows: int) -> torch.Tensor:
     """(total_tokens, ...) -> (rows, ...), zeros where no index points."""
     _common.check_ids("indices", indices, rows)
     return x.new_zeros((rows, *x.shape[1:])).index_copy_(0, indices, x)
+
+
+_pad_fwd = torch.library.custom_op("spanbert_fast::pad_fwd", _composite_pad_fwd, mutates_args=())
+register_cuda_kernel("pad_fwd", _composite_pad_fwd)
 
 
 @_pad_fwd.register_fake

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from spanbert_fast.ops import _common
 from spanbert_fast.ops._cpu import register_cpu_kernel
+from spanbert_fast.ops._cuda import register_cuda_kernel
 from spanbert_fast.reference import span_boundary_gather as reference
 
 
@@ -119,6 +120,7 @@ _span_boundary_gather_fwd = torch.library.custom_op(
     "spanbert_fast::span_boundary_gather_fwd", _composite_fwd, mutates_args=()
 )
 register_cpu_kernel("span_boundary_gather_fwd", _composite_fwd)
+register_cuda_kernel("span_boundary_gather_fwd", _composite_fwd)
 
 
 @_span_boundary_gather_fwd.register_fake
@@ -165,6 +167,7 @@ _span_boundary_gather_bwd = torch.library.custom_op(
     "spanbert_fast::span_boundary_gather_bwd", _composite_bwd, mutates_args=()
 )
 register_cpu_kernel("span_boundary_gather_bwd", _composite_bwd)
+register_cuda_kernel("span_boundary_gather_bwd", _composite_bwd)
 
 
 @_span_boundary_gather_bwd.register_fake

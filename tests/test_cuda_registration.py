@@ -1,0 +1,32 @@
+"""The Triton kernels stand where the ops' CUDA implementations are looked for."""
+
+import importlib
+import inspect
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+NAMES = [
+    *(f"{op}_{way}" for way in ("fwd", "bwd") for op in (
+        "bias_gelu",
+        "dropout_add_layer_norm",
+        "embedding_layer_norm",
+        "linear_cross_entropy",
+        "span_boundary_gather",
+    )),
+    "pad_fwd",
+    "unpad_fwd",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_kernel_takes_what_the_op_is_given(name):
+    op, way = name.rsplit("_", 1)
+    ops = importlib.import_module(f"spanbert_fast.ops.{'pad' if 'pad' in op else op}")
+    composite = getattr(ops, f"_composite_{name}" if "pad" in op else f"_composite_{way}")
+    kernel = getattr(importlib.import_module(f"spanbert_fast.kernels.{op}"), name)
+    taken = list(inspect.signature(kernel).parameters)
+    assert taken == list(inspect.signature(composite).parameters)
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"spanbert_fast::{name}", "CUDA")

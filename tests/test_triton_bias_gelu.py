@@ -1,0 +1,92 @@
+"""The Triton kernels of bias_gelu against fp64: in the interpreter, or on a GPU if there is one."""
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytest.importorskip("triton")
+
+from torch.nn import functional as F  # noqa: E402
+
+from spanbert_fast.kernels.bias_gelu import bias_gelu_bwd, bias_gelu_fwd  # noqa: E402
+from spanbert_fast.kernels.column_sums import column_sums, split_rows  # noqa: E402
+from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than  # noqa: E402
+
+
+def peer(dy, x, bias):
+    x, bias = (t.detach().requires_grad_() for t in (x, bias))
+    y = F.gelu(x + bias)
+    return y.detach(), *torch.autograd.grad(y, (x, bias), dy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(0, 8), (1, 1), (3, 0), (17, 100), (2, 3, 1030), (5,), (70, 33)])
+def test_no_worse_than_pytorch(shape, dtype, poisoned_empty):
+    x = (2 * torch.randn(shape)).to(DEVICE, dtype)
+    bias = torch.randn(shape[-1]).to(DEVICE, dtype)
+    dy = torch.randn(shape).to(DEVICE, dtype)
+    ours = bias_gelu_fwd(x, bias), *bias_gelu_bwd(dy, x, bias)
+    like, truth = peer(dy, x, bias), peer(dy.double(), x.double(), bias.double())
+    # The peer may hit the truth by luck at few elements: one unit in the last place of ours, of
+    # sums of up to 70 rows in dbias.
+    largest = truth[2].abs().max().item() if truth[2].numel() else 1
+    floor = 2 * torch.finfo(dtype).eps * max(1, largest)
+    for name, a, b, c in zip(("y", "dx", "dbias"), ours, like, truth, strict=True):
+        assert a.dtype == dtype
+        assert_no_worse_than(a, b, c, floor=floor, name=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_relative_error_of_the_tails(dtype):
+    """The left tail, which falls to 1e-30, keeps its leading digits; the right one is x itself."""
+    x = torch.linspace(-9, 11, 2001, device=DEVICE).to(dtype)
+    y = bias_gelu_fwd(x, torch.zeros_like(x)).double()
+    wide = x.double()
+    truth = wide * torch.special.erfc(-wide / 2**0.5) / 2
+    visible = truth.abs() >= torch.finfo(dtype).tiny
+    error = ((y - truth) / truth)[visible & (wide != 0)].abs().max().item()
+    # half a unit for the rounding of y, or a whole one as the interpreter cuts bf16 off; in fp32
+    # the exponent x^2 / 2 = 40 is itself rounded
+    unit = 1.0 if (DEVICE, dtype) == ("cpu", torch.bfloat16) else 0.6
+    assert error <= (8e-6 if dtype == torch.float32 else unit * torch.finfo(dtype).eps)
+
+
+def test_what_is_not_finite_shows_and_stays_in_its_column():
+    x = torch.tensor([[float("nan"), float("inf"), 1.0], [0.0, 1.0, 2.0]], device=DEVICE)
+    zero = torch.zeros(3, device=DEVICE)
+    y = bias_gelu_fwd(x, zero)
+    dx, dbias = bias_gelu_bwd(torch.ones_like(x), x, zero)
+    assert torch.isfinite(y).tolist() == [[False, False, True], [True] * 3]
+    assert torch.isfinite(dx).tolist() == [[False, False, True], [True] * 3]
+    assert torch.isfinite(dbias).tolist() == [False, False, True]
+
+
+def test_wider_bias_and_strided_input():
+    x = torch.randn(12, 9, device=DEVICE).bfloat16().t()
+    bias = torch.randn(12, device=DEVICE)
+    y = bias_gelu_fwd(x, bias)
+    assert y.dtype == torch.bfloat16 and y.is_contiguous()
+    assert_bitwise_equal(y, bias_gelu_fwd(x.contiguous(), bias))
+    dx, dbias = bias_gelu_bwd(x, x, bias)
+    assert dx.dtype == torch.bfloat16 and dbias.dtype == torch.float32
+    # the bias's gradient is a sum of what has not been rounded yet
+    z = (x.double() + bias.double()).requires_grad_()
+    (dz,) = torch.autograd.grad(F.gelu(z), z, x.double())
+    torch.testing.assert_close(dbias.double(), dz.sum(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 511, 512, 513, 1030, 100_000])
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_parts_cover_all_rows_and_none_is_empty(rows, multiple):
+    parts, steps = split_rows(rows, multiple)
+    assert parts <= 512
+    assert parts * steps * multiple >= rows
+    assert rows == parts == 0 or (parts - 1) * steps * multiple < rows
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (1, 33), (130, 40), (64, 1)])
+def test_column_sums(shape):
+    partial = torch.randint(-8, 9, shape, device=DEVICE).float()  # whole numbers: sums are exact
+    out = torch.full((shape[1],), float("nan"), device=DEVICE)
+    column_sums(partial, out)
+    assert torch.equal(out, partial.sum(0))

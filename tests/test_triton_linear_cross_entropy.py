@@ -1,0 +1,148 @@
+"""The Triton kernels of linear_cross_entropy against fp64: groups, tiles, chunks, predictions."""
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytest.importorskip("triton")
+
+from torch.nn import functional as F  # noqa: E402
+
+from spanbert_fast.kernels import linear_cross_entropy as kernels  # noqa: E402
+from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than  # noqa: E402
+
+CASES = {  # group sizes, hidden size, vocabulary
+    "one row": ([1], 8, 5),
+    "one group": ([37], 64, 1001),
+    "two groups": ([19, 30], 64, 1001),
+    "an empty group": ([0, 23], 40, 300),
+    "three groups": ([5, 1, 7], 16, 257),
+    "no row": ([0, 0], 16, 40),
+    "one entry": ([4], 8, 1),
+    "tiles that fit": ([128], 64, 512),
+}
+NAMES = ("losses", "dhidden", "dweight", "dbias")
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    """Several splits and several chunks of the vocabulary, uneven ones."""
+    monkeypatch.setattr(kernels, "_COLUMNS_PER_SPLIT", 300)
+    monkeypatch.setattr(kernels, "_CHUNK_BYTES", 60_000)
+
+
+def make(group_sizes, hidden_size, vocab_size, dtype):
+    rows = sum(group_sizes)
+    hidden = torch.randn(rows, hidden_size).to(DEVICE, dtype)
+    # scores of about +-8: some rows are sure of the right entry, some of a wrong one
+    weight = (8 * hidden_size**-0.5 * torch.randn(vocab_size, hidden_size)).to(DEVICE, dtype)
+    bias = torch.randn(len(group_sizes), vocab_size).to(DEVICE, dtype)
+    targets = torch.randint(vocab_size, (rows,), device=DEVICE)
+    likely = torch.arange(rows, device=DEVICE) % 3 == 0
+    scores = hidden.float() @ weight.float().t()
+    targets[likely] = scores[likely].argmax(1) if rows else targets[likely]
+    return hidden, weight, bias, targets
+
+
+def ours(dlosses, hidden, weight, bias, targets, group_sizes):
+    losses, lse, predictions, kept = kernels.linear_cross_entropy_fwd(
+        hidden, weight, bias, targets, group_sizes, True, 0
+    )
+    assert kept.shape == (len(hidden), 0) and kept.dtype == hidden.dtype
+    gradients = kernels.linear_cross_entropy_bwd(
+        dlosses, hidden, weight, bias, targets, lse, kept, group_sizes
+    )
+    return (losses, *gradients), predictions
+
+
+def peer(dlosses, hidden, weight, bias, targets, group_sizes):
+    leaves = [t.detach().requires_grad_() for t in (hidden, weight, bias)]
+    h, w, b = leaves
+    parts = zip(h.split(group_sizes), targets.split(group_sizes), b, strict=True)
+    losses = torch.cat(
+        [F.cross_entropy(F.linear(x, w, c), t, reduction="none") for x, t, c in parts]
+    )
+    return losses.detach(), *torch.autograd.grad(losses, leaves, dlosses.to(losses.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_no_worse_than_pytorch(case, dtype, poisoned_empty):
+    group_sizes = case[0]
+    hidden, weight, bias, targets = make(*case, dtype)
+    dlosses = torch.randn(len(hidden), device=DEVICE)  # each row its own, some negative
+    got, predictions = ours(dlosses, hidden, weight, bias, targets, group_sizes)
+    like = peer(dlosses, hidden, weight, bias, targets, group_sizes)
+    wide = [t.double() for t in (hidden, weight, bias)]
+    truth = peer(dlosses, *wide, targets, group_sizes)
+    assert got[0].dtype == torch.float32 and (got[0] >= 0).all()
+    for name, a, b, c in zip(NAMES, got, like, truth, strict=True):
+        # A peer may be exact by luck. A loss is a difference of scores up to 32, rounded in fp32;
+        # a gradient is rounded once.
+        largest = c.abs().max().item() if c.numel() else 0
+        floor = 64 * torch.finfo(torch.float32).eps + torch.finfo(dtype).eps * largest
+        assert_no_worse_than(a, b, c, floor=floor, name=name)
+    row_bias = wide[2].repeat_interleave(torch.tensor(group_sizes, device=DEVICE), dim=0)
+    scores = wide[0] @ wide[1].t() + row_bias
+    chosen = scores.gather(1, predictions[:, None]).squeeze(1)
+    if len(hidden):
+        torch.testing.assert_close(chosen, scores.amax(1), rtol=0, atol=1e-5)
+
+
+def test_a_wider_weight_and_no_predictions():
+    hidden, weight, bias, targets = make([9, 8], 32, 400, torch.bfloat16)
+    weight, bias = weight.float(), bias.float()
+    losses, lse, predictions, kept = kernels.linear_cross_entropy_fwd(
+        hidden, weight, bias, targets, [9, 8], False, 0
+    )
+    assert predictions.shape == (0,)
+    gradients = kernels.linear_cross_entropy_bwd(
+        losses, hidden, weight, bias, targets, lse, kept, [9, 8]
+    )
+    assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float32, torch.float32]
+    # weights of bf16's values: the same losses bit for bit
+    again = kernels.linear_cross_entropy_fwd(
+        hidden, weight.bfloat16(), bias, targets, [9, 8], True, 0
+    )
+    assert_bitwise_equal(again[0], losses)
+
+
+def test_the_first_of_equal_scores_wins():
+    hidden = torch.ones(3, 16, device=DEVICE)
+    weight = torch.zeros(700, 16, device=DEVICE)
+    bias = torch.zeros(1, 700, device=DEVICE)
+    bias[0, [77, 78, 350, 699]] = 2.0  # in one tile, in two tiles and in two splits
+    targets = torch.tensor([77, 0, 699], device=DEVICE)
+    (losses, *_), predictions = ours(torch.ones(3).to(hidden), hidden, weight, bias, targets, [3])
+    assert predictions.tolist() == [77] * 3
+    lse = bias.logsumexp(1)
+    torch.testing.assert_close(losses, lse - bias[0, targets])
+
+
+def test_entries_of_minus_infinity_have_no_probability():
+    hidden, weight, bias, targets = make([6], 16, 700, torch.float32)
+    bias[0, :400] = -torch.inf  # more than a whole split
+    targets = 400 + targets % 300
+    dlosses = torch.ones(6, device=DEVICE)
+    got, _ = ours(dlosses, hidden, weight, bias, targets, [6])
+    for a, b in zip(got, peer(dlosses, hidden, weight, bias, targets, [6]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_target_out_of_range_gives_nan():
+    hidden, weight, bias, _ = make([4], 16, 130, torch.float32)
+    targets = torch.tensor([0, -1, 130, 100_000], device=DEVICE)
+    losses, *_ = kernels.linear_cross_entropy_fwd(hidden, weight, bias, targets, [4], False, 0)
+    assert torch.isfinite(losses).tolist() == [True, False, False, False]
+
+
+def test_strided_inputs():
+    hidden, weight, bias, targets = make([10], 24, 260, torch.float32)
+    dlosses = torch.randn(10, device=DEVICE)
+    strided = [t.t().contiguous().t() for t in (hidden, weight)]
+    got, _ = ours(dlosses, *strided, bias, targets, [10])
+    expected, _ = ours(dlosses, hidden, weight, bias, targets, [10])
+    assert_bitwise_equal(got[0], expected[0])
+    for a, b in zip(got[1:], expected[1:], strict=True):
+        # the BLAS may add in another order for another layout
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
