@@ -163,17 +163,20 @@ def batches(dataset: WindowDataset, size: int, seed: int = 0) -> Iterator[list[d
 def check_losses(options: FinetuneOptions, task, tokenizer, dataset) -> float:
     """The largest difference of the losses over 50 steps, relative to the loss.
 
+    Questions one by one: transformers' loss scores padding like text, and ours does not.
+
     Raises:
-        SystemExit: they do not agree within rounding.
+        ValueError: they do not agree within rounding.
     """
     options = dataclasses.replace(options, dropout=0.0, precision="fp32")
     sides = [Side(provider, options, task, tokenizer) for provider in (OURS, SDPA)]
+    size = 1 if task.head == "question-answering" else CHECKED_BATCH
     worst = 0.0
-    for windows in itertools.islice(batches(dataset, CHECKED_BATCH), CHECKED_STEPS):
+    for windows in itertools.islice(batches(dataset, size), CHECKED_STEPS):
         ours, theirs = (side.step(windows)[0] for side in sides)
         worst = max(worst, abs(ours - theirs) / max(abs(theirs), 0.1))
     if not worst < 0.02:
-        raise SystemExit(f"bench_finetuning: {task.name}: losses differ by {worst:.1%}")
+        raise ValueError(f"losses differ by {worst:.1%}")
     return worst
 
 
@@ -276,8 +279,8 @@ def show(record: dict) -> str:
     )
 
 
-def main() -> None:
-    """Measure the cases that the command line names."""
+def main() -> int:
+    """Measure the cases that the command line names; 1 where one is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -300,17 +303,23 @@ def main() -> None:
         f"{'case':<20}{'metric':<8}{'ours':>18}{'transformers':>18}"
         f"{'ours ms':>10}{'eager ms':>10}{'sdpa ms':>10}  speed-up of a step"
     )
-    records = []
+    records, failed = [], []
     with tempfile.TemporaryDirectory() as folder:
         if "sentence_polarity" in arguments.cases:
             write_polarity(arguments.data, Path(folder))
         for name in arguments.cases:
-            records.append(measure(name, arguments, Path(folder)))
+            try:
+                records.append(measure(name, arguments, Path(folder)))
+            except ValueError as error:  # the others are measured
+                failed.append(name)
+                print(f"{name:<20}WRONG: {error}", flush=True)
+                continue
             print(show(records[-1]), flush=True)
-    if arguments.output:
-        content = document("finetuning", arguments.threads, records)
-        write_document(arguments.output, content)
+            if arguments.output:
+                content = document("finetuning", arguments.threads, records)
+                write_document(arguments.output, content)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
