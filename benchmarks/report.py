@@ -181,12 +181,13 @@ def of_finetuning(results: list[dict], plot: Callable[[str], Path]) -> str:
         runs = r.get("runs")
         figures = ["not measured"] * 4
         if runs:
+            threads = r.get("run_threads")
             figures = [
                 text
                 for engine in ("spanbert_fast", "transformers")
                 for text in (
                     f"{runs[engine]['dev'][r['metric']]:.2f}",
-                    f"{runs[engine]['seconds']:,.0f}",
+                    f"{runs[engine]['seconds']:,.0f}" + (f" ({threads} thread)" * bool(threads)),
                 )
             ]
         rows.append([f"{r['case']}: {r['metric']}", *figures, f"{r['speed_up']:.2f} ({r['peer']})"])
