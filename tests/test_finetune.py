@@ -1,11 +1,15 @@
 """`spanbert-fast finetune` and `predict` end to end, on entities that a small model can learn."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import BertForTokenClassification
 
 from spanbert_fast.cli import main
@@ -13,11 +17,12 @@ from spanbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
 from spanbert_fast.models import SpanBertConfig, SpanBertForPreTraining
 from spanbert_fast.models.tasks import SpanBertForTokenClassification
 from spanbert_fast.tasks.ner import NamedEntities, Sentence
+from spanbert_fast.tasks.predict import predict
+from spanbert_fast.tasks.windows import WindowCollator, WindowDataset
+from spanbert_fast.training.checkpoints import checkpoints
 from spanbert_fast.training.finetune import finetune, make_trainer, training_arguments
 from spanbert_fast.training.finetune_models import initial_model
 from spanbert_fast.training.finetune_options import FinetuneOptions
-from spanbert_fast.training.predict import predict
-from spanbert_fast.training.windows import WindowCollator, WindowDataset
 
 NAMES = {"PER": ["John Smith", "Mary", "Ann Lee"], "LOC": ["Paris", "New York", "Oslo"]}
 
@@ -232,6 +237,105 @@ def test_bad_data_ends_in_one_line_or_is_counted(command_line, folder, tmp_path,
     assert main(arguments) == 0
     assert "1 bad examples left out" in capsys.readouterr().err
     assert json.loads((tmp_path / "b/metrics.json").read_text())["skipped"] == {"train": 1}
+
+
+def test_what_no_window_holds_is_bad_data(command_line, folder, tmp_path, capsys):
+    """Found out before the training, in every file, and by `predict`."""
+    long = tmp_path / "long.conll"
+    rows = ["Mary\tB-PER", *["John\tI-PER"] * 40]
+    long.write_text((folder / "dev.conll").read_text() + "\n" + "\n".join(rows) + "\n")
+    first = len(long.read_text().splitlines()) - 40
+    wrong = f"long.conll:{first}: its PER that begins with 'Mary' has "
+    for split in ("train", "dev", "test"):
+        run = tmp_path / split
+        assert main(command_line(run, f"--{split}", long, "--epochs", 1)) == 1
+        assert wrong in capsys.readouterr().err.strip().splitlines()[-1]
+        assert not run.exists()
+    run = tmp_path / "skipped"
+    more = ["--dev", long, "--test", long, "--epochs", 1, "--skip-bad"]
+    assert main(command_line(run, *more)) == 0
+    assert capsys.readouterr().err.count("long.conll: 1 bad examples left out") == 2
+    assert json.loads((run / "metrics.json").read_text())["skipped"] == {"dev": 1, "test": 1}
+    predict_it = ["predict", "ner", str(run / "model"), str(long), "--output", str(tmp_path / "p")]
+    assert main(predict_it) == 1
+    assert wrong in capsys.readouterr().err
+    assert main([*predict_it, "--skip-bad"]) == 0
+    assert "bad examples left out: 1\n" in capsys.readouterr().out
+
+
+PROCESS = """
+import json, os, shutil, sys
+from pathlib import Path
+from torch import distributed
+from spanbert_fast.cli import main
+from spanbert_fast.training.checkpoints import checkpoints
+from spanbert_fast.training.finetune import finetune
+from spanbert_fast.training.finetune_options import options_of_run
+
+run, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+assert main(json.loads(sys.argv[2])) == 0
+first, last = checkpoints(run)
+distributed.barrier()
+if rank == 0:
+    shutil.copytree(run / "model", run / "whole")
+    shutil.rmtree(last)
+distributed.barrier()
+result = finetune(options_of_run(str(run)), resume=True)
+(run / f"rank-{rank}.json").write_text(json.dumps(result))
+distributed.destroy_process_group()
+"""
+
+
+def pairs(count: int, seed: int) -> str:
+    """TACRED lines; the relation shows in the verb."""
+    draw, lines = random.Random(seed), []
+    for i in range(count):
+        verb, relation = draw.choice([("saw", "no_relation"), ("met", "per:met")])
+        item = {"id": i, "token": ["they", "John", verb, draw.choice(["old", "the"]), "Mary"]}
+        for role, place in (("subj", 1), ("obj", 4)):
+            item |= {f"{role}_start": place, f"{role}_end": place, f"{role}_type": "PERSON"}
+        lines.append(json.dumps(item | {"relation": relation}))
+    return "\n".join(lines)
+
+
+def test_two_processes_take_the_steps_of_one(folder, tmp_path):
+    """The same figures in both, files from the first alone; resumed, they end the same."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    fixed = ["finetune", "relation", "--model", folder / "large", "--dropout", 0, "--epochs", 2]
+    for seed, (split, count) in enumerate((("train", 24), ("dev", 9), ("test", 9))):
+        (tmp_path / split).write_text(pairs(count, seed))
+        fixed += [f"--{split}", tmp_path / split]
+    fixed += ["--max-seq-length", 16, "--learning-rate", "3e-3"]
+    fixed += ["--set", "logging_steps=1", "--set", "save_total_limit=2"]
+    fixed = [*map(str, fixed)]
+    assert main([*fixed, "--output-dir", str(one), "--batch-size", "8"]) == 0
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS)
+    arguments = json.dumps([*fixed, "--output-dir", str(two), "--batch-size", "4"])
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    finished = subprocess.run(
+        [sys.executable, *launcher, script, two, arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("model: ") == 1, "one process speaks"
+    assert len(list((two / "tensorboard").glob("events*"))) == 2, "of the first process's two runs"
+    losses = []
+    for run in (one, two):
+        state = json.loads((checkpoints(run)[-1] / "trainer_state.json").read_text())
+        losses.append([float(line["loss"]) for line in state["log_history"] if "loss" in line])
+    assert len(losses[0]) == 6 and losses[0][-1] < losses[0][0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    results = [json.loads((two / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    written = json.loads((two / "metrics.json").read_text())
+    for name in ("dev", "test", "best_epoch"):
+        assert results[0][name] == results[1][name] == written[name]
+    weights = [load_file(two / name / "model.safetensors") for name in ("whole", "model")]
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
 
 
 def test_a_run_is_not_lost_by_mistake(command_line, tmp_path, capsys):

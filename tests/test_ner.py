@@ -203,6 +203,33 @@ def test_every_word_is_labelled_once_where_it_has_most_context(tokenizer, max_se
     assert task.decode(example, windows, outputs) == gold
 
 
+def test_an_entity_longer_than_a_window(tokenizer, tmp_path):
+    words = ["John", *["unbelievably"] * 3, "went"]
+    gold = ["O", "B-PER", "I-PER", "I-PER", "O"]
+    rows = "".join(f"{word} {tag}\n" for word, tag in zip(words, gold, strict=True))
+    path = write(tmp_path / "long.conll", f"John B-PER\n\n{rows}")
+    (_, long), _ = NamedEntities().read(path)
+    pieces = 3 * len(tokenizer("unbelievably", add_special_tokens=False)["input_ids"])
+    task = NamedEntities(max_seq_length=pieces + 2)
+    assert task.misfit(long, tokenizer) is None
+    task.max_seq_length -= 1
+    reason = (
+        f"its PER that begins with 'unbelievably' has {pieces} word pieces, more than the "
+        f"{pieces - 1} of --max-seq-length {pieces + 1}"
+    )
+    assert task.misfit(long, tokenizer) == reason
+    items = task.read(path).items
+    with pytest.raises(DataError) as error:
+        task.fitting(items, tokenizer, path)
+    assert str(error.value) == f"{path}:3: {reason}"
+    fitting, skipped = task.fitting(items, tokenizer, path, skip_bad=True)
+    assert fitting == items[:1] and skipped == 1
+    with pytest.raises(DataError, match=r"there is no example in it \(1 were bad\)"):
+        task.fitting(items[1:], tokenizer, path, skip_bad=True)
+    # without gold tags a sentence of any length can be tagged
+    assert task.misfit(Sentence("0", "a:1", words, None), tokenizer) is None
+
+
 def test_writes_columns_and_gives_its_state(tmp_path):
     task = NamedEntities(labels=["O", "B-A", "I-A"], scheme="iob1", max_seq_length=77)
     again = NamedEntities(**task.state())

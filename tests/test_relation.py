@@ -325,6 +325,12 @@ def test_entities_longer_than_a_window(tokenizer):
     task.max_seq_length = 13
     with pytest.raises(DataError, match="f:1: its entities have 12 word pieces and markers, more"):
         list(task.windows(example, tokenizer))
+    short = pair("a b", (0, 1, "X"), (2, 3, "Y"))
+    with pytest.raises(DataError, match="f:1: its entities have 12 word pieces and markers, more"):
+        task.fitting([short, example], tokenizer, "f")
+    assert task.fitting([short, example], tokenizer, "f", skip_bad=True) == ([short], 1)
+    masks = Relation(entities="mask", max_seq_length=8)
+    assert masks.fitting([example], tokenizer, "f") == ([example], 0)
     with pytest.raises(ValueError, match="tokenizer must know .*, it has no \\[OBJ-Z\\]"):
         list(Relation(entities="mask").windows(pair("a b", (0, 1, "X"), (2, 3, "Z")), tokenizer))
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
         options = options_of_run(given["output_dir"])
         if options.task != given["task"]:
             raise UsageError(f"the run in --output-dir is of {options.task}, not {given['task']}")
-        _print([module.finetune(options, resume=True)], options.output_dir)
+        _report([module.finetune(options, resume=True)], options.output_dir)
         return
     for name in ("model", "train", "dev"):
         if name not in given:
@@ -122,14 +123,16 @@ def run(arguments: argparse.Namespace) -> None:
     if "training_arguments" in given:
         given["training_arguments"] = parse_settings(given["training_arguments"])
     options = FinetuneOptions(**given, task_options=task_options, seed=seeds[0])
-    runs = [options] if len(seeds) == 1 else [module.with_seed(options, seed) for seed in seeds]
+    runs = [options] if len(seeds) == 1 else [options.with_seed(seed) for seed in seeds]
     results = [module.finetune(options, overwrite=overwrite) for options in runs]
-    _print(results, options.output_dir)
+    _report(results, options.output_dir)
 
 
-def _print(results: list[dict], output_dir: str) -> None:
+def _report(results: list[dict], output_dir: str) -> None:
     from spanbert_fast.training.finetune import mean_and_deviation
 
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
     summary = {}
     for split in ("dev", "test"):
         if split not in results[0]:

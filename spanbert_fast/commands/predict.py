@@ -47,14 +47,15 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from spanbert_fast.data.tokenizer import load_tokenizer
+    from spanbert_fast.tasks.predict import predict
     from spanbert_fast.training.finetune_models import finetuned_model
     from spanbert_fast.training.finetune_run import load_task
-    from spanbert_fast.training.predict import predict
 
     task = load_task(model_dir, arguments.task)
     examples, skipped = task.read(file, skip_bad=arguments.skip_bad)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(model_dir)
+    examples, misfits = task.fitting(examples, tokenizer, file, skip_bad=arguments.skip_bad)
     model = finetuned_model(model_dir, task).to(device)
     predictions = predict(
         model,
@@ -73,6 +74,6 @@ def run(arguments: argparse.Namespace) -> None:
     if task.has_answers(examples):
         for name, value in task.metrics(examples, predictions).items():
             print(f"{name:<24}{value:10.4f}")
-    if skipped:
-        print(f"bad examples left out: {skipped:,}")
+    if skipped + misfits:
+        print(f"bad examples left out: {skipped + misfits:,}")
     print("written: " + ", ".join(map(str, written)))

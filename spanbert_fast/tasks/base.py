@@ -3,7 +3,7 @@
 import abc
 import argparse
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -109,18 +109,32 @@ class Task(abc.ABC):
             DataError: in one line with file and line: something is bad and `skip_bad` is not set,
                 or there is no example.
         """
-        items, skipped = [], 0
-        for found in self.parse(Path(path)):
-            if not isinstance(found, Bad):
-                items.append(found)
-            elif skip_bad:
-                skipped += 1
-            else:
-                raise DataError(f"{found.place}: {found.reason}")
-        if not items:
-            bad = f" ({skipped} were bad)" if skipped else ""
-            raise DataError(f"{path}: there is no example in it{bad}")
-        return Examples(items, skipped)
+        return _sorted_out(self.parse(Path(path)), path, skip_bad)
+
+    def misfit(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """Why a window cannot hold what it must of an example; None where it can."""
+        return None
+
+    def fitting(
+        self,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        path: str | Path,
+        *,
+        skip_bad: bool = False,
+    ) -> Examples:
+        """Those of a file's examples that are no `misfit`.
+
+        Args:
+            tokenizer: knows the task's `special_tokens`.
+            path: the file, for messages.
+
+        Raises:
+            DataError: as `read`.
+        """
+        pairs = ((example, self.misfit(example, tokenizer)) for example in examples)
+        found = (e if reason is None else Bad(e.place, reason) for e, reason in pairs)
+        return _sorted_out(found, path, skip_bad)
 
     def learn(self, examples: Sequence[Example]) -> None:
         """Take from the training data what the task has to know, such as `labels`."""
@@ -170,3 +184,19 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def write(self, path: Path, examples: Sequence[Example], predictions: Sequence) -> list[Path]:
         """Write predictions in the task's official format; returns the files written."""
+
+
+def _sorted_out(found: Iterable[Example | Bad], path: str | Path, skip_bad: bool) -> Examples:
+    """The good ones, and the number of bad ones; DataError at the first bad one, or for no good."""
+    items, skipped = [], 0
+    for item in found:
+        if not isinstance(item, Bad):
+            items.append(item)
+        elif skip_bad:
+            skipped += 1
+        else:
+            raise DataError(f"{item.place}: {item.reason}")
+    if not items:
+        bad = f" ({skipped} were bad)" if skipped else ""
+        raise DataError(f"{path}: there is no example in it{bad}")
+    return Examples(items, skipped)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from spanbert_fast.data.text_files import decoded_lines
 from spanbert_fast.errors import DataError, UsageError
@@ -151,16 +152,22 @@ class NamedEntities(Task):
         """See `Task`."""
         return all(example.tags is not None for example in examples)
 
-    def windows(self, example: Sentence, tokenizer) -> Iterator[dict]:
+    def misfit(self, example: Sentence, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """See `Task`; no gold entity may be longer than a window."""
+        room = self.max_seq_length - 2
+        for first, last, kind in sorted(entities.spans(example.tags or ())):
+            words = example.words[first : last + 1]
+            needed = len(_encoded(tokenizer, words)["input_ids"])
+            if needed > room:
+                return (
+                    f"its {kind} that begins with {words[0]!r} has {needed} word pieces, more than "
+                    f"the {room} of --max-seq-length {self.max_seq_length}"
+                )
+        return None
+
+    def windows(self, example: Sentence, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
         """See `Task`; `_words` are the numbers of the words whose first pieces lie in a window."""
-        encoded = tokenizer(
-            example.words,
-            is_split_into_words=True,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
+        encoded = _encoded(tokenizer, example.words)
         pieces, owners = encoded["input_ids"], encoded.word_ids()
         room = self.max_seq_length - 2
         start = 0
@@ -226,3 +233,14 @@ class NamedEntities(Task):
                     file.write("\t".join([word, *gold, tag]) + "\n")
                 file.write("\n")
         return [path]
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> BatchEncoding:
+    return tokenizer(
+        list(words),
+        is_split_into_words=True,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # of a sentence longer than the model: it is cut into windows here
+    )

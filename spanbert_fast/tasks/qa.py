@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Bad, Defaults, Task
+from spanbert_fast.tasks.predict import predict
 from spanbert_fast.tasks.qa_decoding import Prediction, best_answers
 from spanbert_fast.tasks.qa_metrics import squad_figures
 from spanbert_fast.tasks.qa_reading import Question, read_questions
@@ -251,7 +251,6 @@ def _answer_pieces(offsets: np.ndarray, start: int, end: int) -> tuple[int, int]
     return (first, last) if first <= last else None
 
 
-@torch.no_grad()
 def answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -267,7 +266,7 @@ def answer(
         model: any BERT with a question-answering head, ours or transformers' own.
         tokenizer: its fast tokenizer.
         context: a text of any length.
-        batch_size: windows of one forward.
+        batch_size: windows of full length of one forward.
         options: of `QuestionAnswering`; `max_seq_length` is at most what the model reads.
 
     Raises:
@@ -278,20 +277,5 @@ def answer(
     longest = min(QuestionAnswering.defaults.max_seq_length, model.config.max_position_embeddings)
     task = QuestionAnswering(**{"max_seq_length": longest, **options})
     example = Question("0", "the question", question, context)
-    windows = list(task.windows(example, tokenizer))
-    outputs = []
-    was_training = model.training
-    model.eval()
-    try:
-        for start in range(0, len(windows), batch_size):
-            chunk = windows[start : start + batch_size]
-            inputs = [{k: w[k] for k in ("input_ids", "token_type_ids")} for w in chunk]
-            batch = tokenizer.pad(inputs, padding_side="right", return_tensors="pt")
-            result = model(**batch.to(model.device))
-            logits = {name: result[name].float().cpu().numpy() for name in _LOGITS}
-            for row, window in enumerate(chunk):
-                own = slice(len(window["input_ids"]))
-                outputs.append({name: logits[name][row, own] for name in _LOGITS})
-    finally:
-        model.train(was_training)
-    return task.decode(example, windows, outputs)
+    tokens = batch_size * task.max_seq_length
+    return predict(model, task, [example], tokenizer, tokens_per_batch=tokens)[0]

@@ -136,6 +136,21 @@ class Relation(Task):
         """See `Task`."""
         return sorted(set().union(*map(self._tokens, examples)))
 
+    def misfit(self, example: Pair, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """See `Task`; entities that are masked are one token each, and fit."""
+        if self.entities == "mask":
+            return None
+        return self._too_long(self._pieces(example, tokenizer)[1])
+
+    def _too_long(self, is_entity: np.ndarray) -> str | None:
+        needed, room = int(is_entity.sum()), self.max_seq_length - 2
+        if needed <= room:
+            return None
+        return (
+            f"its entities have {needed} word pieces and markers, more than the {room} of "
+            f"--max-seq-length {self.max_seq_length}"
+        )
+
     def windows(self, example: Pair, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
         """See `Task`; there is one.
 
@@ -144,14 +159,10 @@ class Relation(Task):
             ValueError: the tokenizer does not know `special_tokens`.
         """
         pieces, is_entity = self._pieces(example, tokenizer)
-        room = self.max_seq_length - 2
-        needed = int(is_entity.sum())
-        if needed > room:
-            raise DataError(
-                f"{example.place}: its entities have {needed} word pieces and markers, more than "
-                f"the {room} of --max-seq-length {self.max_seq_length}"
-            )
-        kept = pieces[_nearest(is_entity, room)].tolist()
+        reason = self._too_long(is_entity)
+        if reason is not None:
+            raise DataError(f"{example.place}: {reason}")
+        kept = pieces[_nearest(is_entity, self.max_seq_length - 2)].tolist()
         window = {
             "input_ids": [tokenizer.cls_token_id, *kept, tokenizer.sep_token_id],
             "token_type_ids": [0] * (len(kept) + 2),

@@ -1,12 +1,13 @@
 """Fine-tunes a checkpoint on a task: train, choose the best epoch, measure, predict, export."""
 
-import dataclasses
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -20,19 +21,22 @@ from transformers.integrations import TensorBoardCallback
 from spanbert_fast.data.tokenizer import load_tokenizer
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Example, Task
+from spanbert_fast.tasks.predict import predict
+from spanbert_fast.tasks.windows import WindowCollator, WindowDataset
 from spanbert_fast.training import finetune_run, run_directory
 from spanbert_fast.training.finetune_models import initial_model
 from spanbert_fast.training.finetune_options import FinetuneOptions
 from spanbert_fast.training.finetune_report import draw_finetuning, write_model_card
-from spanbert_fast.training.predict import predict
 from spanbert_fast.training.progress import Progress
-from spanbert_fast.training.windows import WindowCollator, WindowDataset
 
 logger = logging.getLogger("spanbert_fast")
 
 
 def finetune(options: FinetuneOptions, *, resume: bool = False, overwrite: bool = False) -> dict:
     """Run (or go on with) a fine-tuning; returns what its metrics.json holds.
+
+    Works in one process and, one call per process, under torchrun, where batch_size is that of each
+    process; the first one writes, and all return the same figures.
 
     Leaves in the output directory: model/ (weights of the best epoch, tokenizer, task.json, a model
     card), predictions of dev and test in the task's official format, metrics.json, curves.png,
@@ -48,21 +52,23 @@ def finetune(options: FinetuneOptions, *, resume: bool = False, overwrite: bool 
         DataError: a file does not hold what it should.
     """
     run = Path(options.output_dir)
+    arguments = training_arguments(options)
+    processes = PartialState()
     task = options.make_task()
     data = read_all(task, options)
     tokenizer = load_tokenizer(options.model)
     new_tokens = task.special_tokens(data["train"])
     if new_tokens:
         tokenizer.add_tokens(new_tokens, special_tokens=True)
+    keep_fitting(task, data, tokenizer, options)
     set_seed(options.seed)  # of the head's weights
     model = initial_model(
         options.model, task, tokenizer, engine=options.engine, dropout=options.dropout
     )
     windows = WindowDataset(task, data["train"], tokenizer)
-    arguments = training_arguments(options)
-    checkpoint = finetune_run.last_whole_checkpoint(run) if resume else None
-    main_process = arguments.process_index == 0
-    if not resume and main_process:
+    with processes.main_process_first():  # which removes what is left half written
+        checkpoint = finetune_run.last_whole_checkpoint(run) if resume else None
+    if not resume and processes.is_main_process:
         finetune_run.start_run(run, options, overwrite=overwrite)
     logger.info(
         "%s: %s examples (%s windows, %s word pieces) to train on, %s for dev",
@@ -83,14 +89,15 @@ def finetune(options: FinetuneOptions, *, resume: bool = False, overwrite: bool 
             predictions = trainer.predictions(data[split])
             if task.has_answers(data[split]):
                 result[split] = task.metrics(data[split], predictions)
-            if main_process:
+            if processes.is_main_process:
                 path = finetune_run.predictions_path(run, split, task)
                 task.write(path, data[split], predictions)
     result["best_epoch"] = _best_epoch(trainer)
     result["seconds"] = round(seconds, 1)
     result["skipped"] = data["skipped"]
-    if main_process:
+    if processes.is_main_process:
         _export(run, options, task, trainer, tokenizer, result)
+    processes.wait_for_everyone()
     return result
 
 
@@ -104,9 +111,7 @@ def read_all(task: Task, options: FinetuneOptions) -> dict:
         examples = task.read(path, skip_bad=options.skip_bad)
         most = {"train": options.max_train, "dev": options.max_dev}.get(split)
         data[split] = _evenly(examples.items, most)
-        if examples.skipped:
-            data["skipped"][split] = examples.skipped
-            logger.warning("%s: %s bad examples left out", path, f"{examples.skipped:,}")
+        _count_skipped(data, split, examples.skipped, path)
         if split == "train":
             task.learn(data[split])
         else:
@@ -114,6 +119,22 @@ def read_all(task: Task, options: FinetuneOptions) -> dict:
         if split == "dev" and not task.has_answers(data[split]):
             raise DataError(f"{path}: has no answers to measure by")
     return data
+
+
+def keep_fitting(task: Task, data: dict, tokenizer, options: FinetuneOptions) -> None:
+    """Leave out of the data of `read_all`, in place, what is a misfit, or raise DataError."""
+    for split in ("train", "dev", "test"):
+        if split in data:
+            path = getattr(options, split)
+            examples = task.fitting(data[split], tokenizer, path, skip_bad=options.skip_bad)
+            data[split] = examples.items
+            _count_skipped(data, split, examples.skipped, path)
+
+
+def _count_skipped(data: dict, split: str, skipped: int, path: str) -> None:
+    if skipped:
+        data["skipped"][split] = data["skipped"].get(split, 0) + skipped
+        logger.warning("%s: %s bad examples left out", path, f"{skipped:,}")
 
 
 def _evenly(items: list, most: int | None) -> list:
@@ -131,9 +152,20 @@ class FinetuneTrainer(Trainer):
         self.task = task
 
     def predictions(self, examples: Sequence[Example]) -> list:
-        """The model's predictions; in every process all of them."""
+        """The model's predictions: in every process all of them, each made by one process, so that
+        all processes measure and decide the same."""
+        processes, rank = self.args.world_size, self.args.process_index
         autocast = self.accelerator.autocast
-        return predict(self.model, self.task, examples, self.processing_class, autocast=autocast)
+        own = examples[rank::processes]
+        made = predict(self.model, self.task, own, self.processing_class, autocast=autocast)
+        if processes == 1:
+            return made
+        parts: list[list] = [[]] * processes
+        torch.distributed.all_gather_object(parts, made)
+        merged: list = [None] * len(examples)
+        for rank, part in enumerate(parts):
+            merged[rank::processes] = part
+        return merged
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):
         """The task's figures on its dev examples."""
@@ -148,12 +180,13 @@ class FinetuneTrainer(Trainer):
 
 
 def training_arguments(options: FinetuneOptions) -> TrainingArguments:
-    """The Trainer's arguments.
+    """The Trainer's arguments; joins the process group under torchrun.
 
     Raises:
         UsageError: a field of `options.training_arguments` is unknown or cannot be.
     """
     on_gpu = torch.cuda.is_available()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     fields = {
         "output_dir": options.output_dir,
         "num_train_epochs": options.value("epochs"),
@@ -171,6 +204,8 @@ def training_arguments(options: FinetuneOptions) -> TrainingArguments:
         "seed": options.seed,
         "data_seed": options.seed,
         "use_cpu": not on_gpu,
+        "ddp_backend": "gloo" if processes > 1 and not on_gpu else None,
+        "ddp_find_unused_parameters": False,
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
         "save_total_limit": 1,  # and the best one
@@ -184,9 +219,18 @@ def training_arguments(options: FinetuneOptions) -> TrainingArguments:
         "log_level": "error",
     }
     try:
-        return TrainingArguments(**{**fields, **options.training_arguments})
+        arguments = TrainingArguments(**{**fields, **options.training_arguments})
     except (TypeError, ValueError) as error:
         raise UsageError(f"--set: {str(error).splitlines()[0]}") from error
+    if arguments.fsdp:  # each process predicts a share of its own, in batches of its own number
+        raise UsageError("--set fsdp: fine-tuning takes no FSDP; under torchrun it uses DDP")
+    if arguments.n_gpu > 1:  # DataParallel would cut a packed batch into pieces
+        logger.info(
+            "one of %d GPUs is used: torchrun --nproc-per-node %d -m spanbert_fast finetune ... "
+            "uses all of them", arguments.n_gpu, arguments.n_gpu,
+        )  # fmt: skip
+        arguments._n_gpu = 1
+    return arguments
 
 
 def make_trainer(
@@ -252,9 +296,3 @@ def mean_and_deviation(results: Sequence[dict], split: str) -> dict[str, tuple[f
         spread = values.std().item() if len(values) > 1 else 0.0
         figures[name] = (values.mean().item(), spread)
     return figures
-
-
-def with_seed(options: FinetuneOptions, seed: int) -> FinetuneOptions:
-    """The same run with another seed, in a folder of its own."""
-    folder = str(Path(options.output_dir) / f"seed-{seed}")
-    return dataclasses.replace(options, seed=seed, output_dir=folder)

@@ -107,6 +107,11 @@ class FinetuneOptions:
         given = getattr(self, name)
         return getattr(task_class(self.task).defaults, name) if given is None else given
 
+    def with_seed(self, seed: int) -> "FinetuneOptions":
+        """The same run with another seed, in a folder of its own."""
+        folder = str(Path(self.output_dir) / f"seed-{seed}")
+        return dataclasses.replace(self, seed=seed, output_dir=folder)
+
     def to_json(self) -> dict:
         """For the run's options.json."""
         return dataclasses.asdict(self)

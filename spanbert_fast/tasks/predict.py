@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.models.base import SpanBertPreTrainedModel
 from spanbert_fast.tasks.base import Example, Task
-from spanbert_fast.training.windows import WindowCollator, length_of
+from spanbert_fast.tasks.windows import WindowCollator, length_of
 
 _TOKENS_PER_BATCH = 8192
 # Windows that wait to be sorted by length: enough for batches of like lengths, and few enough that
