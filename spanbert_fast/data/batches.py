@@ -30,11 +30,12 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[tuple[int, int]]]):
         seed: of the shuffling.
         rank: this process's number.
         world_size: processes.
+        max_sequences: most blocks of a batch; None for no limit but the budget.
 
     Raises:
         UsageError: a block is longer than the budget.
         DataError: there are no blocks.
-        ValueError: num_batches, rank or world_size is out of range.
+        ValueError: num_batches, rank, world_size or max_sequences is out of range.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[tuple[int, int]]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        max_sequences: int | None = None,
     ):
         lengths = np.asarray(lengths)
         if len(lengths) == 0:
@@ -58,12 +60,15 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[tuple[int, int]]]):
             raise ValueError(f"num_batches must not be negative, got {num_batches}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in [0, world_size = {world_size}), got {rank}")
+        if max_sequences is not None and max_sequences < 1:
+            raise ValueError(f"max_sequences must be at least 1, got {max_sequences}")
         self.lengths = lengths
         self.tokens_per_batch = tokens_per_batch
         self.num_batches = num_batches
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.max_sequences = max_sequences
 
     def __len__(self) -> int:
         return self.num_batches
@@ -99,5 +104,6 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[tuple[int, int]]]):
                 batches.append([])
                 rooms.append(self.tokens_per_batch)
             batches[place].append((epoch, index))
-            rooms[place] -= length
+            full = len(batches[place]) == self.max_sequences
+            rooms[place] = 0 if full else rooms[place] - length
         yield from batches

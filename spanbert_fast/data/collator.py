@@ -9,6 +9,7 @@ import torch
 from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_fast.data.static_shapes import StaticShapes
 from spanbert_fast.data.tokenizer import vocabulary_size, word_start_table
 from spanbert_fast.ops._span_law import derived_seed, signed64, span_law
 from spanbert_fast.ops.sample_spans import SpanSample, sample_spans
@@ -64,6 +65,7 @@ class DataCollatorForSpanMasking:
             that is not special, once.
         dropout_seeds: add `dropout_seed`, an int64 0-dim tensor drawn from (seed, epoch and
             example_id of the first example).
+        static_shapes: sizes that every batch is filled up to, "packed" only.
         pad_to_multiple_of: what seqlen is rounded up to, "padded" and "masked_lm" only.
         options: `sample_spans`'s, by the same names: mask_ratio, geometric_p, scheme, ...
 
@@ -80,6 +82,7 @@ class DataCollatorForSpanMasking:
         output: str = "packed",
         random_token_pool: torch.Tensor | None = None,
         dropout_seeds: bool = False,
+        static_shapes: StaticShapes | None = None,
         pad_to_multiple_of: int | None = None,
         **options: Any,
     ):
@@ -92,7 +95,11 @@ class DataCollatorForSpanMasking:
         if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
             raise ValueError(f"pad_to_multiple_of must be at least 1, got {pad_to_multiple_of}")
         # Raises on a bad option here, not in the first batch.
-        self._uses_given = span_law(**options).scheme_thresholds[0] > 0
+        law = span_law(**options)
+        self._uses_given = law.scheme_thresholds[0] > 0
+        if static_shapes is not None:
+            _check_static_shapes(static_shapes, output, law.max_span_targets)
+        self.static_shapes = static_shapes
         self.seed, self.epoch, self.output = seed, epoch, output
         self.dropout_seeds = dropout_seeds
         self.pad_to_multiple_of = pad_to_multiple_of
@@ -123,7 +130,10 @@ class DataCollatorForSpanMasking:
         """The packed batch of a raw one, bit for bit that of `output="packed"`, made on the device
         that the raw batch lies on (a GPU needs the compiled extension with CUDA)."""
         batch = {name: raw[name] for name in _SHARED if name in raw}
-        return batch | _targets(self._sample(raw))
+        batch |= _targets(self._sample(raw))
+        if self.static_shapes is None:
+            return batch
+        return self.static_shapes.fill(batch, self.pad_token_id or 0)
 
     def _raw(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if len(examples) == 0:
@@ -214,6 +224,16 @@ class DataCollatorForSpanMasking:
         for name in ("mlm_positions", "span_boundaries"):
             targets[name] = row_of[targets[name]]
         return {**fields, **targets}
+
+
+def _check_static_shapes(shapes: StaticShapes, output: str, max_span_targets: int) -> None:
+    if output not in ("packed", "raw"):
+        raise ValueError(f"static_shapes must be None with padded output, got output={output!r}")
+    if shapes.max_span_targets != max_span_targets:
+        raise ValueError(
+            f"static_shapes.max_span_targets must be the collator's {max_span_targets}, got "
+            f"{shapes.max_span_targets}"
+        )
 
 
 def _integers(i: int, example: Mapping[str, Any]) -> np.ndarray:

@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -126,6 +127,7 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
         mlm_denominator: torch.Tensor | float | None = None,
         sbo_denominator: torch.Tensor | float | None = None,
         pair_denominator: torch.Tensor | float | None = None,
+        num_tokens: torch.Tensor | None = None,
         return_predictions: bool = False,
         dropout_seed: torch.Tensor | None = None,
         output_attentions: bool | None = None,
@@ -142,13 +144,16 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
                 max_seqlen: see `SpanBertModel.forward`.
             labels: int64, shaped as input_ids, -100 where no loss is taken: another way to give
                 mlm_positions and mlm_targets (costs a host sync on a GPU).
-            mlm_positions, mlm_targets: int64 (num_masked,).
+            mlm_positions, mlm_targets: int64 (num_masked,); a target that is -100, and so of
+                sbo_targets, counts for nothing.
             span_boundaries: int64 (num_spans, 2), the tokens left and right of each span.
             cu_span_lengths: int32 (num_spans + 1,), prefix sums of the spans' target counts.
             sbo_targets: int64 (num_targets,).
             mlm_denominator, sbo_denominator, pair_denominator: what to divide the sums by in place
                 of the batch's own counts (of targets; of tokens for the pair loss): those of the
                 whole global batch under gradient accumulation and DDP.
+            num_tokens: int64 0-dim, of a batch that `StaticShapes` has filled up: its own tokens,
+                which come first; the others take no part in the pair loss.
             return_predictions: also return each target's best token.
             dropout_seed: int64 0-dim, in place of one drawn from torch's generator: makes dropout
                 a function of the batch, whatever ran before it.
@@ -197,8 +202,8 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
             if input_ids is None:
                 raise ValueError("input_ids must be given with pair_loss_weight > 0, got None")
             packed_ids = packing.pack(input_ids)
-            pair_sum = self._pair_sum(encoded.hidden_states, packed_ids, targets)
-            tokens = max(len(packed_ids), 1)
+            pair_sum = self._pair_sum(encoded.hidden_states, packed_ids, targets, num_tokens)
+            tokens = max(len(packed_ids), 1) if num_tokens is None else num_tokens.clamp(min=1)
             pair_loss = pair_sum.detach() / tokens
             pair_divisor = tokens if pair_denominator is None else pair_denominator
             loss = loss + self.config.pair_loss_weight * (pair_sum / pair_divisor)
@@ -248,12 +253,18 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
             boundaries = to_row[boundaries]
         return SpanTargets(mlm_positions, mlm_targets, boundaries, cu_lengths, sbo_targets)
 
-    def _pair_sum(self, hidden, packed_ids, targets: SpanTargets) -> torch.Tensor:
+    def _pair_sum(
+        self, hidden, packed_ids, targets: SpanTargets, num_tokens: torch.Tensor | None
+    ) -> torch.Tensor:
         """The pair-likelihood loss of every token's own probability, summed over tokens."""
-        head = self.cls.predictions
-        originals = packed_ids.index_put((targets.mlm_positions,), targets.mlm_targets)
-        in_span = torch.zeros_like(packed_ids, dtype=torch.bool)
-        in_span[targets.mlm_positions] = True
+        head, tokens = self.cls.predictions, len(packed_ids)
+        # what counts for nothing is written beyond the last token
+        masked = torch.where(targets.mlm_targets == -100, tokens, targets.mlm_positions)
+        originals = F.pad(packed_ids, (0, 1)).index_put((masked,), targets.mlm_targets)[:-1]
+        in_span = originals.new_zeros(tokens + 1, dtype=torch.bool).index_fill(0, masked, True)[:-1]
         weight = head.decoder.weight
-        losses = linear_cross_entropy(head(hidden), weight, head.bias, originals).losses
-        return span_pair_losses(-losses, in_span, form=self.config.pair_loss_form).negative
+        log_p = -linear_cross_entropy(head(hidden), weight, head.bias, originals).losses
+        if num_tokens is not None:
+            # outside the spans a probability of 0 has no loss, and here no gradient
+            log_p = log_p.where(torch.arange(tokens, device=log_p.device) < num_tokens, -torch.inf)
+        return span_pair_losses(log_p, in_span, form=self.config.pair_loss_form).negative

@@ -11,6 +11,8 @@ from spanbert_fast.ops import _common
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
 from spanbert_fast.ops.span_boundary_gather import span_boundary_gather
 
+_IGNORED = -100  # the target that takes no part in a loss, throughout transformers
+
 
 class PredictionTransform(nn.Module):
     """LayerNorm(GELU(W x + b)), (..., hidden_size) to the same."""
@@ -194,7 +196,7 @@ class SpanPretrainingLoss(nn.Module):
         mlm_positions, mlm_targets: int64 (num_masked,), rows of hidden_states and what they hide.
         span_boundaries: int64 (num_spans, 2), rows of hidden_states left and right of each span.
         cu_span_lengths: int32 (num_spans + 1,), prefix sums of the spans' target counts.
-        sbo_targets: int64 (num_targets,).
+        sbo_targets: int64 (num_targets,). A target of either that is -100 counts for nothing.
         output: `SpanPretrainingLosses`, losses in fp32 (fp64 for fp64).
 
     Args:
@@ -246,27 +248,33 @@ class SpanPretrainingLoss(nn.Module):
         _common.check_shape("mlm_positions", mlm_positions, ("num_masked",))
         _common.check_shape("mlm_targets", mlm_targets, tuple(mlm_positions.shape))
         _common.check_shape("sbo_targets", sbo_targets, ("num_targets",))
-        counts = [mlm_targets.shape[0], sbo_targets.shape[0]]
+        sizes = [mlm_targets.shape[0], sbo_targets.shape[0]]
+        targets = torch.cat([mlm_targets, sbo_targets])
+        real = targets != _IGNORED
         masked = self.predictions(_rows("mlm_positions", hidden_states, mlm_positions))
-        in_spans = self.span_boundary(hidden_states, span_boundaries, cu_span_lengths, counts[1])
+        in_spans = self.span_boundary(hidden_states, span_boundaries, cu_span_lengths, sizes[1])
         losses, predictions = linear_cross_entropy(
             torch.cat([masked, in_spans]),
             decoder_weight,
             torch.stack([self.predictions.bias, self.span_boundary.bias]),
-            torch.cat([mlm_targets, sbo_targets]),
-            group_sizes=counts,
+            torch.where(real, targets, 0),
+            group_sizes=sizes,
             return_predictions=return_predictions,
         )
-        mlm_sum, sbo_sum = (part.sum() for part in losses.split(counts))
-        mlm_divisor = counts[0] if mlm_denominator is None else mlm_denominator
-        sbo_divisor = counts[1] if sbo_denominator is None else sbo_denominator
+        losses = torch.where(real, losses, 0.0)
+        mlm_sum, sbo_sum = (part.sum() for part in losses.split(sizes))
+        # counted on the device: where shapes are fixed, only the data knows
+        mlm_count, sbo_count = (part.sum() for part in real.split(sizes))
+        mlm_divisor = mlm_count if mlm_denominator is None else mlm_denominator
+        sbo_divisor = sbo_count if sbo_denominator is None else sbo_denominator
         sbo_term = sbo_sum / _nonzero(sbo_divisor + self.denominator_offset)
         return SpanPretrainingLosses(
             mlm_sum / _nonzero(mlm_divisor) + self.sbo_weight * sbo_term,
-            mlm_sum.detach() / max(counts[0], 1),
-            sbo_sum.detach() / max(counts[1], 1),
-            *(torch.full((), count, device=losses.device) for count in counts),
-            *((None, None) if predictions is None else predictions.split(counts)),
+            mlm_sum.detach() / mlm_count.clamp(min=1),
+            sbo_sum.detach() / sbo_count.clamp(min=1),
+            mlm_count,
+            sbo_count,
+            *((None, None) if predictions is None else predictions.split(sizes)),
         )
 
 

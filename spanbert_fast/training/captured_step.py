@@ -1,0 +1,144 @@
+"""A whole training step as one CUDA graph: one launch in place of thousands."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+# On a stream of their own, as PyTorch asks for before a capture: libraries and allocator settle.
+_WARM_UP_STEPS = 3
+
+
+class CapturedStep:
+    """Forward, backward and optimiser step, captured once and replayed on each batch.
+
+    Of one process, in fp32 or bf16, one batch a step. All that differs between batches is in their
+    tensors, whose shapes are fixed (`StaticShapes`). So is the dropout: `dropout_seed` is one of
+    them (the collator's `dropout_seeds`), and every replay has masks of its own.
+
+    The model and the optimiser are as before when it has been made. Learning rates become tensors,
+    which schedulers of `torch.optim` fill; setting `group["lr"]` to another object has no effect.
+    Each parameter's `.grad` holds the last batch's gradient, clipped if it was; setting it to None
+    changes nothing.
+
+    Args:
+        model: on a GPU, in the mode to run in; its output has a `loss`.
+        optimizer: over its parameters, with capturable=True, its state starting at zeros, such as
+            AdamW; None to leave the parameters to the caller.
+        batch: keyword arguments of the model, as all batches will be, on any device.
+        autocast: makes the context of the forward.
+        max_grad_norm: clip the gradients to this norm; None for no clipping.
+
+    Raises:
+        ValueError: the model is not on a GPU, or trains without `dropout_seed` in the batch; the
+            optimizer is not capturable.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        batch: Mapping[str, Any],
+        *,
+        autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+        max_grad_norm: float | None = None,
+    ):
+        device = next(model.parameters()).device
+        if model.training and "dropout_seed" not in batch:
+            raise ValueError(f"batch must hold dropout_seed in training, got {', '.join(batch)}")
+        groups = [] if optimizer is None else optimizer.param_groups
+        if not all(group.get("capturable") for group in groups):
+            raise ValueError("optimizer must have capturable=True in all its groups")
+        if device.type != "cuda":
+            raise ValueError(f"model must be on a GPU, got one on {device}")
+        for group in groups:
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
+        self._model, self._optimizer = model, optimizer
+        self._autocast, self._max_grad_norm = autocast, max_grad_norm
+        self._inputs = {
+            name: value.to(device, copy=True) if torch.is_tensor(value) else value
+            for name, value in batch.items()
+        }
+        with torch.cuda.device(device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream), _undone(model, optimizer):
+                for _ in range(_WARM_UP_STEPS):
+                    self._run()
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            # a data loader's thread may allocate pinned memory meanwhile
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._outputs = self._run()
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Train on a batch; nothing waits for the GPU.
+
+        Args:
+            batch: of the shapes that the first one had, on any device.
+
+        Returns:
+            the tensors of the model's output, `loss` among them, detached; the next call writes
+            over them.
+
+        Raises:
+            ValueError: the batch is not like the first one.
+        """
+        check_alike(batch, self._inputs)
+        for name, value in batch.items():
+            if torch.is_tensor(value):
+                self._inputs[name].copy_(value, non_blocking=True)
+        self._graph.replay()
+        return self._outputs
+
+    def _run(self) -> dict[str, torch.Tensor]:
+        """One step; gradients are made anew, so that in the graph each replay writes over them."""
+        for parameter in self._model.parameters():
+            parameter.grad = None
+        with self._autocast():
+            outputs = self._model(**self._inputs)
+        outputs.loss.backward()
+        if self._max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._max_grad_norm)
+        if self._optimizer is not None:
+            self._optimizer.step()
+        return {name: x.detach() for name, x in outputs.items() if torch.is_tensor(x)}
+
+
+def check_alike(batch: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a batch has the fields, shapes, dtypes and numbers of the first."""
+    if batch.keys() != first.keys():
+        raise ValueError(f"batch must hold {', '.join(first)}, got {', '.join(batch)}")
+    for name, value in batch.items():
+        ours, theirs = (
+            f"{x.dtype} {tuple(x.shape)}" if torch.is_tensor(x) else repr(x)
+            for x in (value, first[name])
+        )
+        if ours != theirs:
+            raise ValueError(f"batch[{name!r}] must be {theirs} as in the first, got {ours}")
+
+
+@contextlib.contextmanager
+def _undone(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
+    """Steps inside leave parameters, buffers and the optimiser's state, in place, as they were;
+    state that the optimiser makes inside stays, at zeros."""
+    tensors = [*chain(model.parameters(), model.buffers())]
+    states = {} if optimizer is None else optimizer.state
+    with torch.no_grad():
+        before = [tensor.clone() for tensor in tensors]
+        states_before = {
+            parameter: {k: v.clone() for k, v in state.items() if torch.is_tensor(v)}
+            for parameter, state in states.items()
+        }
+    yield
+    with torch.no_grad():
+        for tensor, old in zip(tensors, before, strict=True):
+            tensor.copy_(old)
+        for parameter, state in states.items():
+            old = states_before.get(parameter, {})
+            for name, value in state.items():
+                if torch.is_tensor(value):
+                    value.copy_(old[name]) if name in old else value.zero_()

@@ -1,0 +1,373 @@
+"""Batches of fixed shapes: the same loss and gradients, no look at the data, one compilation."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import spanbert_fast as sb
+from spanbert_fast.data.batches import TokenBudgetBatches
+from spanbert_fast.data.collator import DataCollatorForSpanMasking
+from spanbert_fast.data.static_shapes import StaticShapes
+from spanbert_fast.data.tokenizer import train_wordpiece
+from spanbert_fast.ops import _common
+from spanbert_fast.testing import assert_bitwise_equal
+from spanbert_fast.training.captured_step import CapturedStep, _undone, check_alike
+
+SHAPES = StaticShapes.of(160, 40)
+OWN = ("input_ids", "mlm_targets", "sbo_targets")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_wordpiece(["the quick brown fox jumps over the lazy dog " * 3] * 4, 90)
+
+
+def examples(tokenizer, lengths, seed=0):
+    draw = np.random.default_rng(seed)
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    size = len(tokenizer)
+    return [
+        {
+            "input_ids": [first, *draw.integers(5, size, n - 2).tolist(), last],
+            "example_id": 9 + k,
+        }
+        for k, n in enumerate(lengths)
+    ]
+
+
+def collator(tokenizer, **options):
+    return DataCollatorForSpanMasking(tokenizer, seed=3, dropout_seeds=True, **options)
+
+
+def pair_of_batches(tokenizer, lengths=(40, 3, 17, 33), seed=0, **options):
+    """The same examples as they are and filled up."""
+    items = examples(tokenizer, lengths, seed)
+    return [
+        collator(tokenizer, static_shapes=shapes, **options)(items) for shapes in (None, SHAPES)
+    ]
+
+
+def model_of(tokenizer, dropout=0.0, **fields):
+    config = sb.SpanBertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=96,
+        max_position_embeddings=40,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        **fields,
+    )
+    model = sb.SpanBertForPreTraining(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.3)
+            if "norm" in name.lower() and name.endswith("weight"):
+                parameter += 1
+    return model.train()
+
+
+def step(model, batch):
+    """(outputs, gradients by name) of one forward and backward."""
+    model.zero_grad()
+    outputs = model(**batch)
+    outputs.loss.backward()
+    return outputs, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("dropout", "pair_loss_weight"), [(0.0, 0.5), (0.1, 0.0)])
+@pytest.mark.parametrize("lengths", [(40, 3, 17, 33), (40, 40, 40, 40), (7,), (4, 3)])
+def test_the_same_loss_and_gradients(tokenizer, dropout, pair_loss_weight, lengths):
+    """At large weights, where another dropout mask or one more row would show in every figure."""
+    own, filled = pair_of_batches(tokenizer, lengths)
+    fields = {"pair_loss_weight": pair_loss_weight, "pair_loss_form": "likelihood"}
+    model = model_of(tokenizer, dropout, **fields)
+    (expected, gradients), (got, others) = step(model, own), step(model, filled)
+    for name in ("loss", "mlm_loss", "sbo_loss", "pair_loss"):
+        torch.testing.assert_close(getattr(got, name), getattr(expected, name), rtol=1e-5, atol=0)
+    assert int(got.mlm_count) == len(own["mlm_targets"]) > 0
+    assert int(got.sbo_count) == len(own["sbo_targets"])
+    assert got.mlm_count.dtype == got.sbo_count.dtype == torch.int64
+    assert_same_gradients(others, gradients)
+
+
+def assert_same_gradients(ours, expected):
+    """Up to rounding, which the products of few rows and of many do in other orders."""
+    for name, gradient in expected.items():
+        # softmax ignores a key's bias: its gradient is the rounding of sums that cancel, each as
+        # large as those of the weight beside it
+        largest = expected[name.replace("key.bias", "key.weight")].abs().max().item()
+        torch.testing.assert_close(ours[name], gradient, rtol=0, atol=2e-4 * largest, msg=name)
+
+
+def test_dropout_masks_are_those_of_the_batch_itself(tokenizer):
+    own, filled = pair_of_batches(tokenizer)
+    model = model_of(tokenizer, 0.1)
+    states = [
+        model.bert.encode(**{k: batch[k] for k in ("input_ids", "cu_seqlens", "max_seqlen")},
+                          dropout_seed=batch["dropout_seed"]).hidden_states
+        for batch in (own, filled)
+    ]  # fmt: skip
+    tokens = len(own["input_ids"])
+    assert int(filled["num_tokens"]) == tokens < len(states[1])
+    torch.testing.assert_close(states[1][:tokens], states[0], rtol=1e-4, atol=1e-4)
+    other = model.bert.encode(
+        filled["input_ids"], cu_seqlens=filled["cu_seqlens"], dropout_seed=torch.tensor(1)
+    )
+    assert (other.hidden_states[:tokens] - states[0]).abs().max() > 0.1
+
+
+def test_global_denominators_and_predictions(tokenizer):
+    own, filled = pair_of_batches(tokenizer)
+    model = model_of(tokenizer).eval()
+    given = {"mlm_denominator": torch.tensor(50), "sbo_denominator": 70, "return_predictions": True}
+    expected, got = model(**own, **given), model(**filled, **given)
+    torch.testing.assert_close(got.loss, expected.loss, rtol=1e-5, atol=0)
+    for name in ("mlm_predictions", "sbo_predictions"):
+        ours = getattr(expected, name)
+        assert_bitwise_equal(getattr(got, name)[: len(ours)], ours)
+    # what is measured on held-out text counts right predictions
+    assert ((got.mlm_predictions == filled["mlm_targets"]).sum()
+            == (expected.mlm_predictions == own["mlm_targets"]).sum())  # fmt: skip
+
+
+def test_shapes_depend_on_no_data(tokenizer):
+    filled = [
+        pair_of_batches(tokenizer, lengths, seed)[1]
+        for seed, lengths in enumerate([(40, 3, 17, 33), (5,) * 16, (40,) * 4, (39,)])
+    ]
+    for batch in filled:
+        check_alike(batch, filled[0])
+        assert batch["max_seqlen"] == 40
+        lengths, targets = batch["cu_seqlens"].diff(), batch["cu_span_lengths"].diff()
+        assert 0 <= int(lengths.min()) and int(lengths.max()) <= 40 and int(lengths.sum()) == 160
+        assert 0 <= int(targets.min()) and int(targets.max()) <= SHAPES.max_span_targets
+        assert int(targets.sum()) == SHAPES.target_capacity
+        for name in ("mlm_positions", "span_boundaries"):
+            assert 0 <= int(batch[name].min()) and int(batch[name].max()) < 160
+    wide = DataCollatorForSpanMasking(tokenizer, output="raw", static_shapes=SHAPES, seed=3)
+    items = examples(tokenizer, (12, 9))
+    assert_alike_in_bits(wide.mask(wide(items)), pair_of_batches(tokenizer, (12, 9))[1])
+
+
+def assert_alike_in_bits(ours, expected):
+    for name, value in ours.items():
+        if torch.is_tensor(value):
+            assert_bitwise_equal(value, expected[name], name)
+        else:
+            assert value == expected[name]
+
+
+class NoLookAtData(TorchDispatchMode):
+    """Fails on every op whose result's shape, or whose Python number, depends on data."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs, aten = kwargs or {}, torch.ops.aten
+        looks = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & {*func.tags}
+        if func is aten.repeat_interleave.Tensor:  # may be told its number of rows
+            looks = kwargs.get("output_size") is None
+        if func is aten.index.Tensor:  # only a mask has to be counted
+            looks = any(index is not None and index.dtype == torch.bool for index in args[1])
+        assert not looks, f"{func} looks at data"
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("pair_loss_weight", [0.0, 0.5])
+def test_nothing_in_a_step_looks_at_data(tokenizer, pair_loss_weight, monkeypatch):
+    """Without the checks of indices, which are made on a CPU alone, where looking is free."""
+    monkeypatch.setattr(_common, "check_ids", lambda name, ids, rows: None)
+    model = model_of(tokenizer, 0.1, pair_loss_weight=pair_loss_weight)
+    batch = pair_of_batches(tokenizer)[1]
+    with NoLookAtData():
+        outputs = model(**batch, return_predictions=True)
+        outputs.loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    assert outputs.loss.isfinite() and outputs.mlm_predictions.shape == (SHAPES.mlm_capacity,)
+    ones = torch.ones(3)
+    for look in (ones.nonzero, ones[0].item, lambda: ones[ones > 0], ones.unique):
+        with NoLookAtData(), pytest.raises(AssertionError, match="looks at data"):
+            look()
+
+
+def test_one_compilation_without_a_break(tokenizer):
+    model = model_of(tokenizer, 0.1)
+    batches = [pair_of_batches(tokenizer, n, seed=k)[1] for k, n in enumerate([(40, 3), (9,) * 9])]
+    expected = [step(model, batch) for batch in batches]
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model.compile(backend="aot_eager", fullgraph=True)
+    for (outputs, gradients), batch in zip(expected, batches, strict=True):
+        got, others = step(model, batch)
+        torch.testing.assert_close(got.loss, outputs.loss, rtol=1e-5, atol=0)
+        assert_same_gradients(others, gradients)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+    torch._dynamo.reset()
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"mask_ratio": 0.4}, {"scheme": "subword"}, {"max_span_targets": 2, "max_span_words": 3}],
+)
+def test_the_usual_capacities_hold_every_batch(tokenizer, options):
+    draw = np.random.default_rng(5)
+    lengths = draw.integers(3, 33, 300)
+    items = examples(tokenizer, lengths)
+    shapes = StaticShapes.of(96, 32, **options)
+    collate = collator(tokenizer, static_shapes=shapes, **options)
+    sizes = []
+    batches = TokenBudgetBatches(lengths, 96, 90, seed=1, max_sequences=shapes.max_sequences)
+    for keys in batches:
+        batch = collate([items[index] for _, index in keys])
+        assert batch["mlm_targets"].shape == (shapes.mlm_capacity,)
+        sizes.append(len(keys))
+    assert max(sizes) <= shapes.max_sequences == 12
+
+
+def test_batches_of_few_sequences():
+    lengths = [3] * 50
+    batches = list(TokenBudgetBatches(lengths, 30, 13, max_sequences=4))
+    assert [len(batch) for batch in batches] == [4] * 12 + [2]
+    assert len(list(TokenBudgetBatches(lengths, 30, 5))[0]) == 10
+    with pytest.raises(ValueError, match="max_sequences must be at least 1, got 0"):
+        TokenBudgetBatches(lengths, 30, 5, max_sequences=0)
+
+
+def test_sizes_follow_from_the_options():
+    shapes = StaticShapes.of(1024, 128)
+    assert shapes.max_sequences == 32
+    assert shapes.mlm_capacity == 153 + 32
+    assert shapes.span_capacity == shapes.target_capacity == shapes.mlm_capacity
+    given = {"max_sequences": 9, "mlm_capacity": 170, "span_capacity": 60, "target_capacity": 165}
+    assert {name: getattr(StaticShapes.of(1024, 128, **given), name) for name in given} == given
+    for arguments, message in (
+        ({"max_sequences": 0}, "max_sequences must be at least 1, got 0"),
+        ({"max_seqlen": 2048}, "token_budget must be at least max_seqlen = 2048, got 1024"),
+        ({"mask_ratio": 2.0}, r"mask_ratio must be in \(0, 1\], got 2.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            StaticShapes.of(**{"token_budget": 1024, "max_seqlen": 128, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "has"),
+    [
+        ("token_budget", 92, 93),
+        ("max_seqlen", 39, 40),
+        ("max_sequences", 3, 4),
+        ("mlm_capacity", 12, None),
+        ("span_capacity", 1, None),
+        ("target_capacity", 2, None),
+    ],
+)
+def test_a_batch_that_is_too_large(tokenizer, name, size, has):
+    own = pair_of_batches(tokenizer)[0]
+    arguments = {"token_budget": 160, "max_seqlen": 40, name: size}
+    message = f"{name} must be at least what the batch has, {has or '[0-9]+'}, got {size}"
+    with pytest.raises(ValueError, match=message):
+        StaticShapes.of(**arguments).fill(own)
+
+
+def test_a_collator_that_they_do_not_fit(tokenizer):
+    for options, message in (
+        (
+            {"output": "padded"},
+            "static_shapes must be None with padded output, got .*'padded'",
+        ),
+        (
+            {"max_span_targets": 5},
+            "max_span_targets must be the collator's 5, got 20",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            collator(tokenizer, static_shapes=SHAPES, **options)
+
+
+# The captured step
+
+
+def test_warming_up_is_undone(tokenizer):
+    """A model warmed up trains as one that was not, from the first step and from a later one."""
+    batches = [pair_of_batches(tokenizer, seed=k)[1] for k in range(3)]
+    results = []
+    for warm_up_at in (None, 0, 1):
+        torch.manual_seed(4)
+        model = model_of(tokenizer)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+
+        def train(batch, model=model, optimizer=optimizer):
+            step(model, batch)
+            optimizer.step()
+
+        for number, batch in enumerate(batches[:2]):
+            if number == warm_up_at:
+                with _undone(model, optimizer):
+                    train(batches[2])
+            train(batch)
+        results.append([p.detach().clone() for p in model.parameters()])
+    for others in results[1:]:
+        for ours, expected in zip(others, results[0], strict=True):
+            assert_bitwise_equal(ours, expected)
+
+
+def test_what_cannot_be_captured(tokenizer):
+    model = model_of(tokenizer)
+    batch = pair_of_batches(tokenizer)[1]
+    plain = torch.optim.AdamW(model.parameters())
+    seedless = {name: value for name, value in batch.items() if name != "dropout_seed"}
+    for arguments, message in (
+        ((model, plain, batch), "optimizer must have capturable=True in all its groups"),
+        ((model, None, seedless), "batch must hold dropout_seed in training, got input_ids|cu_"),
+        ((model, None, batch), "model must be on a GPU, got one on cpu"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CapturedStep(*arguments)
+    for changed, message in (
+        ({"max_seqlen": 12}, r"batch\['max_seqlen'\] must be 40 as in the first, got 12"),
+        (
+            {"input_ids": batch["input_ids"][1:]},
+            r"batch\['input_ids'\] must be torch.int64 \(160,\) as .*, got torch.int64 \(159,\)",
+        ),
+        ({"labels": None}, "batch must hold .*, got .*labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_alike({**batch, **changed}, batch)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_captured_step_trains_as_a_plain_one(tokenizer, dropout):
+    batches = [pair_of_batches(tokenizer, n, seed=k)[1] for k, n in enumerate([(40, 3), (9,) * 9])]
+    batches = [batches[k % 2] | {"dropout_seed": torch.tensor(k)} for k in range(8)]
+    results = []
+    for captured in (False, True):
+        torch.manual_seed(4)
+        model = model_of(tokenizer, dropout).cuda()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, capturable=True)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.1)
+        losses = []
+        if captured:
+            run = CapturedStep(model, optimizer, batches[0], max_grad_norm=1.0)
+        for batch in batches:
+            if captured:
+                loss = run(batch)["loss"]
+            else:
+                optimizer.zero_grad()
+                on_gpu = {k: v.cuda() if torch.is_tensor(v) else v for k, v in batch.items()}
+                loss = model(**on_gpu).loss
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+            scheduler.step()
+            losses.append(loss.detach().clone())
+        results.append((torch.stack(losses), [p.detach() for p in model.parameters()]))
+    (expected, weights), (got, others) = results
+    assert expected.unique().numel() == len(batches)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=0)
+    for ours, theirs in zip(others, weights, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
