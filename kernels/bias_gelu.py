@@ -6,7 +6,7 @@ import triton.language as tl
 
 from spanbert_fast.kernels.column_sums import column_sums, split_rows
 from spanbert_fast.kernels.normal import gelu, gelu_slope
-from spanbert_fast.kernels.row_tiles import tile_for
+from spanbert_fast.kernels.tile_config import tile_for
 
 
 @triton.jit

@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from spanbert_fast.kernels.tile_config import tile_for
+
 _MAX_PARTS = 512  # a full H100: 132 multiprocessors, 4 blocks of 4 warps on each
 
 
@@ -42,6 +44,8 @@ def column_sums(partial: torch.Tensor, out: torch.Tensor) -> None:
     """out (width,) = the sums down the columns of `partial`, fp32 (parts, width), contiguous."""
     parts, width = partial.shape
     if width:
-        _column_sums_kernel[(triton.cdiv(width, 32),)](
-            partial, out, parts, width, triton.cdiv(parts, 64), ROWS=64, COLUMNS=32, num_warps=4
+        t = tile_for("column_sums", partial.device)
+        steps = triton.cdiv(parts, t.blocks["ROWS"])
+        _column_sums_kernel[(triton.cdiv(width, t.blocks["COLUMNS"]),)](
+            partial, out, parts, width, steps, **t.blocks, num_warps=t.num_warps
         )

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from spanbert_fast.kernels.column_sums import column_sums, split_rows
 from spanbert_fast.kernels.hidden_dropout import keep_row
-from spanbert_fast.kernels.row_tiles import tile_for
+from spanbert_fast.kernels.tile_config import tile_for
 
 
 @triton.jit
@@ -111,7 +111,6 @@ def _dropout_add_layer_norm_bwd_kernel(
     part = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     fits = column < width
-    w = _load(weight, column, fits)
     dweight = tl.zeros((BLOCK,), tl.float32)
     dbias = tl.zeros((BLOCK,), tl.float32)
     dx_bias = tl.zeros((BLOCK,), tl.float32)
@@ -133,6 +132,7 @@ def _dropout_add_layer_norm_bwd_kernel(
             keep = keep_row(tl.load(seed), site, number, width, threshold, BLOCK, WHOLE)
             z = tl.where(keep, z * scale, 0.0)
         z += r
+        w = _load(weight, column, fits)  # from the cache: registers are few
         dz, normed = layer_norm_slope(g, z, w, m, s, inside, width)
         dweight += g * normed
         dbias += g

@@ -11,7 +11,7 @@ from spanbert_fast.kernels.dropout_add_layer_norm import (
     row_statistics,
 )
 from spanbert_fast.kernels.hidden_dropout import keep_row
-from spanbert_fast.kernels.row_tiles import tile_for
+from spanbert_fast.kernels.tile_config import tile_for
 
 
 @triton.jit
@@ -153,7 +153,6 @@ def _embedding_layer_norm_bwd_kernel(
     part = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     fits = column < width
-    w = _load(weight, column, fits)
     dweight = tl.zeros((BLOCK,), tl.float32)
     dbias = tl.zeros((BLOCK,), tl.float32)
     for step in range(steps):
@@ -179,6 +178,7 @@ def _embedding_layer_norm_bwd_kernel(
         if seed is not None:
             keep = keep_row(tl.load(seed), site, token, width, threshold, BLOCK, WHOLE)
             g = tl.where(keep, g * scale, 0.0)
+        w = _load(weight, column, fits)  # from the cache: registers are few
         d, normed = layer_norm_slope(
             g, z, w, tl.load(mean + token), tl.load(rstd + token), inside, width
         )

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from spanbert_fast.kernels.philox import philox4x32
+
 
 @triton.jit
 def _words(seed, site, call):
@@ -11,19 +13,7 @@ def _words(seed, site, call):
     c1 = (call >> 32).to(tl.uint32)
     c2 = tl.zeros_like(c0) + ((site << 16) | 0xFFFF).to(tl.uint32)
     c3 = tl.zeros_like(c0)
-    k0 = seed.to(tl.uint32)
-    k1 = (seed >> 32).to(tl.uint32)
-    for _ in tl.static_range(7):
-        # one wide product: umulhi and a product would be two instructions
-        a = c0.to(tl.uint64) * tl.full((), 0xD2511F53, tl.uint64)
-        b = c2.to(tl.uint64) * tl.full((), 0xCD9E8D57, tl.uint64)
-        c0 = (b >> 32).to(tl.uint32) ^ c1 ^ k0
-        c2 = (a >> 32).to(tl.uint32) ^ c3 ^ k1
-        c1 = b.to(tl.uint32)
-        c3 = a.to(tl.uint32)
-        k0 += tl.full((), 0x9E3779B9, tl.uint32)
-        k1 += tl.full((), 0xBB67AE85, tl.uint32)
-    return c0, c1, c2, c3
+    return philox4x32(c0, c1, c2, c3, seed)
 
 
 @triton.jit

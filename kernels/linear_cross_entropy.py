@@ -10,9 +10,10 @@ traffic are few (width >= 768: a hundredth of the time).
 import torch
 import triton
 import triton.language as tl
+from torch.nn import functional as F
 
 from spanbert_fast.kernels.column_sums import column_sums
-from spanbert_fast.kernels.row_tiles import tile_for
+from spanbert_fast.kernels.tile_config import Tile, tile_for
 
 _CHUNK_BYTES = 96 << 20  # of D at once: three chunks for 4,896 rows of a vocabulary of 28,996
 _COLUMNS_PER_SPLIT = 4096
@@ -29,24 +30,21 @@ def _scores(
     vocab,
     width,
     WIDEN: tl.constexpr,
-    EVEN: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """x weight^T + bias, fp32 (BLOCK_M, BLOCK_N); past the ends the last row and entry again."""
+    """x weight^T + bias, fp32 (BLOCK_M, BLOCK_N); past the ends the last row and entry again.
+
+    width is a multiple of BLOCK_K: masks, and rows that start unaligned, would cut the loads up.
+    """
     r = tl.minimum(row, rows - 1).to(tl.int64)
     c = tl.minimum(column, vocab - 1).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
     x_tile = x + r[:, None] * width + k[None, :]  # (BLOCK_M, BLOCK_K)
     w_tile = weight + c[None, :] * width + k[:, None]  # (BLOCK_K, BLOCK_N)
     scores = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
-    for step in range(tl.cdiv(width, BLOCK_K)):
-        if EVEN:
-            a = tl.load(x_tile)
-            b = tl.load(w_tile)
-        else:
-            inside = k < width - step * BLOCK_K
-            a = tl.load(x_tile, mask=inside[None, :], other=0.0)
-            b = tl.load(w_tile, mask=inside[:, None], other=0.0)
+    for _ in range(width // BLOCK_K):
+        a = tl.load(x_tile)
+        b = tl.load(w_tile)
         if WIDEN:  # the interpreter multiplies the bits of bf16
             a = a.to(tl.float32)
             b = b.to(tl.float32)
@@ -72,7 +70,6 @@ def _linear_cross_entropy_fwd_kernel(
     stride,
     tiles,
     WIDEN: tl.constexpr,
-    EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -92,7 +89,7 @@ def _linear_cross_entropy_fwd_kernel(
     argmax = tl.zeros((BLOCK_M,), tl.int32)
     for tile in range(tiles):
         column = (split * tiles + tile) * BLOCK_N + tl.arange(0, BLOCK_N)
-        s = _scores(x, weight, bias, row, column, rows, vocab, width, WIDEN, EVEN, BLOCK_K)
+        s = _scores(x, weight, bias, row, column, rows, vocab, width, WIDEN, BLOCK_K)
         of_target += tl.sum(tl.where(column[None, :] == target[:, None], s, 0.0), 1)
         s = tl.where((column < vocab)[None, :], s, float("-inf"))
         tile_high = tl.max(s, 1)
@@ -174,7 +171,6 @@ def _score_gradient_kernel(
     width,
     stride,
     WIDEN: tl.constexpr,
-    EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -188,7 +184,7 @@ def _score_gradient_kernel(
     tile = tl.program_id(0)
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    s = _scores(x, weight, bias, row, column, rows, vocab, width, WIDEN, EVEN, BLOCK_K)
+    s = _scores(x, weight, bias, row, column, rows, vocab, width, WIDEN, BLOCK_K)
     high = tl.load(lse + row, mask=row < rows, other=0.0)
     logarithm = tl.load(lse + all_rows + row, mask=row < rows, other=0.0)
     target = tl.load(targets + row, mask=row < rows, other=-1) - first
@@ -204,14 +200,19 @@ def _score_gradient_kernel(
     tl.store(sums, tl.sum(p, 0), mask=column < vocab)
 
 
-def _options(hidden: torch.Tensor, tile) -> dict:
+def _options(hidden: torch.Tensor, tile: Tile) -> dict:
     return {
-        "WIDEN": not hidden.is_cuda,
-        "EVEN": hidden.shape[1] % tile.blocks["BLOCK_K"] == 0,
+        "WIDEN": hidden.device.type == "cpu",
         **tile.blocks,
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
     }
+
+
+def _whole_blocks(x: torch.Tensor, tile: Tile) -> torch.Tensor:
+    """x (rows, width) with zeros to the right, if its width is not blocks of the products."""
+    excess = -x.shape[1] % tile.blocks["BLOCK_K"]
+    return F.pad(x, (0, excess)) if excess else x
 
 
 def _groups(group_sizes: list[int]) -> list[tuple[int, slice]]:
@@ -231,7 +232,7 @@ def linear_cross_entropy_fwd(
     kept_columns: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(losses, lse (2, rows), predictions, kept (rows, 0)); arguments as the custom op's."""
-    (rows, width), vocab = hidden.shape, weight.shape[0]
+    rows, vocab = hidden.shape[0], weight.shape[0]
     device = hidden.device
     losses = torch.empty((rows,), dtype=torch.float32, device=device)
     lse = torch.empty((2, rows), dtype=torch.float32, device=device)
@@ -239,9 +240,11 @@ def linear_cross_entropy_fwd(
     kept = torch.empty((rows, 0), dtype=hidden.dtype, device=device)
     if rows == 0 or vocab == 0:
         return losses.fill_(torch.nan), lse.fill_(-torch.inf), predictions.zero_(), kept
-    hidden, targets, bias = hidden.contiguous(), targets.contiguous(), bias.contiguous()
-    weight = weight.to(hidden.dtype).contiguous()
     t = tile_for("linear_cross_entropy_fwd", device, itemsize=hidden.element_size())
+    targets, bias = targets.contiguous(), bias.contiguous()
+    weight = _whole_blocks(weight.to(hidden.dtype).contiguous(), t)
+    hidden = _whole_blocks(hidden.contiguous(), t)
+    width = hidden.shape[1]
     block_m, block_n = t.blocks["BLOCK_M"], t.blocks["BLOCK_N"]
     tiles = triton.cdiv(vocab, block_n)
     tiles_per_split = triton.cdiv(tiles, triton.cdiv(vocab, _COLUMNS_PER_SPLIT))
@@ -264,7 +267,8 @@ def linear_cross_entropy_fwd(
             tiles_per_split,
             **_options(hidden, t),
         )
-    _join_parts_kernel[(triton.cdiv(rows, 128),)](
+    t = tile_for("join_parts", device)
+    _join_parts_kernel[(triton.cdiv(rows, t.blocks["BLOCK"]),)](
         targets,
         *parts,
         best if with_predictions else None,
@@ -274,8 +278,8 @@ def linear_cross_entropy_fwd(
         rows,
         vocab,
         splits,
-        BLOCK=128,
-        num_warps=4,
+        **t.blocks,
+        num_warps=t.num_warps,
     )
     return losses, lse, predictions, kept
 
@@ -300,7 +304,7 @@ def linear_cross_entropy_bwd(
     group_sizes: list[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dhidden, dweight, dbias), summed in fp32; arguments as the custom op's."""
-    (rows, width), vocab = hidden.shape, weight.shape[0]
+    rows, vocab = hidden.shape[0], weight.shape[0]
     dweight, dbias = (torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (weight, bias))
     dhidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
     if rows == 0 or vocab == 0:
@@ -314,16 +318,18 @@ def linear_cross_entropy_bwd(
     # a stride of whole tiles: rows of D start aligned whatever the size of the vocabulary
     stride = min(max(fitting, block_n), triton.cdiv(vocab, block_n) * block_n)
     d = torch.empty((rows, stride), dtype=hidden.dtype, device=hidden.device)
+    x = _whole_blocks(hidden, t)
     for first in range(0, vocab, stride):
         entries = slice(first, min(first + stride, vocab))
         w = weight[entries].to(hidden.dtype).contiguous()
+        w_blocks = _whole_blocks(w, t)
         for group, r in _groups(group_sizes):
             size, count = r.stop - r.start, w.shape[0]
             grid = (triton.cdiv(size, block_m), triton.cdiv(count, block_n))
             partial = torch.empty((grid[0], count), dtype=torch.float32, device=w.device)
             _score_gradient_kernel[grid](
-                hidden[r],
-                w,
+                x[r],
+                w_blocks,
                 bias[group, entries],
                 targets[r],
                 lse[:, r],
@@ -334,7 +340,7 @@ def linear_cross_entropy_bwd(
                 rows,
                 first,
                 count,
-                width,
+                x.shape[1],
                 stride,
                 **_options(hidden, t),
             )

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from spanbert_fast.kernels.row_tiles import tile_for
+from spanbert_fast.kernels.tile_config import tile_for
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -11,7 +11,7 @@ from spanbert_fast.kernels.dropout_add_layer_norm import (
     row_statistics,
 )
 from spanbert_fast.kernels.normal import gelu, gelu_slope
-from spanbert_fast.kernels.row_tiles import tile_for
+from spanbert_fast.kernels.tile_config import tile_for
 
 
 @triton.jit

@@ -16,6 +16,8 @@ NAMES = [
         "linear_cross_entropy",
         "span_boundary_gather",
     )),
+    "varlen_attention_fwd",
+    "varlen_attention_bwd",
     "pad_fwd",
     "unpad_fwd",
 ]  # fmt: skip
@@ -25,7 +27,8 @@ NAMES = [
 def test_a_kernel_takes_what_the_op_is_given(name):
     op, way = name.rsplit("_", 1)
     ops = importlib.import_module(f"spanbert_fast.ops.{'pad' if 'pad' in op else op}")
-    composite = getattr(ops, f"_composite_{name}" if "pad" in op else f"_composite_{way}")
+    composite_name = f"_composite_{name}" if "pad" in op else f"_composite_{way}"
+    composite = getattr(ops, f"padded_{way}" if "attention" in op else composite_name)
     kernel = getattr(importlib.import_module(f"spanbert_fast.kernels.{op}"), name)
     taken = list(inspect.signature(kernel).parameters)
     assert taken == list(inspect.signature(composite).parameters)

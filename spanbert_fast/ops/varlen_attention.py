@@ -10,6 +10,7 @@ from spanbert_fast.ops._attention_composite import (
     padded_fwd,
 )
 from spanbert_fast.ops._cpu import register_cpu_kernel
+from spanbert_fast.ops._cuda import register_cuda_kernel
 from spanbert_fast.ops._dropout import check_dropout
 from spanbert_fast.reference import varlen_attention as reference
 
@@ -95,11 +96,12 @@ def _varlen_attention_fwd(
     site: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(out, lse): lse (total_tokens, num_heads) is the log of each row's softmax denominator."""
-    return grouped_fwd(q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, site)
+    composite = padded_fwd if q.is_cuda else grouped_fwd
+    return composite(q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, site)
 
 
 register_cpu_kernel("varlen_attention_fwd", grouped_fwd)
-_varlen_attention_fwd.register_kernel("cuda")(padded_fwd)
+register_cuda_kernel("varlen_attention_fwd", padded_fwd)
 
 
 @_varlen_attention_fwd.register_fake
@@ -123,13 +125,14 @@ def _varlen_attention_bwd(
     site: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dq, dk, dv); probabilities are made again from lse, dropout from its seed."""
-    return grouped_bwd(
+    composite = padded_bwd if q.is_cuda else grouped_bwd
+    return composite(
         dout, q, k, v, out, lse, cu_seqlens, max_seqlen, scale, seed, threshold, site
     )
 
 
 register_cpu_kernel("varlen_attention_bwd", grouped_bwd)
-_varlen_attention_bwd.register_kernel("cuda")(padded_bwd)
+register_cuda_kernel("varlen_attention_bwd", padded_bwd)
 
 
 @_varlen_attention_bwd.register_fake

@@ -1,0 +1,278 @@
+"""Triton kernel of `varlen_attention`, forward; the backward is in varlen_attention_backward.py."""
+
+import torch
+import triton
+import triton.language as tl
+
+from spanbert_fast.kernels.attention_common import (
+    LOG2_E,
+    attention_tile,
+    head_block,
+    readable,
+    sequence_order,
+    token_and_head_strides,
+)
+from spanbert_fast.kernels.attention_dropout import drop, drop_pairs, keep_words
+from spanbert_fast.kernels.product import product
+from spanbert_fast.kernels.varlen_attention_backward import varlen_attention_bwd
+
+__all__ = ["varlen_attention_bwd", "varlen_attention_fwd"]
+
+
+@triton.jit
+def _attend_to_tile(
+    acc,
+    high,
+    total,
+    q_tile,
+    k,
+    v,
+    k_stride,
+    v_stride,
+    first_query,
+    first_key,
+    length,
+    scale,
+    stream,
+    HEAD_DIM: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    LAST: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """One step of the online softmax (arXiv 1805.02867): a tile of BLOCK_N keys and values.
+
+    LAST: the tile may reach beyond the sequence's end.
+    """
+    BLOCK_M: tl.constexpr = q_tile.shape[0]
+    BLOCK_D: tl.constexpr = q_tile.shape[1]
+    key = first_key + tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    inside = (d < HEAD_DIM)[None, :]
+    if LAST:
+        inside = inside & (key < length)[:, None]
+    # (BLOCK_N, BLOCK_D)
+    k_at = key.to(tl.int64)[:, None] * k_stride + d[None, :]
+    v_at = key.to(tl.int64)[:, None] * v_stride + d[None, :]
+    if LAST or HEAD_DIM != BLOCK_D:
+        k_tile = tl.load(k + k_at, mask=inside, other=0.0)
+        v_tile = tl.load(v + v_at, mask=inside, other=0.0)
+    else:
+        k_tile = tl.load(k + k_at)
+        v_tile = tl.load(v + v_at)
+    s = product(q_tile, tl.trans(k_tile), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), WIDEN)
+    if LAST:
+        s = tl.where((key < length)[None, :], s, float("-inf"))
+    new_high = tl.maximum(high, tl.max(s, 1) * scale)
+    p = tl.exp2(s * scale - new_high[:, None])
+    shrink = tl.exp2(high - new_high)
+    total = total * shrink + tl.sum(p, 1)
+    acc = acc * shrink[:, None]
+    if THRESHOLD:
+        words = keep_words(first_query, first_key, stream, THRESHOLD, BLOCK_M, BLOCK_N)
+        if WIDEN or v_tile.dtype == tl.float32:
+            p = drop(p, words, False).to(v_tile.dtype)
+        else:
+            p = drop_pairs(p.to(v_tile.dtype), words)
+    return product(p.to(v_tile.dtype), v_tile, acc, WIDEN), new_high, total
+
+
+@triton.jit(do_not_specialize=["tiles", "site"])
+def _varlen_attention_fwd_kernel(
+    q,
+    k,
+    v,
+    out,
+    lse,
+    cu_seqlens,
+    order,
+    seed,
+    q_stride,
+    q_head_stride,
+    k_stride,
+    k_head_stride,
+    v_stride,
+    v_head_stride,
+    heads,
+    tiles,
+    site,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """out = (M softmax(q k^T)) v and lse = log sum exp(q k^T) within a sequence (arXiv 2205.14135).
+
+    One program makes BLOCK_M queries of one head of one sequence, going along the keys BLOCK_N at
+    a time; with ONE_TILE they are one tile. Grid: (batch * tiles, heads), a sequence's tiles side
+    by side; programs past its end stop at once. `scale` has log2 e in it, as exp2 is what the chip
+    computes. FLOPs: 4 length^2 head_dim. Absent: order (sequences as they come), seed.
+    """
+    head = tl.program_id(1)
+    sequence = tl.program_id(0) // tiles
+    first_query = tl.program_id(0) % tiles * BLOCK_M
+    if order is not None:
+        sequence = tl.load(order + sequence)
+    start = tl.load(cu_seqlens + sequence).to(tl.int64)
+    length = (tl.load(cu_seqlens + sequence + 1) - start).to(tl.int32)
+    if first_query >= length:
+        return
+    stream = (tl.load(seed), site, head, sequence) if THRESHOLD else None
+    query = first_query + tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    inside = (query < length)[:, None] & (d < HEAD_DIM)[None, :]  # (BLOCK_M, BLOCK_D)
+    token = start + query
+    q_at = token[:, None] * q_stride + head * q_head_stride + d[None, :]
+    q_tile = tl.load(q + q_at, mask=inside, other=0.0)
+    k += start * k_stride + head * k_head_stride
+    v += start * v_stride + head * v_head_stride
+
+    high = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    # fp32 has no registers for two copies of the step
+    PEELED: tl.constexpr = q_tile.dtype != tl.float32 and not ONE_TILE
+    last = 0
+    if PEELED:
+        last = (length - 1) // BLOCK_N * BLOCK_N
+        for first_key in range(0, last, BLOCK_N):
+            acc, high, total = _attend_to_tile(
+                acc,
+                high,
+                total,
+                q_tile,
+                k,
+                v,
+                k_stride,
+                v_stride,
+                first_query,
+                first_key,
+                length,
+                scale,
+                stream,
+                HEAD_DIM,
+                THRESHOLD,
+                BLOCK_N,
+                False,
+                WIDEN,
+            )
+    if ONE_TILE or PEELED:
+        acc, high, total = _attend_to_tile(
+            acc,
+            high,
+            total,
+            q_tile,
+            k,
+            v,
+            k_stride,
+            v_stride,
+            first_query,
+            last,
+            length,
+            scale,
+            stream,
+            HEAD_DIM,
+            THRESHOLD,
+            BLOCK_N,
+            True,
+            WIDEN,
+        )
+    else:
+        for first_key in range(0, length, BLOCK_N):
+            acc, high, total = _attend_to_tile(
+                acc,
+                high,
+                total,
+                q_tile,
+                k,
+                v,
+                k_stride,
+                v_stride,
+                first_query,
+                first_key,
+                length,
+                scale,
+                stream,
+                HEAD_DIM,
+                THRESHOLD,
+                BLOCK_N,
+                True,
+                WIDEN,
+            )
+    KEPT: tl.constexpr = 256 / (256 - THRESHOLD)
+    value = acc * (KEPT / total)[:, None]
+    out_at = (token * heads + head)[:, None] * HEAD_DIM + d[None, :]
+    tl.store(out + out_at, value.to(out.dtype.element_ty), mask=inside)
+    LN2: tl.constexpr = 0.6931471805599453
+    tl.store(lse + token * heads + head, (high + tl.log2(total)) * LN2, mask=query < length)
+
+
+def launch_varlen_attention_fwd(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    seed: torch.Tensor | None,
+    threshold: int,
+    site: int,
+) -> None:
+    """Into a given out (total, heads, head_dim) and lse (total, heads) fp32, both contiguous."""
+    total, heads, head_dim = q.shape
+    batch = len(cu_seqlens) - 1
+    if min(total, heads, batch, max_seqlen) == 0:
+        return
+    t = attention_tile("varlen_attention_fwd", q, max_seqlen)
+    tiles = triton.cdiv(max_seqlen, t.blocks["BLOCK_M"])
+    one_tile = max_seqlen <= t.blocks["BLOCK_N"]
+    _varlen_attention_fwd_kernel[(batch * tiles, heads)](
+        q,
+        k,
+        v,
+        out,
+        lse,
+        cu_seqlens,
+        None if one_tile else sequence_order(cu_seqlens),
+        seed,
+        *token_and_head_strides(q, k, v),
+        heads,
+        tiles,
+        site,
+        scale * LOG2_E,
+        HEAD_DIM=head_dim,
+        THRESHOLD=threshold,
+        **t.blocks,
+        BLOCK_D=head_block(head_dim),
+        ONE_TILE=one_tile,
+        WIDEN=q.device.type == "cpu",
+        num_warps=t.num_warps,
+        num_stages=t.num_stages,
+    )
+
+
+def varlen_attention_fwd(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    seed: torch.Tensor | None,
+    threshold: int,
+    site: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out, lse) with arguments as the custom op's; q, k and v may be views of one tensor."""
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    q, k, v, scale = readable(q, k, v, scale)
+    launch_varlen_attention_fwd(
+        q, k, v, out, lse, cu_seqlens, max_seqlen, scale, seed, threshold, site
+    )
+    return out, lse

@@ -1,0 +1,309 @@
+"""Triton kernels of `varlen_attention`, backward: nothing is added to by two programs.
+
+With P = exp(S - lse), M the kept positions, r what is kept's scale and delta = sum_d dout out / r:
+
+    dv = r (M P)^T dout      dS = M P (dout v^T) - P delta
+    dq = r scale dS k        dk = r scale dS^T q
+
+Sequences that fit one tile go to varlen_attention_one_tile.py. Longer ones take two kernels, one
+for each tile of keys and one for each tile of queries, which makes S and dP twice (7 products): to
+make them once, programs would have to share dq.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from spanbert_fast.kernels.attention_common import (
+    attention_tile,
+    head_block,
+    load_rows,
+    readable,
+    sequence_order,
+    token_and_head_strides,
+)
+from spanbert_fast.kernels.attention_dropout import drop, keep_words, keep_words_once
+from spanbert_fast.kernels.product import product
+from spanbert_fast.kernels.varlen_attention_one_tile import fits_one_tile, launch_attention_one_tile
+
+
+@triton.jit(do_not_specialize=["total"])
+def _row_terms_kernel(
+    out,
+    dout,
+    lse,
+    log2_sums,
+    delta,
+    total,
+    heads,
+    HEAD_DIM: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """log2_sums = lse log2 e and delta = sum_d dout out / r, both (heads, total): rows together.
+
+    One program does ROWS tokens of one head. Grid: (total / ROWS, heads). Bytes: out and dout read.
+    """
+    head = tl.program_id(1)
+    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    d = tl.arange(0, BLOCK_D)
+    inside = (token < total)[:, None] & (d < HEAD_DIM)[None, :]
+    o = load_rows(out, token, heads * HEAD_DIM, HEAD_DIM, head, inside, BLOCK_D).to(tl.float32)
+    do = load_rows(dout, token, heads * HEAD_DIM, HEAD_DIM, head, inside, BLOCK_D).to(tl.float32)
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    KEPT: tl.constexpr = (256 - THRESHOLD) / 256
+    row = tl.load(lse + token * heads + head, mask=token < total, other=0.0)
+    at = head.to(tl.int64) * total + token
+    tl.store(log2_sums + at, row * LOG2_E, mask=token < total)
+    tl.store(delta + at, tl.sum(o * do, 1) * KEPT, mask=token < total)
+
+
+@triton.jit(do_not_specialize=["total", "tiles", "site"])
+def _attention_dk_dv_kernel(
+    dout,
+    q,
+    k,
+    v,
+    log2_sums,
+    delta,
+    dk,
+    dv,
+    cu_seqlens,
+    order,
+    seed,
+    q_stride,
+    q_head_stride,
+    k_stride,
+    k_head_stride,
+    v_stride,
+    v_head_stride,
+    total,
+    heads,
+    tiles,
+    site,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """dk and dv of BLOCK_N keys of one head, going along the queries BLOCK_M at a time.
+
+    Scores are transposed, (keys, queries): so P^T and dS^T are the left factors of dv and dk as
+    they lie in registers. Grid: (batch * tiles, heads). FLOPs: 8 length^2 head_dim.
+    """
+    head = tl.program_id(1)
+    sequence = tl.load(order + tl.program_id(0) // tiles)
+    first_key = tl.program_id(0) % tiles * BLOCK_N
+    start = tl.load(cu_seqlens + sequence).to(tl.int64)
+    length = (tl.load(cu_seqlens + sequence + 1) - start).to(tl.int32)
+    if first_key >= length:
+        return
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    KEPT: tl.constexpr = 256 / (256 - THRESHOLD)
+    stream = (tl.load(seed), site, head, sequence) if THRESHOLD else None
+    fits = (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
+    key = first_key + tl.arange(0, BLOCK_N)
+    inside = (key < length)[:, None] & fits
+    k_tile = load_rows(k, start + key, k_stride, k_head_stride, head, inside, BLOCK_D)
+    v_tile = load_rows(v, start + key, v_stride, v_head_stride, head, inside, BLOCK_D)
+    scores = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    dk_tile = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    dv_tile = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    row_terms = head.to(tl.int64) * total + start
+    for first_query in range(0, length, BLOCK_M):
+        query = first_query + tl.arange(0, BLOCK_M)
+        within = query < length
+        of_query = within[:, None] & fits
+        q_tile = load_rows(q, start + query, q_stride, q_head_stride, head, of_query, BLOCK_D)
+        do = load_rows(dout, start + query, heads * HEAD_DIM, HEAD_DIM, head, of_query, BLOCK_D)
+        # past the end P = exp2(-inf) = 0
+        log2_sum = tl.load(log2_sums + row_terms + query, mask=within, other=float("inf"))
+        d_row = tl.load(delta + row_terms + query, mask=within, other=0.0)
+        s = product(k_tile, tl.trans(q_tile), scores, WIDEN)  # (keys, queries)
+        p = tl.exp2(s * (scale * LOG2_E) - log2_sum[None, :])
+        kept = p
+        if THRESHOLD:
+            words = keep_words_once(first_query, first_key, stream, THRESHOLD, BLOCK_M, BLOCK_N)
+            kept = drop(p, words, True)
+        dp = product(v_tile, tl.trans(do), scores, WIDEN)
+        ds = kept * dp - p * d_row[None, :]
+        dv_tile = product(kept.to(do.dtype), do, dv_tile, WIDEN)
+        dk_tile = product(ds.to(q_tile.dtype), q_tile, dk_tile, WIDEN)
+    at = ((start + key) * heads + head)[:, None] * HEAD_DIM + tl.arange(0, BLOCK_D)[None, :]
+    tl.store(dk + at, (dk_tile * (scale * KEPT)).to(dk.dtype.element_ty), mask=inside)
+    tl.store(dv + at, (dv_tile * KEPT).to(dv.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["total", "tiles", "site"])
+def _attention_dq_kernel(
+    dout,
+    q,
+    k,
+    v,
+    log2_sums,
+    delta,
+    dq,
+    cu_seqlens,
+    order,
+    seed,
+    q_stride,
+    q_head_stride,
+    k_stride,
+    k_head_stride,
+    v_stride,
+    v_head_stride,
+    total,
+    heads,
+    tiles,
+    site,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """dq of BLOCK_M queries of one head, going along the keys BLOCK_N at a time.
+
+    Grid: (batch * tiles, heads). FLOPs: 6 length^2 head_dim.
+    """
+    head = tl.program_id(1)
+    sequence = tl.load(order + tl.program_id(0) // tiles)
+    first_query = tl.program_id(0) % tiles * BLOCK_M
+    start = tl.load(cu_seqlens + sequence).to(tl.int64)
+    length = (tl.load(cu_seqlens + sequence + 1) - start).to(tl.int32)
+    if first_query >= length:
+        return
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    KEPT: tl.constexpr = 256 / (256 - THRESHOLD)
+    stream = (tl.load(seed), site, head, sequence) if THRESHOLD else None
+    fits = (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
+    query = first_query + tl.arange(0, BLOCK_M)
+    within = query < length
+    inside = within[:, None] & fits
+    q_tile = load_rows(q, start + query, q_stride, q_head_stride, head, inside, BLOCK_D)
+    do = load_rows(dout, start + query, heads * HEAD_DIM, HEAD_DIM, head, inside, BLOCK_D)
+    row_terms = head.to(tl.int64) * total + start + query
+    log2_sum = tl.load(log2_sums + row_terms, mask=within, other=float("inf"))
+    d_row = tl.load(delta + row_terms, mask=within, other=0.0)
+    scores = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    dq_tile = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for first_key in range(0, length, BLOCK_N):
+        key = first_key + tl.arange(0, BLOCK_N)
+        of_key = (key < length)[:, None] & fits
+        k_tile = load_rows(k, start + key, k_stride, k_head_stride, head, of_key, BLOCK_D)
+        v_tile = load_rows(v, start + key, v_stride, v_head_stride, head, of_key, BLOCK_D)
+        s = product(q_tile, tl.trans(k_tile), scores, WIDEN)  # (queries, keys)
+        p = tl.exp2(s * (scale * LOG2_E) - log2_sum[:, None])
+        p = tl.where((key < length)[None, :], p, 0.0)
+        kept = p
+        if THRESHOLD:
+            words = keep_words(first_query, first_key, stream, THRESHOLD, BLOCK_M, BLOCK_N)
+            kept = drop(p, words, False)
+        ds = kept * product(do, tl.trans(v_tile), scores, WIDEN) - p * d_row[:, None]
+        dq_tile = product(ds.to(k_tile.dtype), k_tile, dq_tile, WIDEN)
+    at = ((start + query) * heads + head)[:, None] * HEAD_DIM + tl.arange(0, BLOCK_D)[None, :]
+    tl.store(dq + at, (dq_tile * (scale * KEPT)).to(dq.dtype.element_ty), mask=inside)
+
+
+def launch_tiled_bwd(
+    dout: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    dq: torch.Tensor,
+    dk: torch.Tensor,
+    dv: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    seed: torch.Tensor | None,
+    threshold: int,
+    site: int,
+) -> None:
+    """Into given dq, dk, dv (total, heads, head_dim), contiguous, as dout and out are."""
+    total, heads, head_dim = q.shape
+    batch = len(cu_seqlens) - 1
+    if min(total, heads, head_dim, batch, max_seqlen) == 0:
+        return
+    common = {"HEAD_DIM": head_dim, "THRESHOLD": threshold, "BLOCK_D": head_block(head_dim)}
+    terms = torch.empty((2, heads, total), dtype=torch.float32, device=q.device)
+    rows = 128 // q.element_size()
+    _row_terms_kernel[(triton.cdiv(total, rows), heads)](
+        out, dout, lse, terms[0], terms[1], total, heads, **common, ROWS=rows, num_warps=4
+    )
+    order = sequence_order(cu_seqlens)
+    for name, kernel, outputs, side in (
+        ("attention_dk_dv", _attention_dk_dv_kernel, (dk, dv), "BLOCK_N"),
+        ("attention_dq", _attention_dq_kernel, (dq,), "BLOCK_M"),
+    ):
+        t = attention_tile(name, q, max_seqlen)
+        tiles = triton.cdiv(max_seqlen, t.blocks[side])
+        kernel[(batch * tiles, heads)](
+            dout,
+            q,
+            k,
+            v,
+            terms[0],
+            terms[1],
+            *outputs,
+            cu_seqlens,
+            order,
+            seed,
+            *token_and_head_strides(q, k, v),
+            total,
+            heads,
+            tiles,
+            site,
+            scale,
+            **common,
+            **t.blocks,
+            WIDEN=q.device.type == "cpu",
+            num_warps=t.num_warps,
+            num_stages=t.num_stages,
+        )
+
+
+def varlen_attention_bwd(
+    dout: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    seed: torch.Tensor | None,
+    threshold: int,
+    site: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(dq, dk, dv) with arguments as the custom op's; the same bits in every run."""
+    dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
+    q, k, v, factor = readable(q, k, v, scale)
+    one_tile = fits_one_tile(q, max_seqlen)
+    (launch_attention_one_tile if one_tile else launch_tiled_bwd)(
+        dout.contiguous(),
+        q,
+        k,
+        v,
+        out.contiguous(),
+        lse.contiguous(),
+        dq,
+        dk,
+        dv,
+        cu_seqlens,
+        max_seqlen,
+        factor,
+        seed,
+        threshold,
+        site,
+    )
+    return dq if factor == scale else dq.mul_(scale), dk, dv

@@ -1,0 +1,147 @@
+"""Triton kernel of `varlen_attention`, backward of sequences that fit one tile.
+
+All three gradients come from one look at the scores (5 products); the formulas are those of
+varlen_attention_backward.py.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from spanbert_fast.kernels.attention_common import (
+    attention_tile,
+    head_block,
+    load_rows,
+    token_and_head_strides,
+)
+from spanbert_fast.kernels.attention_dropout import drop, keep_words
+from spanbert_fast.kernels.product import product
+
+
+@triton.jit(do_not_specialize=["site"])
+def _attention_one_tile_kernel(
+    dout,
+    q,
+    k,
+    v,
+    out,
+    lse,
+    dq,
+    dk,
+    dv,
+    cu_seqlens,
+    seed,
+    q_stride,
+    q_head_stride,
+    k_stride,
+    k_head_stride,
+    v_stride,
+    v_head_stride,
+    heads,
+    site,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """dq, dk and dv of one head of one sequence of at most BLOCK tokens. Grid: (batch, heads).
+
+    FLOPs: 10 length^2 head_dim. Bytes: eight matrices (length, head_dim), each once.
+    """
+    sequence = tl.program_id(0)
+    head = tl.program_id(1)
+    start = tl.load(cu_seqlens + sequence).to(tl.int64)
+    length = (tl.load(cu_seqlens + sequence + 1) - start).to(tl.int32)
+    if length == 0:
+        return
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    KEPT: tl.constexpr = 256 / (256 - THRESHOLD)
+    row = tl.arange(0, BLOCK)
+    token = start + row
+    within = row < length
+    inside = within[:, None] & (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
+    q_tile = load_rows(q, token, q_stride, q_head_stride, head, inside, BLOCK_D)
+    k_tile = load_rows(k, token, k_stride, k_head_stride, head, inside, BLOCK_D)
+    v_tile = load_rows(v, token, v_stride, v_head_stride, head, inside, BLOCK_D)
+    do = load_rows(dout, token, heads * HEAD_DIM, HEAD_DIM, head, inside, BLOCK_D)
+    o = load_rows(out, token, heads * HEAD_DIM, HEAD_DIM, head, inside, BLOCK_D)
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1) / KEPT
+    log2_sum = tl.load(lse + token * heads + head, mask=within, other=float("inf")) * LOG2_E
+
+    scores = tl.zeros((BLOCK, BLOCK), tl.float32)
+    nothing = tl.zeros((BLOCK, BLOCK_D), tl.float32)
+    # all of P and dS first: what stays for the products of the gradients has 16 bits
+    dp = product(do, tl.trans(v_tile), scores, WIDEN)
+    s = product(q_tile, tl.trans(k_tile), scores, WIDEN)  # (queries, keys)
+    p = tl.exp2(s * (scale * LOG2_E) - log2_sum[:, None])
+    p = tl.where(within[None, :], p, 0.0)
+    kept = p
+    if THRESHOLD:
+        stream = (tl.load(seed), site, head, sequence)
+        kept = drop(p, keep_words(0, 0, stream, THRESHOLD, BLOCK, BLOCK), False)
+    ds = (kept * dp - p * delta[:, None]).to(q_tile.dtype)
+    kept = kept.to(do.dtype)
+
+    at = (token * heads + head)[:, None] * HEAD_DIM + tl.arange(0, BLOCK_D)[None, :]
+    dv_tile = product(tl.trans(kept), do, nothing, WIDEN) * KEPT
+    tl.store(dv + at, dv_tile.to(dv.dtype.element_ty), mask=inside)
+    dk_tile = product(tl.trans(ds), q_tile, nothing, WIDEN) * (scale * KEPT)
+    tl.store(dk + at, dk_tile.to(dk.dtype.element_ty), mask=inside)
+    dq_tile = product(ds, k_tile, nothing, WIDEN) * (scale * KEPT)
+    tl.store(dq + at, dq_tile.to(dq.dtype.element_ty), mask=inside)
+
+
+def fits_one_tile(q: torch.Tensor, max_seqlen: int) -> bool:
+    """Whether sequences of q (total, heads, head_dim) are short enough for this kernel."""
+    return max_seqlen <= attention_tile("attention_one_tile", q, max_seqlen).blocks["BLOCK"]
+
+
+def launch_attention_one_tile(
+    dout: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    dq: torch.Tensor,
+    dk: torch.Tensor,
+    dv: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    seed: torch.Tensor | None,
+    threshold: int,
+    site: int,
+) -> None:
+    """Into given dq, dk, dv (total, heads, head_dim), contiguous, as dout and out are."""
+    total, heads, head_dim = q.shape
+    batch = len(cu_seqlens) - 1
+    if min(total, heads, head_dim, batch) == 0:
+        return
+    t = attention_tile("attention_one_tile", q, max_seqlen)
+    _attention_one_tile_kernel[(batch, heads)](
+        dout,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        dq,
+        dk,
+        dv,
+        cu_seqlens,
+        seed,
+        *token_and_head_strides(q, k, v),
+        heads,
+        site,
+        scale,
+        HEAD_DIM=head_dim,
+        THRESHOLD=threshold,
+        **t.blocks,
+        BLOCK_D=head_block(head_dim),
+        WIDEN=q.device.type == "cpu",
+        num_warps=t.num_warps,
+        num_stages=t.num_stages,
+    )

@@ -1,0 +1,180 @@
+"""The Triton kernels of varlen_attention against fp64, with the reference's dropout masks."""
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytest.importorskip("triton")
+
+from torch.nn import functional as F  # noqa: E402
+
+from spanbert_fast.kernels.attention_common import readable, sequence_order  # noqa: E402
+from spanbert_fast.kernels.tile_config import Tile, forced_tile  # noqa: E402
+from spanbert_fast.kernels.varlen_attention import (  # noqa: E402
+    varlen_attention_bwd,
+    varlen_attention_fwd,
+)
+from spanbert_fast.reference.dropout import attention_keep_mask  # noqa: E402
+from spanbert_fast.reference.varlen_attention import varlen_attention  # noqa: E402
+from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than  # noqa: E402
+
+SEED = torch.tensor(-7_123_456_789_012_345, device=DEVICE)
+SITE = 5
+LENGTHS = {
+    "one token": [1],
+    "one tile": [3, 1, 0, 64, 17],
+    "several tiles": [3, 0, 131],
+    "empty sequences": [0, 0],
+    "no sequence": [],
+}
+NAMES = ("out", "dq", "dk", "dv")
+
+
+def cumulative(lengths):
+    sums = F.pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0), (1, 0))
+    return sums.to(DEVICE, torch.int32)
+
+
+def make(lengths, heads, head_dim, dtype):
+    # large scores: a wrong scale or a lost maximum shows
+    shape = (sum(lengths), heads, head_dim)
+    return [(2 * torch.randn(shape)).to(DEVICE, dtype) for _ in range(4)]
+
+
+def ours(dout, q, k, v, cu_seqlens, max_seqlen, *, scale=None, threshold=0):
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    rest = (cu_seqlens, max_seqlen, scale, SEED if threshold else None, threshold, SITE)
+    out, lse = varlen_attention_fwd(q, k, v, *rest)
+    return out, *varlen_attention_bwd(dout, q, k, v, out, lse, *rest)
+
+
+def peer(dout, q, k, v, cu_seqlens, max_seqlen, *, scale=None, threshold=0):
+    leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+    out = varlen_attention(
+        *leaves,
+        cu_seqlens,
+        max_seqlen,
+        softmax_scale=scale,
+        dropout_p=threshold / 256,
+        dropout_seed=SEED,
+        dropout_site=SITE,
+    )
+    return out.detach(), *torch.autograd.grad(out, leaves, dout)
+
+
+def check(lengths, heads, head_dim, dtype, *, max_seqlen=None, **options):
+    *qkv, dout = make(lengths, heads, head_dim, dtype)
+    batch = cumulative(lengths), max_seqlen or max(lengths, default=0)
+    got = ours(dout, *qkv, *batch, **options)
+    like = peer(dout, *qkv, *batch, **options)
+    truth = peer(dout.double(), *(t.double() for t in qkv), *batch, **options)
+    eps, single = torch.finfo(dtype).eps, torch.finfo(torch.float32).eps
+    for name, a, b, c in zip(NAMES, got, like, truth, strict=True):
+        assert a.dtype == dtype and a.shape == c.shape
+        # Ours keeps lse and out where PyTorch keeps P: scores of up to 128 are rounded in fp32
+        # once more, and the interpreter cuts bf16 off. dS is a difference of terms of `dP`'s size,
+        # |dout| |v|, to which `out` adds its rounding.
+        largest = c.abs().max().item() if c.numel() else 0.0
+        floor = (eps + 128 * single) * largest
+        if name in ("dq", "dk") and c.numel():
+            norms = [t.double().norm(dim=-1).max().item() for t in (dout, qkv[2])]
+            factor = qkv[1 if name == "dq" else 0].abs().max().item()
+            floor += (eps + single) * norms[0] * norms[1] * factor * head_dim**-0.5
+        assert_no_worse_than(a, b, c, floor=floor, name=name)
+
+
+@pytest.mark.parametrize("threshold", [0, 26])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_no_worse_than_pytorch(lengths, dtype, threshold, poisoned_empty):
+    check(lengths, 2 if sum(lengths) < 100 else 1, 32, dtype, threshold=threshold)
+
+
+@pytest.mark.parametrize("head_dim", [1, 33, 64, 96, 128])
+def test_head_dims(head_dim, poisoned_empty):
+    check([20, 5], 1, head_dim, torch.bfloat16, threshold=77)
+    check([70], 1, head_dim, torch.float32)
+
+
+@pytest.mark.parametrize("length", [40, 70])
+def test_max_seqlen_may_be_an_upper_bound(length, poisoned_empty):
+    check([length, 9], 1, 32, torch.float32, max_seqlen=200)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.25, 0.7])
+def test_any_scale(scale):
+    check([30, 70], 1, 32, torch.float32, scale=scale)
+
+
+def test_8192_tokens():
+    """Large tiles, of which the interpreter has fewer to do."""
+    tile = Tile({"BLOCK_M": 2048, "BLOCK_N": 1024}, 4)
+    if DEVICE == "cuda":
+        return check([8192, 3], 1, 64, torch.bfloat16, threshold=26)
+    with (
+        forced_tile("varlen_attention_fwd", tile),
+        forced_tile("attention_dk_dv", tile),
+        forced_tile("attention_dq", tile),
+    ):
+        check([8192, 3], 1, 16, torch.float32)
+
+
+@pytest.mark.parametrize("length, threshold", [(64, 1), (64, 26), (64, 128), (64, 255), (128, 26)])
+def test_masks_are_the_references(length, threshold):
+    """With equal probabilities `out` shows the forward's mask, dv and dq the backward's."""
+    heads, lengths = 2, [9, length]
+    total, sequence = sum(lengths), slice(9, None)
+    q = torch.zeros(total, heads, length, device=DEVICE)
+    one_hot = torch.zeros_like(q)
+    one_hot[sequence] = torch.eye(length, device=DEVICE)[:, None]
+    ones = torch.ones_like(q)
+    batch = cumulative(lengths), length
+    keep = attention_keep_mask(
+        SEED, SITE, torch.tensor([1], device=DEVICE), heads, length, threshold
+    )[0]  # (heads, queries, keys)
+    assert 0 < keep.sum() < keep.numel()
+
+    out, _, _, dv = ours(one_hot, q, one_hot, one_hot, *batch, threshold=threshold)
+    assert_bitwise_equal(out[sequence].transpose(0, 1) != 0, keep)
+    assert_bitwise_equal(dv[sequence].permute(1, 2, 0) != 0, keep)
+    # dS = P (M dP - delta) is negative exactly where M is 0, and delta is not
+    _, dq, _, _ = ours(ones, q, one_hot, ones, *batch, threshold=threshold)
+    some = keep.any(-1, keepdim=True)
+    assert_bitwise_equal((dq[sequence].transpose(0, 1) < 0) & some, ~keep & some)
+
+
+@pytest.mark.parametrize("lengths", [[20, 40], [70, 7]], ids=str)
+def test_views_of_one_tensor_are_read_in_place(lengths):
+    qkv = torch.randn(sum(lengths), 3, 2, 32, device=DEVICE)
+    dout = torch.randn(sum(lengths), 2, 32, device=DEVICE)
+    views = qkv.unbind(1)
+    for ready, view in zip(readable(*views, 1.0), views, strict=False):
+        assert ready.data_ptr() == view.data_ptr() and ready.stride() == view.stride()
+    batch = cumulative(lengths), max(lengths)
+    expected = ours(dout, *(t.contiguous() for t in views), *batch, threshold=26)
+    for a, b in zip(ours(dout, *views, *batch, threshold=26), expected, strict=True):
+        assert_bitwise_equal(a, b)
+    turned = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in views]
+    for a, b in zip(ours(dout, *turned, *batch, threshold=26), expected, strict=True):
+        assert_bitwise_equal(a, b)
+
+
+@pytest.mark.parametrize("lengths", [[5, 30, 8], [9, 70, 20]], ids=str)
+def test_a_sequence_never_sees_another(lengths):
+    *qkv, dout = make(lengths, 1, 32, torch.float32)
+    batch = cumulative(lengths), max(lengths)
+    middle = slice(lengths[0], lengths[0] + lengths[1])
+    clean = ours(dout, *qkv, *batch, threshold=26)
+    for tensor in (*qkv, dout):
+        tensor[: middle.start] = torch.nan
+        tensor[middle.stop :] = torch.inf
+    for a, b in zip(ours(dout, *qkv, *batch, threshold=26), clean, strict=True):
+        assert_bitwise_equal(a[middle], b[middle])
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64, 150])
+def test_longest_sequences_come_first(batch):
+    lengths = torch.randint(0, 9, (batch,))
+    order = sequence_order(cumulative(lengths.tolist()))
+    expected = torch.sort(lengths, descending=True, stable=True).indices
+    assert order.tolist() == expected.tolist()
