@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "cpu/common.h"
+#include "cpu/large_memory.h"
 #include "cpu/ops.h"
-#include "cpu/products.h"
 
 namespace spanbert_fast {
 namespace {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu/common.h"
+#include "cpu/large_memory.h"
 #include "cpu/ops.h"
 #include "cpu/products.h"
 

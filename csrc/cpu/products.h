@@ -9,9 +9,6 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 #include <algorithm>
 #include <atomic>
@@ -28,20 +25,6 @@ inline std::vector<Range> blocks_of(int64_t begin, int64_t end, int64_t width) {
   std::vector<Range> blocks;
   for (; begin < end; begin += width) blocks.push_back({begin, std::min(width, end - begin)});
   return blocks;
-}
-
-// Tens of megabytes that are new from the system each time: in huge pages where it has them, as
-// mapping small ones takes up to a third of a product's time.
-inline at::Tensor empty_large(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const at::Tensor tensor = at::empty(sizes, options);
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kPage = 4096;
-  const auto data = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
-  const uintptr_t begin = at::divup(data, kPage) * kPage;
-  const uintptr_t end = (data + tensor.nbytes()) / kPage * kPage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-  return tensor;
 }
 
 // While it lives, PyTorch's operators run on one thread, and compute in the dtypes they are given.
