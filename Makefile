@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 CUDA_ARCHITECTURES := 80 90 100
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/*)
 
-.PHONY: help pretrain test check-cuda check-sanitize bench report bench-compare clean
+.PHONY: help pretrain test check-cuda check-sanitize bench report bench-compare kernel-report clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -35,14 +35,17 @@ pretrain: $(VENV)/installed  ## pre-train a small SpanBERT on the embedded corpu
 test: $(VENV)/installed-test  ## the whole test suite
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
-bench: $(VENV)/installed-test  ## measure what this machine can, into benchmarks/results
+bench: $(VENV)/installed-test  ## measure what this CPU can in ten minutes, into benchmarks/results
 	$(VENV)/bin/python benchmarks/run.py
 
 report: $(VENV)/installed-test  ## benchmarks/results/REPORT.md and its plots, from the result files
 	$(VENV)/bin/python benchmarks/report.py
 
-bench-compare: $(VENV)/installed-test  ## is an op slower than at BASE=<commit>?
+bench-compare: $(VENV)/installed-test  ## is an op slower than at BASE=<commit or results file>?
 	$(VENV)/bin/python benchmarks/compare.py $(BASE)
+
+kernel-report: $(VENV)/installed-test  ## registers, shared memory, spills of each Triton kernel; no GPU
+	$(VENV)/bin/python benchmarks/kernel_report.py
 
 NVCC ?= nvcc
 

@@ -1,67 +1,57 @@
-"""embedding_layer_norm of 4,096 tokens, 28,996 x 768 word embeddings, beside torch.nn.functional.
+"""embedding_layer_norm of word embeddings for 28,996 words, beside torch.nn.functional.
 
 The forward reads a word's row for each token and writes y; the tables of positions and types stay
 in cache. The backward reads dy and the rows again and writes the word embeddings' gradient, which
 is dense, zeros and all: that is most of its bytes.
 """
 
-import pytest
 import torch
-from common import TINY, compare, step
+from op_case import COMPILED, DTYPES, OURS, PYTORCH, OpCase, Provider, compiled, leaf
 from torch.nn import functional as F
 
-from spanbert_fast import _extension
-from spanbert_fast.ops._common import use_backend
 from spanbert_fast.ops.embedding_layer_norm import embedding_layer_norm
-from spanbert_fast.testing import assert_no_worse_than
 
-TOKENS, HIDDEN, VOCAB = (32, 96, 50) if TINY else (4096, 768, 28_996)
-POSITIONS, TYPES = 512, 2
-SEED = torch.tensor(2019)
-
-pytestmark = pytest.mark.skipif(
-    _extension._C is None, reason="installed without the compiled extension"
-)
+VARIANTS = ("bf16", "fp32")
+SIZES = {"tiny": (32, 96, 50), "cpu": (4096, 768, 28_996), "cuda": (32_768, 1024, 28_996)}
+POSITIONS, TYPES, DROPOUT = 512, 2, 0.1
 
 
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-@pytest.mark.parametrize("count", [1, 2], ids=["1 thread", "2 threads"])
-def test_against_pytorch(benchmark, capsys, request, threads, count, dtype, backward):
-    threads(count)
+def case(variant: str, device: str, size: str) -> OpCase:
+    """The three tables, and the norm's parameters; dropout 0.1."""
+    tokens, hidden, vocab = SIZES[size]
+    dtype, seed = DTYPES[variant], torch.tensor(2019, device=device)
     # word frequencies fall as in text, by rank
-    words = torch.multinomial(1 / torch.arange(1, VOCAB + 1), TOKENS, replacement=True)
-    ids = (words, torch.arange(TOKENS) % POSITIONS, torch.zeros(TOKENS, dtype=torch.int64))
-    shapes = ((VOCAB, HIDDEN), (POSITIONS, HIDDEN), (TYPES, HIDDEN), (HIDDEN,), (HIDDEN,))
-    leaves = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
-    dy = torch.randn(TOKENS, HIDDEN).to(dtype)
+    ranks = torch.arange(1, vocab + 1, device=device)
+    words = torch.multinomial(1 / ranks, tokens, replacement=True)
+    places = torch.arange(tokens, device=device) % POSITIONS
+    ids = (words, places, torch.zeros_like(words))
+    shapes = ((vocab, hidden), (POSITIONS, hidden), (TYPES, hidden), (hidden,), (hidden,))
+    leaves = [leaf(*shape, dtype=dtype, device=device) for shape in shapes]
+    dy = leaf(tokens, hidden, dtype=dtype, device=device).detach()
 
-    def ours(*tables):
-        return embedding_layer_norm(*ids, *tables, dropout_p=0.1, dropout_seed=SEED)
+    def ours(p: float):
+        options = {"dropout_p": p, "dropout_seed": seed if p else None}
+        return lambda *tables: embedding_layer_norm(*ids, *tables, **options)
 
-    def theirs(word, position, token_type, weight, bias):
-        rows = F.embedding(ids[0], word) + F.embedding(ids[1], position)
-        z = rows + F.embedding(ids[2], token_type)
-        return F.dropout(F.layer_norm(z, (HIDDEN,), weight, bias, 1e-12), 0.1)
+    def eager(p: float):
+        def function(word, position, token_type, weight, bias):
+            rows = F.embedding(ids[0], word) + F.embedding(ids[1], position)
+            z = rows + F.embedding(ids[2], token_type)
+            return F.dropout(F.layer_norm(z, (hidden,), weight, bias, 1e-12), p)
 
-    def run(function):
-        return step(function, leaves, dy, backward)
+        return function
 
-    results = run(ours)
-    with use_backend("reference"):  # PyTorch's own operators with the same mask
-        peer = run(ours)
-        wide = [t.detach().double().requires_grad_() for t in leaves]
-        truth = step(ours, wide, dy.double(), backward)
-    for result, same_dtype, exact in zip(results, peer, truth, strict=True):
-        # one unit in the last place of the largest, where the peer is right by luck
-        floor = torch.finfo(dtype).eps * exact.abs().max().item()
-        assert_no_worse_than(result, same_dtype, exact, floor=floor)
-    rows_read, table = dy.nbytes, leaves[0].nbytes
-    compare(
-        benchmark,
-        capsys,
-        f"embedding_layer_norm {request.node.callspec.id}",
-        lambda: run(ours),
-        lambda: run(theirs),
-        rows_read + dy.nbytes + (dy.nbytes + rows_read + table if backward else 0),
+    return OpCase(
+        op="embedding_layer_norm",
+        variant=variant,
+        shape={"tokens": tokens, "hidden_size": hidden, "vocab_size": vocab},
+        dtype=variant,
+        leaves=leaves,
+        dy=dy,
+        providers={
+            OURS: Provider(ours(DROPOUT), ours(0.0)),
+            PYTORCH: Provider(eager(DROPOUT), eager(0.0)),
+            COMPILED: compiled(eager(DROPOUT), eager(0.0)),
+        },
+        bytes_moved=(2 * dy.nbytes, 4 * dy.nbytes + leaves[0].nbytes),
     )

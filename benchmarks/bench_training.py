@@ -12,6 +12,7 @@ AdamW, no gradient clipping, and one batch, already masked and on the device.
 
 import argparse
 import itertools
+import math
 import re
 import statistics
 import sys
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     def many(name: str, default: Sequence[Any], text: str, **options: Any) -> None:
         parser.add_argument(name, nargs="+", default=default, help=text, **options)
 
-    many("--layers", [4], "numbers of layers (12 is BERT base)", type=_count)
+    many("--layers", [(4, 768)], "layers of 768, or layers x width: 12 24x1024", type=_model)
     many("--shapes", [(8, 512)], "sequences x their longest length: 8x512 32x128", type=_shape)
     many("--lengths", ["full"], "full, or ragged as texts are", choices=["full", "ragged"])
     many("--dtypes", ["bf16"], "bf16 is autocast", choices=["bf16", "fp32"])
@@ -65,6 +66,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=_count, default=5, help="pairs of each peer (default 5)")
     parser.add_argument(
         "--budget", type=float, default=15, help="seconds after which 2 pairs are enough (15)"
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--time-limit", type=float, help="seconds for everything; peers past it are left out"
     )
     parser.add_argument("--threads", type=_count, default=2, help="of each process (default 2)")
     parser.add_argument("--quick", action="store_true", help="2 pairs, peers that start at once")
@@ -83,6 +88,14 @@ def _shape(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def _model(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    width = int(match[2] or 768) if match else 0
+    if match is None or int(match[1]) < 1 or width < 64 or width % 64:
+        raise argparse.ArgumentTypeError(f"must be like 12 or 24x1024, got {text!r}")
+    return int(match[1]), width
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
@@ -96,16 +109,17 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
         from spanbert_fast.data.embedded import embedded_documents  # takes seconds
 
         documents = embedded_documents()
-    sizes = {"hidden_size": 128, "vocab_size": 1000} if arguments.tiny else {}
-    layers = [2] if arguments.tiny else arguments.layers
+    sizes = {"vocab_size": 1000} if arguments.tiny else {}
+    models = [(2, 128)] if arguments.tiny else arguments.layers
     shapes = [(3, 48)] if arguments.tiny else arguments.shapes
     cases = []
-    for count, (batch, seqlen), kind, dtype, dropout in itertools.product(
-        layers, shapes, arguments.lengths, arguments.dtypes, arguments.dropout
+    sizes["device"] = arguments.device
+    for (count, width), (batch, seqlen), kind, dtype, dropout in itertools.product(
+        models, shapes, arguments.lengths, arguments.dtypes, arguments.dropout
     ):
         full = (seqlen,) * batch
         lengths = full if kind == "full" else lengths_of(documents, batch, seqlen)
-        cases.append(Case(count, seqlen, lengths, dtype, dropout, **sizes))
+        cases.append(Case(count, seqlen, lengths, dtype, dropout, width, **sizes))
     return cases
 
 
@@ -143,14 +157,22 @@ def measure(
     truth_file: Path,
     allowed: Errors,
     options: argparse.Namespace,
+    deadline: float = math.inf,
 ) -> dict[str, Any]:
-    """Time, memory and correctness of ours and of each peer, and the speed-up beside each."""
+    """Time, memory and correctness of ours and of each peer, and the speed-up beside each. A peer
+    that would not be done by `deadline`, by what the last one took, is named and left out."""
     tokens = Batch.of(case).tokens()
     providers: dict[str, dict[str, Any]] = {}
     pairs: dict[str, list[tuple[float, float]]] = {}
+    late: dict[str, str] = {}
+    last = 0.0
     with worker(OURS, case, allocator, options.threads) as ours:
         ours("step")
         for peer in peers:
+            began = time.perf_counter()
+            if pairs and began + last > deadline:
+                late[peer] = "the time was up"
+                continue
             try:
                 with worker(peer, case, allocator, options.threads) as theirs:
                     theirs("step")  # compiles, makes the optimiser's state, lets the heap grow
@@ -163,11 +185,12 @@ def measure(
                     providers[peer] |= checked(theirs, truth_file, allowed)
             except Exception as error:  # whatever a peer raises, the others are measured
                 providers[peer] = {"passed": False, "raised": f"{type(error).__name__}: {error}"}
+            last = time.perf_counter() - began
         profile = ours("profile") if options.profile else None
         steps = [a for taken in pairs.values() for a, _ in taken]
         providers = {OURS: summary(steps, tokens) | checked(ours, truth_file, allowed), **providers}
     speedups = {}
-    for peer in peers:
+    for peer in pairs:
         if providers[OURS]["passed"] and providers[peer]["passed"]:
             ratios = [b / a for a, b in pairs[peer]]
             speedups[peer] = {
@@ -187,6 +210,8 @@ def measure(
         "tokens": tokens,
         "providers": providers,
         "speedups": speedups,
+        "not_measured": late,
+        "device": case.device,
         "profile": profile,
     }
 
@@ -214,6 +239,7 @@ def table(result: dict[str, Any]) -> str:
             f"{found['tokens_per_second']:>10,.0f}{found['peak_rss_mb']:>9,.0f}"
             f"{found['error_share']:>8.2f}   {ratio}"
         )
+    lines += [f"{name:<22}not measured: {why}" for name, why in result["not_measured"].items()]
     return "\n".join([*lines, *filter(None, [result["profile"]])])
 
 
@@ -226,21 +252,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if peers is None:
         peers = [p for p in PROVIDERS if p != OURS and (not options.quick or p in QUICK_PEERS)]
     results: list[dict[str, Any]] = []
+    end, todo = time.perf_counter() + (options.time_limit or math.inf), cases_of(options)
+    left = len(todo) * len(options.allocators)
     with tempfile.TemporaryDirectory() as folder:
         truth_file, of_truth = Path(folder) / "truth.pt", None
-        for case in cases_of(options):
+        for case in todo:
             # a process of its own for fp64: memory that this one never gets
             with fresh_process("default", options.threads) as run:
-                same_model = (case.layers, case.lengths)  # the truth is that of every dtype
+                # the truth is that of every dtype
+                same_model = (case.layers, case.hidden_size, case.lengths)
                 if same_model != of_truth:
                     run(write_truth, case, truth_file)
                     of_truth = same_model
                 allowed = run(allowed_errors, case, truth_file)
             for allocator in options.allocators:
-                result = measure(case, allocator, peers, truth_file, allowed, options)
+                now = time.perf_counter()
+                deadline, left = now + (end - now) / left, left - 1
+                result = measure(case, allocator, peers, truth_file, allowed, options, deadline)
                 results.append(result)
                 print(table(result), end="\n\n", flush=True)
-    write_document(options.output, document("training", options.threads, results))
+    write_document(options.output, document("training", options.threads, results, options.device))
     print(f"written to {options.output}; error is the largest one as a share of what is allowed")
     passed = all(p["passed"] for r in results for p in r["providers"].values())
     return 0 if passed else 1

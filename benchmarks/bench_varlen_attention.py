@@ -1,134 +1,175 @@
-"""Attention of 4,096 packed tokens, 12 heads of 64, beside scaled_dot_product_attention.
+"""varlen_attention of packed tokens beside every attention that PyTorch and the libraries have.
 
-The peer gets its own layout, contiguous (batch, heads, seqlen, 64): copies to it are not counted.
-Ours reads views of one packed (tokens, 3, heads, 64). Rounds of both alternate, and a ratio is the
-median over the pairs. A forward is 4 and a backward 10 tokens x seqlen x 64 x heads operations; the
-rate is given beside that of a large matrix product in the same run, which is what bounds it where
-there is no matrix unit.
+Peers that want it get their own layout, contiguous (batch, heads, seqlen, head_dim), padded and
+masked where lengths differ: copies to it are not counted. Ours reads views of one packed (tokens,
+3, heads, head_dim). Those that refuse dropout run without it, under a name that says so. A forward
+is 4 and a backward 10 tokens x seqlen x head_dim x heads operations.
 """
 
-import statistics
-import time
-from collections.abc import Callable
+import contextlib
 
-import pytest
 import torch
-from common import TINY
+from op_case import COMPILED, DTYPES, OURS, PYTORCH, OpCase, Provider, compiled, installed
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from spanbert_fast import _extension
-from spanbert_fast.ops._common import use_backend
 from spanbert_fast.ops.varlen_attention import varlen_attention
-from spanbert_fast.testing import assert_no_worse_than
 
-TOKENS, HEADS, HEAD_DIM = (512, 2, 64) if TINY else (4096, 12, 64)
-SEED = torch.tensor(2019)
-ROUNDS, SLOW_ROUNDS = (2, 1) if TINY else (9, 2)
-
-pytestmark = pytest.mark.skipif(
-    _extension._C is None, reason="installed without the compiled extension"
+# dtype, sequence length ("ragged": up to 512, 256 on average), dropout
+VARIANTS = (
+    "bf16, 512, p=.1",
+    "bf16, 128, p=.1",
+    "bf16, 512, p=0",
+    "bf16, 128, p=0",
+    "fp32, 512, p=.1",
 )
+CUDA_VARIANTS = tuple(
+    f"bf16, {n}, p={p}" for p in (".1", "0") for n in (512, 128, 256, 2048, "ragged")
+)
+CUDA_SLOW_IN = ("bf16, 512, p=.1", "bf16, 512, p=0", "bf16, 128, p=0")
+SIZES = {"tiny": (64, 2, 32), "cpu": (2048, 12, 64), "cuda": (16_384, 16, 64)}
+NO_DROPOUT = ", no dropout"
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
 
 
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+def eager(p: float, mask: torch.Tensor | None):
+    """Softmax and two products, with the scores in memory."""
+
+    def function(q, k, v):
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return F.dropout(scores.softmax(-1), p) @ v
+
+    return function
 
 
-def step(attention: Callable, leaves, dout: torch.Tensor, backward: bool):
-    """A call of `attention`, with gradients of all leaves or without any."""
-    if not backward:
-        with torch.no_grad():
-            return (attention(*leaves),)
-    out = attention(*leaves)
-    return out, *torch.autograd.grad(out, leaves, dout)
+def sdpa(p: float, mask: torch.Tensor | None, backend: SDPBackend | None = None):
+    """scaled_dot_product_attention, with a backend or with the one that PyTorch picks."""
+
+    def function(q, k, v):
+        with contextlib.nullcontext() if backend is None else sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p)
+
+    return function
 
 
-def packed(cu_seqlens: torch.Tensor, seqlen: int, dropout_p: float) -> Callable:
-    return lambda q, k, v: varlen_attention(
-        q, k, v, cu_seqlens, seqlen, dropout_p=dropout_p, dropout_seed=SEED
-    )
+def dense_peers(
+    p: float, mask: torch.Tensor | None, device: str, layout: dict
+) -> dict[str, Provider]:
+    """Those of (batch, heads, seqlen, head_dim); `layout` has their leaves."""
+    forms = {PYTORCH: eager(p, mask), "sdpa": sdpa(p, mask)}
+    plain = {PYTORCH: eager(0.0, mask), "sdpa": sdpa(0.0, mask)}
+    if device == "cuda":
+        for name, backend in BACKENDS.items():
+            forms[f"sdpa {name}"] = sdpa(p, mask, backend)
+            plain[f"sdpa {name}"] = sdpa(0.0, mask, backend)
+    peers = {name: Provider(forms[name], plain[name], **layout) for name in forms}
+    peers[COMPILED] = compiled(forms[PYTORCH], plain[PYTORCH], **layout)
+    if p:
+        peers["sdpa" + NO_DROPOUT] = Provider(plain["sdpa"], **layout)
+    if device == "cuda" and mask is None:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        peers["FlexAttention" + NO_DROPOUT] = compiled(flex_attention, **layout)
+    return peers
 
 
-def check_first_sequence(results, qkv: torch.Tensor, dout: torch.Tensor, seqlen, dropout_p) -> None:
-    """What was computed for the first sequence, against fp64 and PyTorch in the same dtype."""
-    attention = packed(torch.tensor([0, seqlen], dtype=torch.int32), seqlen, dropout_p)
+def packed_peers(
+    bounds: torch.Tensor, seqlen: int, p: float, device: str
+) -> tuple[dict[str, Provider], list[str]]:
+    """(those of packed tokens, the names of those that are not installed)."""
+    peers, missing = {}, []
+    if device == "cuda" and installed("torch.nn.attention.varlen"):
+        from torch.nn.attention.varlen import varlen_attn
 
-    def run(dtype):
-        leaves = [t.to(dtype).detach().requires_grad_() for t in qkv[:seqlen].unbind(1)]
-        return step(attention, leaves, dout[:seqlen].to(dtype), len(results) > 1)
+        peers["torch varlen" + NO_DROPOUT] = Provider(
+            lambda q, k, v: varlen_attn(q, k, v, bounds, bounds, seqlen, seqlen)
+        )
+    if not installed("flash_attn.flash_attn_interface"):
+        missing.append("flash-attn-2")
+    elif device == "cuda":
+        from flash_attn import flash_attn_varlen_func as flash2
 
-    with use_backend("reference"):
-        peer, truth = run(qkv.dtype), run(torch.float64)
-    for ours, theirs, exact in zip(results, peer, truth, strict=True):
-        # 512 terms of a sum, in another order
-        floor = 512**0.5 * torch.finfo(torch.float32).eps * exact.abs().max().item()
-        assert_no_worse_than(ours[:seqlen], theirs, exact, floor=floor)
+        def second(p: float):
+            return lambda q, k, v: flash2(q, k, v, bounds, bounds, seqlen, seqlen, dropout_p=p)
+
+        peers["flash-attn-2"] = Provider(second(p), second(0.0))
+    if not installed("flash_attn.cute"):
+        missing.append("flash-attn-4")
+    elif device == "cuda":
+        from flash_attn.cute import flash_attn_varlen_func as flash4
+
+        def fourth(q, k, v):
+            out = flash4(q, k, v, cu_seqlens_q=bounds, cu_seqlens_k=bounds)
+            return out[0] if isinstance(out, tuple) else out
+
+        peers["flash-attn-4" + NO_DROPOUT] = Provider(fourth)
+    return peers, missing
 
 
-def matmul_rate(dtype: torch.dtype) -> float:
-    a = torch.randn(1024, 1024, dtype=dtype)
-    return 2 * 1024**3 / min(seconds(lambda: a @ a) for _ in range(ROUNDS))
+def sequence_lengths(length: str, tokens: int) -> list[int]:
+    """Of one length, or of six in turn; at most half of the tokens each, and all of them in all."""
+    longest = min(512 if length == "ragged" else int(length), tokens // 2)
+    eighths = (8, 6, 4, 3, 2, 1) if length == "ragged" else (8,)
+    found: list[int] = []
+    while sum(found) < tokens:
+        turn = longest * eighths[len(found) % len(eighths)] // 8
+        found.append(min(turn, tokens - sum(found)))
+    return found
 
 
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-@pytest.mark.parametrize("seqlen", [128, 512])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-@pytest.mark.parametrize("count", [1, 2], ids=["1 thread", "2 threads"])
-def test_against_pytorch(benchmark, capsys, request, threads, count, dtype, seqlen, backward):
-    threads(count)
-    torch.manual_seed(1)
-    qkv = torch.randn(TOKENS, 3, HEADS, HEAD_DIM).to(dtype)
-    dout = torch.randn(TOKENS, HEADS, HEAD_DIM).to(dtype)
-    cu_seqlens = torch.arange(0, TOKENS + 1, seqlen, dtype=torch.int32)
+def case(variant: str, device: str, size: str) -> OpCase:
+    """q, k and v (tokens, heads, head_dim), packed."""
+    tokens, heads, head_dim = SIZES[size]
+    name, length, p = variant.split(", ")
+    p = float(p.removeprefix("p="))
+    lengths = torch.tensor(sequence_lengths(length, tokens), device=device)
+    seqlen = int(lengths.max())
+    real = torch.arange(seqlen, device=device) < lengths[:, None]
+    mask = None if real.all() else real[:, None, None, :]
+    dtype, seed = DTYPES[name], torch.tensor(2019, device=device)
+    qkv = torch.randn(tokens, 3, heads, head_dim, device=device).to(dtype)
+    dout = torch.randn(tokens, heads, head_dim, device=device).to(dtype)
+    bounds = F.pad(lengths.cumsum(0), (1, 0)).int()
     leaves = [t.detach().requires_grad_() for t in qkv.unbind(1)]
 
     def dense(t):
-        return t.detach().view(-1, seqlen, HEADS, HEAD_DIM).transpose(1, 2).contiguous()
+        padded = t.new_zeros(len(lengths), seqlen, heads, head_dim)
+        padded[real] = t.detach()
+        return padded.transpose(1, 2).contiguous()
 
-    dense_leaves, dense_dout = [dense(t).requires_grad_() for t in qkv.unbind(1)], dense(dout)
-    ours, theirs = {}, {}
-    for p in (0.0, 0.1):
-        attention = packed(cu_seqlens, seqlen, p)
-        check_first_sequence(step(attention, leaves, dout, backward), qkv, dout, seqlen, p)
-        ours[p] = lambda attention=attention: step(attention, leaves, dout, backward)
-        theirs[p] = lambda p=p: step(
-            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, dropout_p=p),
-            dense_leaves, dense_dout, backward,
-        )  # fmt: skip
-    plain, peer, slow_peer = [], [], []
-
-    def others():
-        plain.append(seconds(ours[0.0]))
-        peer.append(seconds(theirs[0.0]))
-        if len(slow_peer) < SLOW_ROUNDS:
-            slow_peer.append(seconds(theirs[0.1]))
-
-    others()  # warms up
-    for times in (plain, peer, slow_peer):
-        times.clear()
-    benchmark.pedantic(ours[0.1], setup=others, rounds=ROUNDS)
-    if benchmark.disabled:
-        return
-    dropped = benchmark.stats.stats.data
-
-    def ratio(numerators, denominators):
-        pairs = zip(numerators, denominators, strict=False)
-        return statistics.median(a / b for a, b in pairs)
-
-    rate = (14 if backward else 4) * TOKENS * seqlen * HEADS * HEAD_DIM / min(dropped)
-    milliseconds = [1e3 * statistics.median(t) for t in (plain, dropped, peer, slow_peer)]
-    figures = {
-        "sdpa, both without dropout": ratio(peer, plain),
-        "sdpa without / ours with": ratio(peer, dropped),
-        "sdpa, both with dropout": ratio(slow_peer, dropped),
-        "cost of dropout": ratio(dropped, plain),
-        "rate / matmul's": rate / matmul_rate(dtype),
+    layout = {
+        "leaves": [dense(t).requires_grad_() for t in leaves],
+        "dy": dense(dout),
+        "to_ours": lambda results: tuple(t.transpose(1, 2)[real] for t in results),
     }
-    benchmark.extra_info.update(figures)
-    with capsys.disabled():
-        print(f"\n{request.node.callspec.id}: ours p=0 {milliseconds[0]:.1f} ms, p=.1", end=" ")
-        print(f"{milliseconds[1]:.1f} ms; sdpa {milliseconds[2]:.1f}, {milliseconds[3]:.1f} ms")
-        print("   ", "; ".join(f"{name} {figure:.2f}" for name, figure in figures.items()))
-        print(f"    {rate / 1e9:.0f} GFLOP/s with dropout")
+
+    def ours(bounds: torch.Tensor):
+        def attention(p: float):
+            return lambda q, k, v: varlen_attention(
+                q, k, v, bounds, seqlen, dropout_p=p, dropout_seed=seed if p else None
+            )
+
+        return Provider(attention(p), attention(0.0) if p else None)
+
+    others, missing = packed_peers(bounds, seqlen, p, device)
+    operations = int(lengths.square().sum()) * heads * head_dim
+    return OpCase(
+        op="varlen_attention",
+        variant=variant,
+        shape={"tokens": tokens, "seqlen": seqlen, "heads": heads, "head_dim": head_dim},
+        dtype=name,
+        leaves=leaves,
+        dy=dout,
+        providers={OURS: ours(bounds), **dense_peers(p, mask, device, layout), **others},
+        bytes_moved=(4 * dout.nbytes, 12 * dout.nbytes),
+        flops=(4 * operations, 14 * operations),
+        not_installed=missing,
+        head=(int(lengths[0]), ours(bounds[:2])),
+        floor=seqlen**0.5 * torch.finfo(torch.float32).eps,  # terms of a sum, in another order
+    )

@@ -1,19 +1,43 @@
 """Median seconds of each op, forward and backward, as JSON: what compare.py runs for two packages.
 
-The package under test is the first argument; ops that it does not have are left out.
+The root of the package under test is the first argument, the device ("cpu" where it is missing) the
+second; ops that the package does not have are left out.
 """
 
 import importlib
+import importlib.util
 import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-sys.path.insert(0, sys.argv[1])
+PACKAGE = Path(sys.argv[1]).resolve()
+DEVICE = sys.argv[2] if len(sys.argv) > 2 else "cpu"
+sys.path.insert(0, str(PACKAGE))
+sys.path.append(str(Path(__file__).resolve().parent))
 
 import torch
+from timing import clock_of
+
+
+def bind_kernels(package: Path) -> None:
+    """Make `spanbert_fast.kernels` the package's own folder.
+
+    setup.py maps the name to `kernels/`, which a path does not tell: an import would find the
+    kernels of the copy that is installed.
+    """
+    name, folder = "spanbert_fast.kernels", package / "kernels"
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+bind_kernels(PACKAGE)
+torch.set_default_device(DEVICE)
 
 NAMES = (
     "bias_gelu",
@@ -105,13 +129,14 @@ def ops(dtype: torch.dtype) -> Iterator[tuple[str, Callable, list[torch.Tensor]]
 
 def seconds(function: Callable, leaves: list[torch.Tensor]) -> float:
     """Median of some calls, after one that warms up."""
-    times = []
-    for _ in range(CALLS + 1):
-        start = time.perf_counter()
+
+    def call():
         y = function(*leaves)
         torch.autograd.grad(y, leaves, torch.ones_like(y))
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+
+    call()
+    clock = clock_of(DEVICE)
+    return statistics.median(clock.seconds(call) for _ in range(CALLS))
 
 
 def main() -> None:

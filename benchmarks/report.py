@@ -1,27 +1,24 @@
 #!/usr/bin/env python
 """Tables and plots out of the result files, and out of nothing else: `make report`.
 
-Reads benchmarks/results/<machine>/*.json, writes benchmarks/results/REPORT.md and PNG plots beside
-them. What has no file says "not measured". Plots read without colour: bars have their number on
-them, lines their marker and dash.
+Reads results/<machine>/*.json, writes results/REPORT.md and PNG plots beside it. What has no file
+says "not measured", and so does what a file says was not.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 if str(FOLDER) not in sys.path:  # PYTHONSAFEPATH leaves it out
     sys.path.append(str(FOLDER))
 
-import matplotlib
+import plots
+from results_format import NOT_MEASURED, RESULTS, beside, read_document, why_not, without
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
-from results_format import RESULTS, read_document
-
-_MARKERS, _DASHES = "osD^v", ("-", "--", ":", "-.")
+Plot, Results = Callable[[str], Path], list[dict[str, Any]]
 
 
 def table(header: list[str], rows: list[list]) -> str:
@@ -30,98 +27,99 @@ def table(header: list[str], rows: list[list]) -> str:
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
-def bars(path: Path, title: str, items: list[tuple[str, float]]) -> str:
-    """Speed-ups as bars with a line at 1; returns the Markdown of the picture."""
-    figure, axis = pyplot.subplots(figsize=(8, 0.5 + 0.38 * len(items)), layout="constrained")
-    names = [name for name, _ in items][::-1]
-    values = [value for _, value in items][::-1]
-    drawn = axis.barh(names, values, color="0.75", edgecolor="black", hatch="//")
-    axis.bar_label(drawn, fmt=" %.2f x")
-    axis.axvline(1, color="black", linewidth=1)
-    axis.set_xlabel("times as fast")
-    axis.margins(x=0.15)
-    axis.set_title(title)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return f"![{title}]({path.name})"
-
-
-def lines(path: Path, curve: dict) -> str:
-    """Time against what grows, on logarithmic axes where it is not a share."""
-    figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for i, (name, times) in enumerate(curve["median_ms"].items()):
-        power = curve["exponents"].get(name)
-        label = name if power is None else f"{name}, exponent {power:.2f}"
-        style = {"marker": _MARKERS[i], "linestyle": _DASHES[i], "color": "black"}
-        axis.plot(curve["sizes"], times, label=label, markerfacecolor="white", **style)
-    if curve["grows"] not in ("padding share", "threads"):
-        axis.set(xscale="log", yscale="log")
-    axis.set(xlabel=curve["grows"], ylabel="ms, forward and backward", title=curve["what"])
-    axis.grid(alpha=0.3)
-    axis.legend()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return f"![{curve['what']} by {curve['grows']}]({path.name})"
-
-
 # One function per suite: the results of a document and where plots go -> Markdown
 
 
-def of_ceilings(results: list[dict], plot: Callable[[str], Path]) -> str:
+def of_ceilings(results: Results, plot: Plot) -> str:
     """What bounds the rest."""
     rows = [[r["what"], f"{r['value']:.1f} {r['unit']}"] for r in results]
     return table(["ceiling", "measured"], rows)
 
 
-def of_ops(results: list[dict], plot: Callable[[str], Path]) -> str:
-    """Each op beside PyTorch's operators."""
-    compared = [r for r in results if "speed_up" in r]
-    rows = [
-        [
-            f"{r['op']} {_case(r)}",
-            f"{r['ms']:.2f}",
-            f"{r['peer_ms']:.2f}",
-            f"{r['speed_up']:.2f}",
-            f"{r['floor_ms']:.2f}" if "floor_ms" in r else "",
-        ]
-        for r in compared
-    ]
-    parts = [table(["op", "ours, ms", "PyTorch, ms", "times as fast", "memory alone, ms"], rows)]
-    others = [
-        [f"{r['op']} {_case(r)}", f"{r['median_ms']:.2f}"] for r in results if "speed_up" not in r
-    ]
-    if others:
-        parts.append(table(["others", "median, ms"], others))
-    chosen = [r for r in compared if "2 threads" in r["case"] and "bf16" in r["case"]]
-    if chosen:
-        items = [(f"{r['op']} {_case(r)}", r["speed_up"]) for r in chosen]
-        parts.append(bars(plot("ops"), "Ops beside PyTorch's operators, 2 threads", items))
+def of_check(results: Results, plot: Plot) -> str:
+    """Whether every op is right on the device."""
+    rows = []
+    for r in results:
+        passed = r.get("passed") or r.get("providers", {}).get("ours", {}).get("passed")
+        rows.append([f"{r['op']} {r['case']}", "passed" if passed else why_not(r)])
+    return table(["op", "result"], rows)
+
+
+def of_ops(results: Results, plot: Plot) -> str:
+    """Each op beside its peers, and beside what bounds it."""
+    rows, ratios, shares, memory, reasons = [], [], [], [], {}
+    most = max((r.get("threads", 1) for r in results), default=1)
+    for r in sorted(results, key=lambda r: r["op"]):
+        name = f"{r['op']} {r['case']}"
+        found = r.get("providers", {})
+        if "median_ms" not in found.get("ours", {}):
+            rows.append([name, r.get("threads", ""), why_not(r), "", "", ""])
+            continue
+        reasons |= dict(without(r))
+        raised = {n: p["raised"] for n, p in found.items() if "raised" in p}
+        wrong = [n for n, p in found.items() if not p["passed"] and n not in raised]
+        peers = [f"{n} {beside(r, n)}" for n in found if n in r["speedups"]]
+        peers += [f"{n} wrong" for n in wrong] + [f"{n} refuses" for n in raised]
+        ours, achieved = found["ours"], r.get("achieved")
+        spread = f"{ours['low_ms']:.2f} to {ours['high_ms']:.2f}"
+        text = achieved and "{value:,.1f} {unit}, {share:.0%} of {ceiling}".format(**achieved)
+        figures = [f"{ours['median_ms']:.3f}", spread, text or ""]
+        rows.append([name, r["threads"], *figures, "; ".join(peers)])
+        if r["threads"] != most or r["dtype"] == "fp32" or r["op"] == "sample_spans":
+            continue
+        if achieved:
+            kind = "of the copy" if achieved["ceiling"] == "copy" else "of the matrix product"
+            label = "{value:,.0f} {unit}".format(**achieved)
+            shares.append((name, 100 * achieved["share"], label, kind))
+        if r["case"].endswith("backward"):
+            short = name.removesuffix("-forward+backward")
+            ratios += [(f"{short} beside {n}", s["median"]) for n, s in r["speedups"].items()]
+            memory += [
+                (f"{short}: {n}", p["peak_mb"], f"{p['peak_mb']:,.0f} MB", "")
+                for n, p in found.items()
+                if "peak_mb" in p
+            ]
+    header = ["op", "threads", "ours, ms", "half of the rounds", "achieved"]
+    parts = [table([*header, "ours is faster than, times"], rows)]
+    parts += [f"{name}: {why}" for name, why in reasons.items()]
+    if ratios:
+        parts.append(plots.speedups(plot("ops"), "Ops, forward and backward, bf16", ratios))
+    if shares:
+        title = "Share of the measured ceiling, bf16"
+        parts.append(plots.bars(plot("roofline"), title, shares, "% of the ceiling", line=100.0))
+    if memory:
+        title = "Memory of a call beyond its inputs, bf16"
+        parts.append(plots.bars(plot("ops-memory"), title, memory, "MB at most"))
     return "\n\n".join(parts)
 
 
-def _case(record: dict) -> str:
-    return record["case"].partition("[")[2].rstrip("]") or record["case"]
-
-
-def of_scaling(results: list[dict], plot: Callable[[str], Path]) -> str:
+def of_scaling(results: Results, plot: Plot) -> str:
     """Curves."""
     parts = []
     for curve in results:
         header = [f"{curve['what']}, ms by {curve['grows']}", *map(str, curve["sizes"]), "exponent"]
+        powers = curve["exponents"]
         rows = [
-            [name, *(f"{t:.1f}" for t in times), _power(curve["exponents"].get(name))]
+            [name, *(f"{t:.1f}" for t in times), f"{powers[name]:.2f}" if powers.get(name) else ""]
             for name, times in curve["median_ms"].items()
         ]
+        rows += [
+            [f"ours is faster than {name}, times", *(f"{r:.2f}" for r in ratios), ""]
+            for name, ratios in curve.get("speedups", {}).items()
+        ]
+        parts.append(table(header, rows))
+        if curve.get("not_measured"):
+            parts.append(f"{NOT_MEASURED}: {', '.join(map(str, curve['not_measured']))}")
         name = f"scaling-{curve['what']}-{curve['grows'].replace(' ', '-')}"
-        parts += [table(header, rows), lines(plot(name), curve)]
+        drawn = [(n, curve["sizes"], times) for n, times in curve["median_ms"].items()]
+        axes = (curve["grows"], "ms, forward and backward")
+        logarithmic = curve["grows"] not in ("padding share", "threads")
+        if drawn:
+            parts.append(plots.lines(plot(name), curve["what"], drawn, axes, logarithmic))
     return "\n\n".join(parts)
 
 
-def _power(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-def of_inference(results: list[dict], plot: Callable[[str], Path]) -> str:
+def of_inference(results: Results, plot: Plot) -> str:
     """The encoder without gradients."""
     rows, items = [], []
     for r in results:
@@ -129,57 +127,74 @@ def of_inference(results: list[dict], plot: Callable[[str], Path]) -> str:
         kind = "full" if len(set(lengths)) == 1 else "ragged"
         name = f"{r['layers']} x {r['hidden_size']}, {len(lengths)} x {max(lengths)} {kind}"
         for provider, found in r["providers"].items():
-            ratio = r["speedups"].get(provider)
-            text = "" if ratio is None else f"{ratio['median']:.2f}"
-            rows.append([name, provider, f"{found['median_ms']:.1f}", text])
-            if ratio is not None:
-                items.append((f"{name}, {provider}", ratio["median"]))
-        rows += [[name, provider, "not installed", ""] for provider in r["not_installed"]]
+            rows.append([name, provider, f"{found['median_ms']:.1f}", beside(r, provider)])
+        rows += [[name, provider, why, ""] for provider, why in without(r)]
+        items += [(f"{name}, {n}", ratio["median"]) for n, ratio in r["speedups"].items()]
     parts = [table(["case", "provider", "ms", "ours is faster, times"], rows)]
     if items:
-        parts.append(bars(plot("inference"), "Inference in bf16", items))
+        parts.append(plots.speedups(plot("inference"), "Inference in bf16", items))
     return "\n\n".join(parts)
 
 
-def of_training(results: list[dict], plot: Callable[[str], Path]) -> str:
+def of_training(results: Results, plot: Plot) -> str:
     """The training step, its memory too."""
-    rows, items = [], []
+    rows, items, memory = [], [], []
     for r in results:
         share = r["tokens"] / (len(r["lengths"]) * r["seqlen"])
-        name = (
-            f"{r['layers']} x {r['hidden_size']}, {len(r['lengths'])} x {r['seqlen']}, "
-            f"{share:.0%} real, {r['dtype']}, dropout {r['dropout']}, malloc {r['allocator']}"
-        )
+        model = f"{r['layers']} x {r['hidden_size']}, {len(r['lengths'])} x {r['seqlen']}"
+        name = f"{model}, {share:.0%} real, {r['dtype']}, dropout {r['dropout']}"
+        name += f", malloc {r['allocator']}"
         for provider, found in r["providers"].items():
             if "raised" in found:
                 rows.append([name, provider, "failed", "", "", ""])
                 continue
-            ratio = r["speedups"].get(provider)
-            rows.append(
-                [
-                    name,
-                    provider,
-                    f"{found['median_ms']:,.0f}",
-                    f"{found['tokens_per_second']:,.0f}",
-                    f"{found['peak_rss_mb']:,.0f}",
-                    "" if ratio is None else f"{ratio['median']:.2f}",
-                ]
-            )
-            if ratio is not None:
-                items.append((f"{r['allocator']}, {r['dtype']}: {provider}", ratio["median"]))
+            figures = [f"{found['median_ms']:,.0f}", f"{found['tokens_per_second']:,.0f}"]
+            figures += [f"{found['peak_rss_mb']:,.0f}", beside(r, provider)]
+            rows.append([name, provider, *figures])
+            peak = found["peak_rss_mb"] / 1024
+            memory.append((f"{model}, {r['allocator']}: {provider}", peak, f"{peak:.1f} GB", ""))
+        rows += [[name, provider, why, "", "", ""] for provider, why in without(r)]
+        items += [
+            (f"{model}, {r['allocator']}: {n}", ratio["median"])
+            for n, ratio in r["speedups"].items()
+        ]
     header = ["case", "provider", "step, ms", "tokens/s", "peak, MB", "ours is faster, times"]
     parts = [table(header, rows)]
     if items:
-        parts.append(bars(plot("training"), "A training step beside Hugging Face's", items))
+        title = "A training step beside Hugging Face's"
+        parts.append(plots.speedups(plot("training"), title, items))
+    if memory:
+        title = "Memory of a training process, at most"
+        parts.append(plots.bars(plot("memory"), title, memory, "GB"))
     return "\n\n".join(parts)
 
 
-def of_finetuning(results: list[dict], plot: Callable[[str], Path]) -> str:
+def of_loss_curve(results: Results, plot: Plot) -> str:
+    """Loss against the time spent training."""
+    rows, curves = [], []
+    for r in results:
+        for name, found in r["providers"].items():
+            steps, seconds, losses = (found[key][-1] for key in ("steps", "seconds", "loss"))
+            figures = [steps, f"{seconds:.1f}", f"{found['loss'][0]:.3f}", f"{losses:.3f}"]
+            rows.append([name, *figures, beside(r, name)])
+            curves.append((name, found["seconds"], found["loss"]))
+    header = ["provider", "steps", "seconds of training", "first loss", "last loss"]
+    title = "Held-out masked-LM loss from one start"
+    axes = ("seconds of training", "loss, nats")
+    return "\n\n".join(
+        [
+            table([*header, "a step of ours is faster, times"], rows),
+            plots.lines(plot("loss"), title, curves, axes),
+        ]
+    )
+
+
+def of_finetuning(results: Results, plot: Plot) -> str:
     """Fine-tuning on real tasks."""
     rows = []
     for r in results:
         runs = r.get("runs")
-        figures = ["not measured"] * 4
+        figures = [NOT_MEASURED] * 4
         if runs:
             threads = r.get("run_threads")
             figures = [
@@ -193,49 +208,66 @@ def of_finetuning(results: list[dict], plot: Callable[[str], Path]) -> str:
         rows.append([f"{r['case']}: {r['metric']}", *figures, f"{r['speed_up']:.2f} ({r['peer']})"])
     header = ["task", "ours", "ours, s", "transformers", "transformers, s"]
     items = [(f"{r['case']} beside {r['peer']}", r["speed_up"]) for r in results]
+    title = "A fine-tuning step beside transformers'"
     return "\n\n".join(
         [
             table([*header, "a step is faster, times"], rows),
-            bars(plot("finetuning"), "A fine-tuning step beside transformers'", items),
+            plots.speedups(plot("finetuning"), title, items),
         ]
     )
 
 
-SUITES = {
+COMMON = {
     "ceilings": ("Ceilings", of_ceilings),
     "ops": ("Ops", of_ops),
     "training": ("Training step", of_training),
     "inference": ("Inference", of_inference),
-    "finetuning": ("Fine-tuning", of_finetuning),
-    "scaling": ("Scaling", of_scaling),
+    "loss_curve": ("Loss against time", of_loss_curve),
 }
+SUITES = {
+    "cpu": {
+        **COMMON,
+        "finetuning": ("Fine-tuning", of_finetuning),
+        "scaling": ("Scaling", of_scaling),
+    },
+    "cuda": {"check": ("Every op on the device", of_check), **COMMON},
+}
+
+
+def of_machine(folder: Path, device: str, documents: dict[str, dict]) -> list[str]:
+    """The sections of one machine."""
+
+    def plot(name: str) -> Path:
+        return folder.parent / f"{folder.name}-{name}.png"
+
+    parts = [f"## {folder.name}"]
+    for name, (title, describe) in SUITES[device].items():
+        parts.append(f"### {title}")
+        content = documents.get(name)
+        if content is None:
+            parts.append(NOT_MEASURED)
+            continue
+        found = content["environment"]
+        cpu = f"{found['cpu']['model']}, {found['cpu']['isa_level']}, threads: {content['threads']}"
+        what = found["gpus"][0] if device == "cuda" else cpu
+        commit = (content["commit"] or "unknown")[:12]
+        parts.append(f"{what}; torch {found['libraries']['torch']}; commit `{commit}`")
+        parts.append(describe(content["results"], plot))
+    return parts
 
 
 def report(results: Path) -> Path:
     """Write REPORT.md and its plots into `results`; returns its path."""
-    machines = sorted(path for path in results.iterdir() if path.is_dir())
     parts = ["# What was measured", "Made by `make report` from the result files beside it."]
-    if not machines:
-        parts.append("not measured")
-    for machine in machines:
-        parts.append(f"## {machine.name}")
-        for name, (title, describe) in SUITES.items():
-            path = machine / f"{name}.json"
-            parts.append(f"### {title}")
-            if not path.is_file():
-                parts.append("not measured")
-                continue
-            content = read_document(path)
-            cpu = content["environment"]["cpu"]
-            parts.append(
-                f"{cpu['model']}, {cpu['isa_level']}, {content['threads']} threads; torch "
-                f"{content['environment']['libraries']['torch']}; commit "
-                f"`{(content['commit'] or 'unknown')[:12]}`"
-            )
-            parts.append(
-                describe(content["results"], lambda n, m=machine: results / f"{m.name}-{n}.png")
-            )
-    parts.append("## GPUs\n\nnot measured")
+    sections: dict[str, list[str]] = {"cpu": [], "cuda": []}
+    for folder in sorted(path for path in results.iterdir() if path.is_dir()):
+        documents = {path.stem: read_document(path) for path in sorted(folder.glob("*.json"))}
+        device = "cpu"
+        if any(content.get("device") == "cuda" for content in documents.values()):
+            device = "cuda"
+        sections[device] += of_machine(folder, device, documents)
+    parts += sections["cpu"] or [NOT_MEASURED]
+    parts += ["## GPUs", *(sections["cuda"] or [NOT_MEASURED])]
     path = results / "REPORT.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path

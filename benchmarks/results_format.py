@@ -1,12 +1,14 @@
 """The one format of results: a JSON object with where it was measured, and records.
 
-    {"benchmark": NAME, "environment": {...}, "commit": ..., "threads": N, "results": [...]}
+    {"benchmark": NAME, "environment": {...}, "commit": ..., "device": "cpu" or "cuda",
+     "threads": N, "results": [...]}
 
 `environment` is what `spanbert-fast env --json` prints. Every result has what identifies it (case,
-shape, dtype), for each provider its seconds and whether it was checked, and nothing that was not
-measured.
+shape, dtype), for each provider its seconds and whether it was right, the libraries that are not
+installed, and why something was not measured; never a figure that was not.
 """
 
+import datetime
 import json
 import platform
 import re
@@ -16,6 +18,7 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
+NOT_MEASURED = "not measured"
 _NEEDED = ("benchmark", "environment", "commit", "threads", "results")
 
 
@@ -28,7 +31,9 @@ def commit() -> str | None:
         return None
 
 
-def document(benchmark: str, threads: int, results: list[dict[str, Any]]) -> dict[str, Any]:
+def document(
+    benchmark: str, threads: int, results: list[dict[str, Any]], device: str = "cpu"
+) -> dict[str, Any]:
     """What a result file holds."""
     from spanbert_fast.commands.env import environment
 
@@ -36,6 +41,7 @@ def document(benchmark: str, threads: int, results: list[dict[str, Any]]) -> dic
         "benchmark": benchmark,
         "commit": commit(),
         "environment": environment(),
+        "device": device,
         "threads": threads,
         "results": results,
     }
@@ -63,12 +69,44 @@ def read_document(path: Path) -> dict[str, Any]:
     return content
 
 
-def machine_name() -> str:
-    """A file name for this machine: what computes, and how many cores of it there are."""
+def beside(result: dict[str, Any], provider: str) -> str:
+    """How many times as fast ours is; empty for ours, and where one was wrong."""
+    found = result["speedups"].get(provider)
+    return "" if found is None else f"{found['median']:.2f}"
+
+
+def without(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """(provider, why it has no figure)."""
+    missing = [(name, "not installed") for name in result.get("not_installed", ())]
+    late = result.get("not_measured") or {}
+    return missing + [(name, f"{NOT_MEASURED}: {why}") for name, why in late.items()]
+
+
+def why_not(record: dict[str, Any]) -> str:
+    """Why a record of the op suite has no figures."""
+    if isinstance(record.get("not_measured"), str):
+        return f"{NOT_MEASURED}: {record['not_measured']}"
+    if "raised" in record:
+        return f"raised {record['raised']}"
+    if "providers" not in record:
+        return f"{NOT_MEASURED} in this form: the file is older"
+    raised = record["providers"]["ours"].get("raised")
+    return f"raised {raised}" if raised else "ours is wrong"
+
+
+def machine_name(device: str = "cpu") -> str:
+    """A folder name for what is measured here: a CPU and its number of cores, whose history is
+    kept; or a GPU and the date."""
     import os
 
     from spanbert_fast.commands.env import environment
 
-    model = environment()["cpu"].get("model") or platform.machine()
-    name = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
-    return f"{name}-{os.cpu_count()}-cores"
+    found = environment()
+    if device == "cuda":
+        today = datetime.date.today().isoformat()
+        return f"{_file_name(found['gpus'][0].partition(',')[0])}-{today}"
+    return f"{_file_name(found['cpu'].get('model') or platform.machine())}-{os.cpu_count()}-cores"
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

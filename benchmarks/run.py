@@ -1,22 +1,27 @@
 #!/usr/bin/env python
-"""Measures what this machine can: ceilings, ops, scaling, inference, a training step.
+"""Measures what this machine can: ceilings, ops, a training step, inference, scaling, a loss curve.
 
-    python benchmarks/run.py                # on the CPU, about ten minutes on two cores
-    python benchmarks/run.py --quick        # about three
-    python benchmarks/run.py --tiny         # every benchmark at one tiny shape: that none rots
+    python benchmarks/run.py                  # on the CPU, under ten minutes on two cores
+    python benchmarks/run.py --quick          # about three
+    python benchmarks/run.py --device cuda    # on the GPU, under eight; with --quick, two
+    python benchmarks/run.py --tiny           # every benchmark at one tiny shape: that none rots
 
-Results go to benchmarks/results/<machine>/*.json, one file per suite, and a line of the ops'
-figures to history.jsonl there; `make report` draws them. A suite that fails does not keep the
-others from being measured; the exit code is then 1.
+The suites share the time: what one leaves goes to those behind it, and what one has no time for is
+in its results as not measured. On a GPU every op is checked first, under compute-sanitizer too
+where that is on the PATH. Nothing is installed or built.
+
+Results go to benchmarks/results/<machine>/*.json (<gpu>-<date> for a GPU), one file per suite, and
+a line of the ops' figures to history.jsonl there; `make report` draws them. A suite that fails does
+not keep the others from being measured; the exit code is then 1, and 2 where there is no GPU.
 """
 
 import argparse
 import datetime
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -24,49 +29,22 @@ FOLDER = Path(__file__).resolve().parent
 if str(FOLDER) not in sys.path:  # PYTHONSAFEPATH leaves it out
     sys.path.append(str(FOLDER))
 
-from ceilings import ceilings
-from results_format import RESULTS, document, machine_name, write_document
+from results_format import RESULTS, commit, document, machine_name, read_document, write_document
 
-SUITES = ("ceilings", "ops", "scaling", "inference", "training")
-
-
-def ops(arguments: argparse.Namespace, output: Path) -> list[dict]:
-    """Every bench_<op>.py by pytest-benchmark, as records.
-
-    Raises:
-        RuntimeError: a check or a benchmark has failed.
-    """
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    if arguments.tiny:
-        environment["SPANBERT_FAST_BENCH_TINY"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
-        raw = Path(folder) / "raw.json"
-        command = [sys.executable, "-m", "pytest", str(FOLDER), "-q", "--benchmark-enable"]
-        command += ["--benchmark-only", f"--benchmark-json={raw}", "-p", "no:cacheprovider"]
-        if arguments.quick:
-            command += ["-k", "bf16 and threads or sample_spans"]
-        done = subprocess.run(command, env=environment, cwd=FOLDER.parent)
-        if not raw.is_file():
-            raise RuntimeError(f"pytest wrote no results (exit code {done.returncode})")
-        measured = json.loads(raw.read_text())["benchmarks"]
-    write_document(output, document("ops", arguments.threads, records := [*map(_record, measured)]))
-    if done.returncode:
-        raise RuntimeError(f"a check has failed (exit code {done.returncode})")
-    return records
-
-
-def _record(measured: dict) -> dict:
-    """One pytest-benchmark result in our format."""
-    stats = measured["stats"]
-    return {
-        "op": Path(measured["fullname"].split("::")[0]).stem.removeprefix("bench_"),
-        "case": measured["name"],
-        "median_ms": 1e3 * stats["median"],
-        "low_ms": 1e3 * stats["q1"],
-        "high_ms": 1e3 * stats["q3"],
-        "rounds": stats["rounds"],
-        **measured["extra_info"],
-    }
+# suite -> its share of the time
+SHARES = {
+    "cpu": {
+        "ceilings": 0.02, "ops": 0.33, "training": 0.33, "inference": 0.12, "scaling": 0.12,
+        "loss_curve": 0.08,
+    },
+    "cuda": {
+        "check": 0.14, "ceilings": 0.02, "ops": 0.36, "training": 0.34, "inference": 0.09,
+        "loss_curve": 0.05,
+    },
+}  # fmt: skip
+SUITES = ("check", *SHARES["cpu"])
+SECONDS = {"cpu": (540, 160), "cuda": (440, 105)}  # in all, and with --quick
+_START = 10  # seconds in which a suite's process has loaded everything
 
 
 def script(name: str, output: Path, *options: str) -> None:
@@ -81,66 +59,137 @@ def script(name: str, output: Path, *options: str) -> None:
         raise RuntimeError(f"{name} ended with exit code {done.returncode}")
 
 
-def run_suite(name: str, arguments: argparse.Namespace, output: Path) -> None:
-    """Measure one suite into `output`."""
-    tiny, quick = ["--tiny"] * arguments.tiny, arguments.quick
-    threads = ["--threads", str(arguments.threads)]
-    if name == "ceilings":
-        found = ceilings(arguments.threads, tiny=arguments.tiny)
+def sanitized(device: str, seconds: float) -> dict[str, object]:
+    """What compute-sanitizer says of every op at its tiny shape, as a record.
+
+    PyTorch's caching of memory is off: a read past a tensor would stay within its cache's block.
+    """
+    record: dict[str, object] = {"op": "all", "case": "compute-sanitizer memcheck", "threads": 1}
+    program = shutil.which("compute-sanitizer")
+    if device == "cpu" or program is None:
+        reason = "compute-sanitizer is not on the PATH" if device == "cuda" else "it needs a GPU"
+        return record | {"not_measured": reason}
+    command = [program, "--error-exitcode", "3", sys.executable, str(FOLDER / "op_suite.py")]
+    command += ["--device", device, "--tiny", "--quick", "--check-only", "--output", os.devnull]
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    try:
+        done = subprocess.run(
+            command, env=environment, cwd=FOLDER.parent, timeout=seconds, capture_output=True
+        )
+    except subprocess.TimeoutExpired:
+        return record | {"not_measured": f"it was not done in {seconds:.0f} s"}
+    if done.returncode == 3:
+        lines = done.stdout.decode(errors="replace").splitlines()
+        return record | {"raised": next((x for x in lines if "Invalid" in x), "errors were found")}
+    if done.returncode:
+        return record | {"raised": f"op_suite.py ended with exit code {done.returncode}"}
+    return record | {"passed": True}
+
+
+def check(options: argparse.Namespace, output: Path, seconds: float) -> None:
+    """Every op at its tiny shape on the device, then again under compute-sanitizer."""
+    start = time.perf_counter()
+    device = ["--device", options.device]
+    quick = ["--quick"] * options.quick
+    script("op_suite.py", output, *device, *quick, "--tiny", "--check-only", "--threads", "1")
+    left = max(1.0, seconds - (time.perf_counter() - start))
+    content = read_document(output)
+    content["results"].append(record := sanitized(options.device, left))
+    write_document(output, content)
+    print(f"  compute-sanitizer: {record.get('not_measured') or record.get('raised') or 'passed'}")
+    if "raised" in record:
+        raise RuntimeError(f"compute-sanitizer: {record['raised']}")
+
+
+def run_suite(name: str, options: argparse.Namespace, output: Path, seconds: float) -> None:
+    """Measure one suite into `output`, in about `seconds`."""
+    tiny, quick = ["--tiny"] * options.tiny, ["--quick"] * options.quick
+    device = ["--device", options.device, "--threads", str(options.threads)]
+    budget = ["--budget", f"{max(1.0, seconds - _START):.0f}"]
+    gpu = options.device == "cuda"
+    if name == "check":
+        check(options, output, seconds)
+    elif name == "ceilings":
+        from ceilings import ceilings
+
+        found = ceilings(options.threads, tiny=options.tiny, device=options.device)
         for record in found:
             print("  {what:<32}{value:>10.1f} {unit}".format(**record))
-        write_document(output, document(name, arguments.threads, found))
+        write_document(output, document(name, options.threads, found, options.device))
     elif name == "ops":
-        records = ops(arguments, output)
-        if not arguments.tiny:
-            remember(output.parent / "history.jsonl", records)
+        script("op_suite.py", output, *device, *budget, *tiny, *quick)
+        if not options.tiny:
+            remember(output.parent / "history.jsonl", read_document(output)["results"])
     elif name == "scaling":
-        script("scaling.py", output, *threads, *tiny, *["--quick"] * quick)
+        script("scaling.py", output, "--threads", str(options.threads), *budget, *tiny, *quick)
     elif name == "inference":
-        script("bench_inference.py", output, *threads, *tiny, *["--rounds", "3"] * quick)
+        models = ["--layers", "12", "--compiled"] if gpu and not options.quick else []
+        models = models or (["--layers", "4"] if options.quick else [])
+        script("bench_inference.py", output, *device, *budget, *tiny, *models)
+    elif name == "loss_curve":
+        script("bench_loss_curve.py", output, *device, *budget, *tiny)
     else:
-        allocators = ["--allocators", "heap-kept"] if quick or arguments.tiny else []
-        shorter = ["--quick"] if quick or arguments.tiny else ["--rounds", "3"]
-        script("bench_training.py", output, *threads, *tiny, *allocators, *shorter)
+        rounds = ["--rounds", "15" if gpu else "3"]
+        shorter = ["--quick"] if options.quick or options.tiny else rounds
+        limit = ["--time-limit", budget[1], "--allocators", "default" if gpu else "heap-kept"]
+        sizes = ["--shapes", "16x512", "--layers", "12"] if gpu else []
+        sizes += ["24x1024"] if gpu and not options.quick else []
+        script("bench_training.py", output, *device, *tiny, *shorter, *limit, *sizes)
 
 
 def remember(history: Path, records: list[dict]) -> None:
-    """Append the medians of a run to the machine's history."""
-    from results_format import commit
-
-    line = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "median_ms": {f"{r['op']}: {r['case']}": round(r["median_ms"], 4) for r in records},
-    }
+    """Append our medians of a run to the machine's history."""
+    found = {}
+    for record in records:
+        ours = record.get("providers", {}).get("ours", {})
+        if "median_ms" in ours:
+            name = f"{record['op']}: {record['case']}, {record['threads']} threads"
+            found[name] = round(ours["median_ms"], 4)
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    line = {"date": date, "commit": commit(), "median_ms": found}
     with open(history, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
-def main() -> int:
-    """Measure the suites; 1 where one failed."""
+def main(argv: list[str] | None = None) -> int:
+    """Measure the suites; 1 where one failed, 2 where there is no GPU."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--device", choices=("cpu",), default="cpu", help="no suite for a GPU is there yet")
-    add("--suites", nargs="+", choices=SUITES, default=SUITES)
-    add("--quick", action="store_true")
-    add("--tiny", action="store_true")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--suites", nargs="+", choices=SUITES, help="default: all that the device has")
+    add("--quick", action="store_true", help="fewer cases")
+    add("--tiny", action="store_true", help="one tiny shape of each, to see that it runs")
+    add("--budget", type=float, help="seconds for all suites")
     add("--threads", type=int, default=min(2, os.cpu_count() or 1))
     add("--output-dir", type=Path, help="default: benchmarks/results/<machine>")
-    arguments = parser.parse_args()
-    folder = arguments.output_dir or RESULTS / machine_name()
+    options = parser.parse_args(argv)
+    if options.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            print(
+                f"run.py: --device cuda needs an NVIDIA GPU, torch {torch.__version__} sees none",
+                file=sys.stderr,
+            )
+            return 2
+    folder = options.output_dir or RESULTS / machine_name(options.device)
+    shares = SHARES[options.device]
+    suites = options.suites or list(shares)
+    weights = [shares.get(name, 0.1) for name in suites]
+    end = time.perf_counter() + (options.budget or SECONDS[options.device][options.quick])
     failed = []
-    for name in arguments.suites:
+    for number, name in enumerate(suites):
         print(f"\n== {name}", flush=True)
         start = time.perf_counter()
+        seconds = max(0.0, end - start) * weights[number] / sum(weights[number:])
         try:
-            run_suite(name, arguments, folder / f"{name}.json")
+            run_suite(name, options, folder / f"{name}.json", seconds)
         except RuntimeError as error:
             failed.append(name)
             print(f"run.py: {name}: {error}", file=sys.stderr)
-        print(f"   {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"   {time.perf_counter() - start:.0f} s of {seconds:.0f}", flush=True)
     print(f"\nresults: {folder}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 

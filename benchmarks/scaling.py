@@ -3,15 +3,18 @@
 
 Each curve is a set of points of ours and of PyTorch's usual way, measured in turn, and the exponent
 of a power law through each one's points (least squares over the logarithms). Everything runs
-forward and backward in bf16.
+forward and backward in bf16. Before a point is timed, results and gradients of both are compared,
+without dropout, with the usual way in fp32: a curve with a wrong point gets no ratio.
 """
 
 import argparse
-import statistics
+import copy
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 if str(FOLDER) not in sys.path:  # PYTHONSAFEPATH leaves it out
@@ -19,7 +22,9 @@ if str(FOLDER) not in sys.path:  # PYTHONSAFEPATH leaves it out
 
 import numpy as np
 import torch
+from op_case import OURS, Tensors, error_share
 from results_format import RESULTS, document, write_document
+from timing import Clock, interleaved, quartiles, ratio
 from torch.nn import functional as F
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
@@ -28,8 +33,29 @@ from spanbert_fast.nn import TransformerLayer
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
 from spanbert_fast.ops.varlen_attention import varlen_attention
 
-Runs = dict[str, Callable[[], object]]
 HEADS, HEAD_DIM, HIDDEN = 12, 64, 768
+_FLOOR = torch.finfo(torch.bfloat16).eps  # of the largest value, where the peer is right by luck
+
+
+@dataclasses.dataclass
+class Point:
+    """One size of a curve.
+
+    Attributes:
+        timed: by provider, ours first.
+        checked: the same providers' results and gradients, without dropout.
+        truth: those of the usual way in fp32.
+    """
+
+    timed: dict[str, Callable[[], object]]
+    checked: dict[str, Callable[[], Tensors]]
+    truth: Callable[[], Tensors]
+
+    def errors(self) -> dict[str, float]:
+        """Each provider's largest error as a share of what is allowed for it."""
+        found = {name: run() for name, run in self.checked.items()}
+        exact, baseline = self.truth(), list(found.values())[-1]
+        return {name: error_share(r, baseline, exact, _FLOOR) for name, r in found.items()}
 
 
 def exponent(sizes: list[float], seconds: list[float]) -> float | None:
@@ -39,7 +65,12 @@ def exponent(sizes: list[float], seconds: list[float]) -> float | None:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
-def attention(seqlen: int, tokens: int) -> Runs:
+def with_gradients(out: torch.Tensor, leaves: list[torch.Tensor], dy: torch.Tensor) -> Tensors:
+    """(out, the gradients of the leaves)."""
+    return out, *torch.autograd.grad(out, leaves, dy.to(out.dtype))
+
+
+def attention(seqlen: int, tokens: int) -> Point:
     """Attention of about `tokens` tokens in sequences of one length."""
     batch = max(1, tokens // seqlen)
     qkv = torch.randn(batch * seqlen, 3, HEADS, HEAD_DIM).bfloat16().requires_grad_()
@@ -47,159 +78,201 @@ def attention(seqlen: int, tokens: int) -> Runs:
     bounds = torch.arange(0, batch * seqlen + 1, seqlen, dtype=torch.int32)
 
     def ours():
-        out = varlen_attention(*qkv.unbind(1), bounds, seqlen)
-        return torch.autograd.grad(out, qkv, dout)
+        return with_gradients(varlen_attention(*qkv.unbind(1), bounds, seqlen), [qkv], dout)
 
-    def sdpa():
+    def sdpa(qkv=qkv):
         q, k, v = (t.unflatten(0, (batch, seqlen)).transpose(1, 2) for t in qkv.unbind(1))
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
-        return torch.autograd.grad(out, qkv, dout)
+        return with_gradients(out, [qkv], dout)
 
-    return {"ours": ours, "sdpa": sdpa}
+    runs = {OURS: ours, "sdpa": sdpa}
+    return Point(runs, runs, lambda: sdpa(qkv.detach().float().requires_grad_()))
 
 
-def layer(lengths: list[int]) -> Runs:
+def layer(lengths: list[int]) -> Point:
     """A BERT layer on a batch with these lengths, dropout 0.1; Hugging Face's gets it padded."""
     config = BertConfig(hidden_size=HIDDEN, attn_implementation="sdpa")
-    ours = TransformerLayer(HIDDEN, HEADS, 4 * HIDDEN).bfloat16().train()
-    theirs = BertLayer(config).bfloat16().train()
+    theirs = BertLayer(config).bfloat16()
+    ours = TransformerLayer(HIDDEN, HEADS, 4 * HIDDEN).bfloat16()
+    ours.load_state_dict(theirs.state_dict())
     counts = torch.tensor(lengths)
     real = torch.arange(max(lengths)) < counts[:, None]
-    padded = torch.randn(*real.shape, HIDDEN).bfloat16()
-    packed = padded[real]
+    padded, dy = (torch.randn(*real.shape, HIDDEN).bfloat16() * real[..., None] for _ in range(2))
+    packed, packed_dy = padded[real], dy[real]
     bounds = F.pad(counts.cumsum(0), (1, 0)).int()
     mask = None if real.all() else real[:, None, None, :]
-    return {
-        "ours": lambda: ours(packed, bounds, max(lengths)).float().sum().backward(),
-        "Hugging Face sdpa": lambda: theirs(padded, mask).float().sum().backward(),
-    }
+
+    def leaves(model):
+        return [parameter for _, parameter in sorted(model.named_parameters())]
+
+    def run(training: bool) -> Tensors:
+        out = ours.train(training)(packed, bounds, max(lengths))
+        return with_gradients(out, leaves(ours), packed_dy)
+
+    def run_theirs(training: bool, model=theirs, x=padded) -> Tensors:
+        return with_gradients(model.train(training)(x, mask), leaves(model), dy)
+
+    def compared(out: torch.Tensor, *gradients: torch.Tensor) -> Tensors:
+        # a key's bias has no gradient but for rounding: softmax ignores a common shift
+        names = [name for name, _ in sorted(theirs.named_parameters())]
+        kept = [g for n, g in zip(names, gradients, strict=True) if not n.endswith("key.bias")]
+        return out if out.dim() == 2 else out[real], *kept
+
+    peer = "Hugging Face sdpa"
+    wide = copy.deepcopy(theirs).float()
+    return Point(
+        {OURS: lambda: run(True), peer: lambda: run_theirs(True)},
+        {OURS: lambda: compared(*run(False)), peer: lambda: compared(*run_theirs(False))},
+        lambda: compared(*run_theirs(False, wide, padded.float())),
+    )
 
 
-def loss(vocab_size: int, rows: int) -> Runs:
-    """The vocabulary's cross-entropy of some rows."""
-    hidden = torch.randn(rows, HIDDEN).bfloat16().requires_grad_()
-    weight = (0.05 * torch.randn(vocab_size, HIDDEN)).bfloat16().requires_grad_()
-    bias = torch.zeros(vocab_size).bfloat16().requires_grad_()
-    targets = torch.randint(vocab_size, (rows,))
-    leaves = (hidden, weight, bias)
+def loss(vocab_size: int, rows: int) -> Point:
+    """Scores over a vocabulary and the mean cross-entropy of `rows` rows."""
+    hidden = torch.randn(rows, HIDDEN).bfloat16()
+    weight = (0.05 * torch.randn(vocab_size, HIDDEN)).bfloat16()
+    bias, targets = torch.zeros(vocab_size).bfloat16(), torch.randint(vocab_size, (rows,))
+    leaves = [t.requires_grad_() for t in (hidden, weight, bias)]
+    one = torch.ones(())
 
     def ours():
-        return torch.autograd.grad(linear_cross_entropy(*leaves, targets).losses.mean(), leaves)
+        return with_gradients(linear_cross_entropy(*leaves, targets).losses.mean(), leaves, one)
 
-    def usual():
-        return torch.autograd.grad(F.cross_entropy(F.linear(*leaves), targets), leaves)
+    def usual(leaves=leaves):
+        return with_gradients(F.cross_entropy(F.linear(*leaves), targets), leaves, one)
 
-    return {"ours": ours, "linear + cross_entropy": usual}
+    def truth():
+        return usual([t.detach().float().requires_grad_() for t in leaves])
+
+    runs = {OURS: ours, "linear + cross_entropy": usual}
+    return Point(runs, runs, truth)
 
 
-def with_threads(count: int, make: Callable[[], Runs]) -> Runs:
+def with_threads(count: int, make: Callable[[], Point]) -> Point:
     """The same with another number of threads."""
-    return {
+    point = make()
+    point.timed = {
         name: lambda run=run: (torch.set_num_threads(count), run())[1]
-        for name, run in make().items()
+        for name, run in point.timed.items()
     }
+    return point
 
 
 def curves(options: argparse.Namespace) -> Iterator[tuple[str, str, list]]:
-    """(what is measured, what grows, [(size, how to make its runs)])."""
-    few, tokens = options.quick or options.tiny, 256 if options.tiny else 4096
-    lengths = (
-        [16, 32]
-        if options.tiny
-        else [64, 512, 2048]
-        if few
-        else [64, 128, 256, 512, 1024, 2048, 4096]
-    )
+    """(what is measured, what grows, [(size, how to make its point)])."""
+    few, tiny = options.quick, options.tiny
+
+    def sizes(tiny_ones: list, few_ones: list, all_of_them: list) -> list:
+        return tiny_ones if tiny else few_ones if few else all_of_them
+
+    tokens, rows, seqlen = (256, 16, 16) if tiny else (4096, 600, 128)
+    lengths = sizes([16, 32], [64, 512, 2048], [64, 128, 256, 512, 1024, 2048, 4096])
     yield "attention", "sequence length", [(n, lambda n=n: attention(n, tokens)) for n in lengths]
-    sizes = [32, 64] if options.tiny else [512, 2048] if few else [512, 1024, 2048, 4096]
-    seqlen = 16 if options.tiny else 128
-    yield "layer", "batch tokens", [(n, lambda n=n: layer([seqlen] * (n // seqlen))) for n in sizes]
-    longest, count = (16, 4) if options.tiny else (256, 8)
-    shares = [0.0, 0.5] if few else [0.0, 0.25, 0.5, 0.75]
-    yield (
-        "layer",
-        "padding share",
-        [
-            (
-                share,
-                lambda s=share: layer([longest] + [max(1, round(longest * (1 - s)))] * (count - 1)),
-            )
-            for share in shares
-        ],
-    )
-    vocabularies = (
-        [100, 200] if options.tiny else [8000, 28_996] if few else [4000, 8000, 16_000, 28_996]
-    )
-    rows = 16 if options.tiny else 600
+    totals = sizes([32, 64], [512, 2048], [512, 1024, 2048, 4096])
+    points = [(n, lambda n=n: layer([seqlen] * (n // seqlen))) for n in totals]
+    yield "layer", "batch tokens", points
+    longest, others = (16, 3) if tiny else (256, 7)
+    shares = sizes([0.0, 0.5], [0.0, 0.5], [0.0, 0.25, 0.5, 0.75])
+    shorter = [max(1, round(longest * (1 - share))) for share in shares]
+    points = [
+        (share, lambda n=n: layer([longest] + [n] * others))
+        for share, n in zip(shares, shorter, strict=True)
+    ]
+    yield "layer", "padding share", points
+    vocabularies = sizes([100, 200], [8000, 28_996], [4000, 8000, 16_000, 28_996])
     yield "loss", "vocabulary", [(n, lambda n=n: loss(n, rows)) for n in vocabularies]
-    yield (
-        "layer",
-        "threads",
-        [
-            (n, lambda n=n: with_threads(n, lambda: layer([seqlen] * (sizes[-1] // 2 // seqlen))))
-            for n in range(1, options.threads + 1)
-        ],
-    )
+    batch = [seqlen] * (totals[-1] // 2 // seqlen)
+    counts = range(1, options.threads + 1)
+    points = [(n, lambda n=n: with_threads(n, lambda: layer(batch))) for n in counts]
+    yield "layer", "threads", points
 
 
-def measure(options: argparse.Namespace, what: str, grows: str, points: list) -> dict:
-    """Medians of a curve's points, and its exponents."""
+def measure(
+    options: argparse.Namespace, what: str, grows: str, points: list, end: float
+) -> dict[str, Any]:
+    """Errors and medians of a curve's points, and, where all are right, exponents and ratios.
+
+    Points that are not reached before `end` (of time.perf_counter) are in "not_measured".
+    """
     found: dict[str, list[float]] = {}
-    for _, make in points:
+    errors: dict[str, list[float]] = {}
+    ratios: dict[str, list[float]] = {}
+    sizes, late = [], []
+    for number, (size, make) in enumerate(points):
+        left = end - time.perf_counter()
+        if left <= 0:
+            late.append(size)
+            continue
         torch.set_num_threads(options.threads)
-        seconds: dict[str, list[float]] = {}
-        runs = make()
-        for number in range(options.rounds + 1):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run()
-                if number:  # the first one warms up
-                    seconds.setdefault(name, []).append(time.perf_counter() - start)
+        point = make()
+        for name, share in point.errors().items():
+            errors.setdefault(name, []).append(share)
+        budget = left / (len(points) - number) / 2  # the other half checks
+        least = 1 if options.tiny else 3
+        seconds = interleaved(point.timed, Clock(), budget, least, options.rounds)
+        sizes.append(size)
         for name, times in seconds.items():
-            found.setdefault(name, []).append(1e3 * statistics.median(times))
-    sizes = [size for size, _ in points]
-    fits = grows not in ("padding share", "threads")
+            found.setdefault(name, []).append(1e3 * quartiles(times)[1])
+            if name != OURS:
+                ratios.setdefault(name, []).append(ratio(times, seconds[OURS])["median"])
+    passed = all(share <= 1 for shares in errors.values() for share in shares)
+    fits = passed and grows not in ("padding share", "threads")
     return {
         "what": what,
         "grows": grows,
         "sizes": sizes,
+        "not_measured": late,
+        "passed": passed,
+        "error_share": errors,
         "median_ms": found,
+        "speedups": ratios if passed else {},
         "exponents": {n: exponent(sizes, times) for n, times in found.items()} if fits else {},
     }
 
 
-def show(curve: dict) -> str:
+def show(curve: dict[str, Any]) -> str:
     """A curve for reading."""
-    lines = [f"{curve['what']}, ms by {curve['grows']}"]
+    wrong = "" if curve["passed"] else "  WRONG"
+    lines = [f"{curve['what']}, ms by {curve['grows']}{wrong}"]
     lines.append(" " * 26 + "".join(f"{size:>10}" for size in curve["sizes"]) + "   exponent")
     for name, times in curve["median_ms"].items():
         power = curve["exponents"].get(name)
         tail = "" if power is None else f"{power:>11.2f}"
         lines.append(f"  {name:<24}" + "".join(f"{t:>10.2f}" for t in times) + tail)
+    for name, ratios in curve["speedups"].items():
+        lines.append(f"  {'beside ' + name:<24}" + "".join(f"{r:>8.2f} x" for r in ratios))
+    if curve["not_measured"]:
+        late = ", ".join(map(str, curve["not_measured"]))
+        lines.append(f"  not measured, the time was up: {late}")
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure all curves."""
+def main(argv: list[str] | None = None) -> int:
+    """Measure all curves; 1 where one has a wrong point."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--threads", type=int, default=2)
-    add("--rounds", type=int, default=5)
+    add("--rounds", type=int, default=7, help="at most (7)")
+    add("--budget", type=float, default=100, help="seconds for all curves (100)")
     add("--quick", action="store_true", help="two or three points a curve")
     add("--tiny", action="store_true", help="two tiny points a curve")
     add("--output", type=Path, default=RESULTS / "scaling.json")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.tiny:
         options.rounds = 1
     torch.manual_seed(0)
-    results = []
-    for what, grows, points in curves(options):
-        results.append(measure(options, what, grows, points))
+    results, todo = [], list(curves(options))
+    end = time.perf_counter() + options.budget
+    for number, (what, grows, points) in enumerate(todo):
+        now = time.perf_counter()
+        curve_end = now + (end - now) / (len(todo) - number)
+        results.append(measure(options, what, grows, points, curve_end))
         print(show(results[-1]), flush=True)
     write_document(options.output, document("scaling", options.threads, results))
+    return 0 if all(curve["passed"] for curve in results) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from training_providers import BOTH, MLM, PROVIDERS, Batch, Case, Provider, stock_encoder
+from training_providers import BOTH, MLM, Batch, Case, Provider, provider_of, stock_encoder
 
 from spanbert_fast.ops._common import use_backend
 
@@ -40,9 +40,9 @@ def case_to_check(case: Case) -> Case:
     return dataclasses.replace(case, lengths=case.lengths[::stride], dropout=0.0)
 
 
-def precision(dtype: str) -> contextlib.AbstractContextManager:
+def precision(dtype: str, device: str) -> contextlib.AbstractContextManager:
     """Autocast to bf16, or nothing."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16")
+    return torch.autocast(device, torch.bfloat16, enabled=dtype == "bf16")
 
 
 @torch.no_grad()
@@ -56,16 +56,16 @@ def redraw(model: nn.Module) -> None:
 
 
 def loss_and_gradients(provider: Provider, objective: str, batch: Batch, dtype: str) -> Tensors:
-    """The loss and each parameter's gradient by name, without dropout; "fp64" is what the model
-    itself has been turned to."""
+    """The loss and each parameter's gradient by name, on the CPU, without dropout; "fp64" is what
+    the model itself has been turned to."""
     model = provider.model.eval()
     model.zero_grad(set_to_none=True)
     with use_backend(provider.backend):
-        with precision(dtype):
+        with precision(dtype, next(model.parameters()).device.type):
             loss = provider.losses[objective](batch)
         loss.backward()
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {LOSS: loss.detach(), **found}
+    found = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+    return {LOSS: loss.detach().cpu(), **found}
 
 
 def _size(tensor: torch.Tensor) -> Size:
@@ -98,10 +98,9 @@ def check_errors(provider: Provider, case: Case, truth_file: Path) -> Errors:
 
 def _peers(case: Case, attention: str) -> dict[str, Provider]:
     """PyTorch's own model of each objective."""
-    return {
-        MLM: PROVIDERS[f"hf-{attention}"](case),
-        BOTH: stock_encoder(case, attention),
-    }
+    stock = stock_encoder(case, attention)
+    stock.model.to(case.device)
+    return {MLM: provider_of(f"hf-{attention}", case), BOTH: stock}
 
 
 def write_truth(case: Case, truth_file: Path) -> None:

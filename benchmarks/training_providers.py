@@ -33,6 +33,7 @@ class Case:
     dropout: float = 0.1
     hidden_size: int = 768
     vocab_size: int = 28_996
+    device: str = "cpu"
 
 
 @dataclasses.dataclass
@@ -43,18 +44,27 @@ class Batch:
     packed: dict[str, torch.Tensor | int]
 
     @classmethod
-    def of(cls, case: Case, seed: int = 1) -> "Batch":
-        """Random words, a piece or two each, with 15 % masked in spans."""
+    def of(cls, case: Case, seed: int = 1, words: torch.Tensor | None = None) -> "Batch":
+        """Text with 15 % masked in spans.
+
+        Args:
+            case: its lengths and its vocabulary.
+            seed: of the masks, and of random words, a piece or two each.
+            words: int64, as many ids as the case has tokens, in place of random words.
+        """
         generator = torch.Generator().manual_seed(seed)
         lengths = torch.tensor(case.lengths)
         total, longest = int(lengths.sum()), int(lengths.max())
         cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int()
         ids = torch.randint(FIRST_WORD, case.vocab_size, (total,), generator=generator)
+        word_starts = torch.rand(total, generator=generator) >= 0.1
+        if words is not None:
+            ids, word_starts = words.clone(), torch.ones_like(word_starts)
         ids[cu_seqlens[:-1].long()], ids[cu_seqlens[1:].long() - 1] = CLS, SEP
         sample = sample_spans(
             ids,
             cu_seqlens,
-            torch.rand(total, generator=generator) >= 0.1,
+            word_starts,
             seed=seed,
             sequence_ids=torch.arange(len(lengths)),
             mask_token_id=MASK,
@@ -71,11 +81,16 @@ class Batch:
         padded["input_ids"][kept], padded["labels"][kept] = sample.input_ids, packed_labels
         if not kept.all():  # without padding Hugging Face is faster with no mask
             padded["attention_mask"] = kept.long()
-        return cls(padded, {**packed, "cu_seqlens": cu_seqlens, "max_seqlen": longest})
+        packed |= {"cu_seqlens": cu_seqlens, "max_seqlen": longest}
+        return cls(*({k: _moved(v, case.device) for k, v in d.items()} for d in (padded, packed)))
 
     def tokens(self) -> int:
         """Real tokens, padding not counted."""
         return self.packed["input_ids"].shape[0]
+
+
+def _moved(value: torch.Tensor | int, device: str) -> torch.Tensor | int:
+    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 @dataclasses.dataclass
@@ -166,6 +181,13 @@ PROVIDERS: dict[str, Callable[[Case], Provider]] = {
     "hf-sdpa-masked-rows": _masked_rows,
     "reference": functools.partial(_ours, backend="reference"),
 }
+
+
+def provider_of(name: str, case: Case) -> Provider:
+    """One of `PROVIDERS`, on the case's device."""
+    provider = PROVIDERS[name](case)
+    provider.model.to(case.device)
+    return provider
 
 
 def lengths_of(documents: Sequence[str], batch: int, seqlen: int) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from training_check import Errors, check_errors, precision
-from training_providers import PROVIDERS, Batch, Case
+from training_providers import Batch, Case, provider_of
 
 from spanbert_fast.ops._common import use_backend
 
@@ -35,7 +35,7 @@ class Session:
         torch.set_num_threads(threads)
         torch.manual_seed(0)
         self.case = case
-        self.provider = PROVIDERS[name](case)
+        self.provider = provider_of(name, case)
         self.provider.model.train()
         self.loss = list(self.provider.losses.values())[-1]
         self.optimizer = torch.optim.AdamW(
@@ -47,15 +47,19 @@ class Session:
         """Seconds of forward, backward and update."""
         start = time.perf_counter()
         with use_backend(self.provider.backend):
-            with precision(self.case.dtype):
+            with precision(self.case.dtype, self.case.device):
                 loss = self.loss(self.batch)
             loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.case.device == "cuda":
+            torch.cuda.synchronize()
         return time.perf_counter() - start
 
     def peak_memory(self) -> float:
-        """MB that the process has held at most."""
+        """MB that the process has held at most; on a GPU, that its tensors have."""
+        if self.case.device == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import json
+import logging
 import math
 import os
 import sys
@@ -31,6 +33,16 @@ bench = load("bench_training")
 CASE = providers.Case(
     layers=1, seqlen=24, lengths=(24, 9, 17), dtype="bf16", hidden_size=64, vocab_size=150
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_trace():
+    """pytest listens to it, and torch.compile then writes down all that it does."""
+    trace = logging.getLogger("torch.__trace")
+    level = trace.level
+    trace.setLevel(logging.WARNING)
+    yield
+    trace.setLevel(level)
 
 
 @pytest.fixture(scope="module")
@@ -210,9 +222,40 @@ def test_a_provider_that_raises_does_not_stop_the_others(fake_run, monkeypatch):
     assert "RuntimeError: no such instruction" in printed
 
 
+def test_peers_that_there_is_no_time_for_are_named(fake_run, monkeypatch):
+    """Every call of the clock is a second later: the first peer's end is past the limit."""
+    clock = itertools.count()
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: float(next(clock)))
+    code, document, printed = fake_run("--allocators", "default", "--time-limit", "3")
+    result = document["results"][0]
+    assert code == 0 and list(result["speedups"]) == ["hf-eager"]
+    assert result["not_measured"] == {"hf-sdpa": "the time was up"}
+    assert "not measured: the time was up" in printed
+
+
+def test_layers_have_a_width():
+    options = bench.parser().parse_args(["--layers", "12", "24x1024"])
+    assert [(c.layers, c.hidden_size) for c in bench.cases_of(options)] == [(12, 768), (24, 1024)]
+
+
+def test_a_batch_of_given_words():
+    words = torch.arange(50) + 60
+    batch = providers.Batch.of(CASE, seed=3, words=words)
+    ids = words.clone()
+    ids[[0, 24, 33]], ids[[23, 32, 49]] = providers.CLS, providers.SEP
+    masked = batch.packed["mlm_positions"]
+    assert torch.equal(batch.packed["mlm_targets"], ids[masked])
+    untouched = torch.ones(50, dtype=torch.bool)
+    untouched[masked] = False
+    assert torch.equal(batch.packed["input_ids"][untouched], ids[untouched])
+    assert words[0] == 60, "the words are the caller's"
+
+
 @pytest.mark.parametrize(
     "option, message",
     [
+        (["--layers", "12x100"], "must be like 12 or 24x1024, got '12x100'"),
+        (["--layers", "x"], "must be like 12 or 24x1024, got 'x'"),
         (["--shapes", "8by512"], "must be like 8x512, got '8by512'"),
         (["--shapes", "0x512"], "must be like 8x512, got '0x512'"),
         (["--rounds", "0"], "must be a whole number from 1 on, got '0'"),

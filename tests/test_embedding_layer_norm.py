@@ -172,3 +172,36 @@ def test_bad_input():
         embedding_layer_norm(None, positions, types, *tables)
     with pytest.raises(TypeError, match="input_ids must be int64, got torch.int32"):
         embedding_layer_norm(words.int(), positions, types, *tables)
+
+
+@pytest.mark.skipif(_C is None, reason="needs the extension")
+def test_a_large_gradient_takes_the_memory_of_the_last_one():
+    vocab, hidden = 40_000, 48  # 7.7 MB
+    tables = [torch.randn(n, hidden) for n in (vocab, POSITIONS, TYPES)]
+    word, *others = [*tables, torch.ones(hidden), torch.zeros(hidden)]
+    word.requires_grad_()
+
+    def gradient(first):
+        ids = torch.arange(first, first + 7)
+        y = embedding_layer_norm(ids, ids % 5, ids % 2, word, *others)
+        return torch.autograd.grad(y[:, 0].sum(), word)[0]
+
+    def check(gradient, first):
+        rows = gradient.abs().sum(1)
+        assert (rows[first : first + 7] > 0).all() and (rows > 0).sum() == 7
+
+    one, two = gradient(100), gradient(30_000)
+    assert one.data_ptr() != two.data_ptr()
+    check(one, 100)
+    free = one.data_ptr()
+    del one
+    three = gradient(200)
+    assert three.data_ptr() == free
+    check(three, 200)  # nothing of the last one stays
+    check(two, 30_000)
+    torch.use_deterministic_algorithms(True)
+    del three
+    try:
+        check(gradient(300), 300)
+    finally:
+        torch.use_deterministic_algorithms(False)

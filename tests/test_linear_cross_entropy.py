@@ -308,23 +308,22 @@ def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
-torch.set_num_threads(2)
-hidden = torch.randn(1200, 768, dtype=torch.bfloat16, requires_grad=True)
-weight = (0.02 * torch.randn(28996, 768)).requires_grad_()
-bias = torch.zeros(2, 28996, requires_grad=True)
-leaves, targets = (hidden, weight, bias), torch.randint(28996, (1200,))
-
-def step(rows):
+def growth(rows, vocab_size):
+    hidden = torch.randn(rows, 768, dtype=torch.bfloat16, requires_grad=True)
+    weight = (0.02 * torch.randn(vocab_size, 768)).requires_grad_()
+    bias = torch.zeros(2, vocab_size, requires_grad=True)
+    targets = torch.randint(vocab_size, (rows,))
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    before = status("VmRSS")
     losses = linear_cross_entropy(
-        hidden[:rows], weight, bias, targets[:rows], group_sizes=[rows // 2, rows - rows // 2]
+        hidden, weight, bias, targets, group_sizes=[rows // 2, rows - rows // 2]
     ).losses
-    return torch.autograd.grad(losses.sum(), leaves)
+    gradients = torch.autograd.grad(losses.sum(), (hidden, weight, bias))
+    return status("VmHWM") - before - sum(gradient.nbytes for gradient in gradients)
 
-step(8)  # loads code
-Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
-before = status("VmRSS")
-gradients = step(1200)
-print(status("VmHWM") - before - sum(gradient.nbytes for gradient in gradients))
+torch.set_num_threads(2)
+growth(8, 1000)  # loads code, and leaves no memory that the next one could take for its gradients
+print(growth(1200, 28996))
 """
 
 

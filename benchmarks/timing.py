@@ -1,0 +1,130 @@
+"""Timing of several providers in alternating rounds.
+
+Machines are shared and clocks drift: what is compared runs turn and turn about in one process, and
+a ratio is the median over the rounds, never a quotient of two separate runs. Rounds end when their
+spread is small, or when their time is up.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+LEAST, MOST = 3, 15
+_SETTLED = 0.03  # half of a provider's rounds lie within this share of their median
+
+
+class Clock:
+    """Wall-clock seconds of a call on the CPU."""
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """Seconds of one call."""
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    def peak_mb(self, call: Callable[[], object]) -> float | None:
+        """MB that a call needs beyond what is allocated before it; None where it is not known."""
+        return None
+
+
+class CudaClock(Clock):
+    """Seconds that the GPU takes for a call, between two events.
+
+    Before each call the L2 cache is overwritten, for in training an op's inputs come from memory,
+    and the GPU is kept busy while the host launches the call's kernels: what is timed is their
+    work, as in a CUDA graph, and not Python. A call may not wait for the GPU.
+    """
+
+    _BUSY_CYCLES = 2_000_000  # about a millisecond
+
+    def __init__(self):
+        cache = torch.cuda.get_device_properties(0).L2_cache_size
+        self._scratch = torch.empty(2 * max(cache, 1 << 25), dtype=torch.uint8, device="cuda")
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """GPU seconds of one call."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._scratch.zero_()
+        torch.cuda._sleep(self._BUSY_CYCLES)
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def peak_mb(self, call: Callable[[], object]) -> float | None:
+        """MB allocated at most during a call, beyond those before it."""
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def clock_of(device: str) -> Clock:
+    """The clock for a device, "cpu" or "cuda"."""
+    return CudaClock() if device == "cuda" else Clock()
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """(lower quartile, median, upper quartile)."""
+    if len(values) == 1:
+        return (values[0],) * 3
+    low, _, high = statistics.quantiles(values, n=4)
+    return max(low, min(values)), statistics.median(values), min(high, max(values))
+
+
+def settled(values: Sequence[float]) -> bool:
+    """Whether the middle half of the values is narrow."""
+    low, middle, high = quartiles(values)
+    return high - low <= _SETTLED * middle
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    clock: Clock,
+    budget: float,
+    least: int = LEAST,
+    most: int = MOST,
+) -> dict[str, list[float]]:
+    """Seconds of each call in rounds of all of them, after one round that warms up.
+
+    A call that takes longer than a round's share of the budget, and than five of the first call,
+    is in the first round alone.
+
+    Args:
+        calls: by provider.
+        clock: what takes their time.
+        budget: seconds after which `least` rounds are enough.
+        least, most: numbers of rounds; at `least` already, those whose spread is small are enough.
+    """
+    for call in calls.values():
+        call()
+    found = {name: [clock.seconds(call)] for name, call in calls.items()}
+    longest = max(budget / least, 5 * next(iter(found.values()))[0])
+    often = {name: call for name, call in calls.items() if found[name][0] <= longest}
+    start = time.perf_counter()
+    for number in range(2, most + 1):
+        for name, call in often.items():
+            found[name].append(clock.seconds(call))
+        spent = time.perf_counter() - start
+        if number >= least and (spent > budget or all(map(settled, found.values()))):
+            break
+    return found
+
+
+def summary(seconds: Sequence[float]) -> dict[str, Any]:
+    """The figures of one provider's rounds."""
+    low, middle, high = quartiles(seconds)
+    rounds = len(seconds)
+    return {"median_ms": 1e3 * middle, "low_ms": 1e3 * low, "high_ms": 1e3 * high, "rounds": rounds}
+
+
+def ratio(peer: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
+    """How many times as fast ours is, over the pairs; a slow peer has fewer."""
+    ratios = [a / b for a, b in zip(peer, ours, strict=False)]
+    return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
