@@ -81,15 +81,16 @@ def batch_of(lengths: tuple[int, ...], device: str) -> dict[str, torch.Tensor]:
 
 def onnx_session(model: torch.nn.Module, batch: dict, threads: int) -> Callable | None:
     """The fp32 model in onnxruntime; None where it is not installed."""
-    if not installed("onnxruntime") or not installed("onnx"):
+    if not all(installed(name) for name in ("onnxruntime", "onnx", "onnxscript")):
         return None
     import onnxruntime
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
         path = str(Path(folder) / "encoder.onnx")
+        # of this batch's shapes alone
         torch.onnx.export(
             model, (), path, kwargs=batch, input_names=list(batch), output_names=["hidden"],
-            dynamo=False,
+            dynamo=True, verbose=False,
         )  # fmt: skip
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads

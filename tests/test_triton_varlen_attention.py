@@ -108,7 +108,7 @@ def test_any_scale(scale):
 
 def test_8192_tokens():
     """Large tiles, of which the interpreter has fewer to do."""
-    tile = Tile({"BLOCK_M": 2048, "BLOCK_N": 1024}, 4)
+    tile = Tile({"BLOCK_M": 1024, "BLOCK_N": 1024}, 4)
     if DEVICE == "cuda":
         return check([8192, 3], 1, 64, torch.bfloat16, threshold=26)
     with (
