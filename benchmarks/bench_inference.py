@@ -94,6 +94,8 @@ def onnx_session(model: torch.nn.Module, batch: dict, threads: int) -> Callable 
         )  # fmt: skip
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
+        # its threads would go on spinning under the providers that come after it
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = onnxruntime.InferenceSession(path, settings, ["CPUExecutionProvider"])
     inputs = {name: tensor.numpy() for name, tensor in batch.items()}
     return lambda: torch.from_numpy(session.run(["hidden"], inputs)[0])

@@ -43,7 +43,7 @@ SHARES = {
     },
 }  # fmt: skip
 SUITES = ("check", *SHARES["cpu"])
-SECONDS = {"cpu": (540, 160), "cuda": (440, 105)}  # in all, and with --quick
+SECONDS = {"cpu": (490, 160), "cuda": (440, 105)}  # in all, and with --quick
 _START = 10  # seconds in which a suite's process has loaded everything
 
 
