@@ -144,6 +144,8 @@ def of_training(results: Results, plot: Plot) -> str:
         model = f"{r['layers']} x {r['hidden_size']}, {len(r['lengths'])} x {r['seqlen']}"
         name = f"{model}, {share:.0%} real, {r['dtype']}, dropout {r['dropout']}"
         name += f", malloc {r['allocator']}"
+        ragged = "" if len(set(r["lengths"])) == 1 else " ragged"
+        label = f"{model}{ragged} {r['dtype']}, malloc {r['allocator']}"
         for provider, found in r["providers"].items():
             if "raised" in found:
                 rows.append([name, provider, "failed", "", "", ""])
@@ -152,12 +154,9 @@ def of_training(results: Results, plot: Plot) -> str:
             figures += [f"{found['peak_rss_mb']:,.0f}", beside(r, provider)]
             rows.append([name, provider, *figures])
             peak = found["peak_rss_mb"] / 1024
-            memory.append((f"{model}, {r['allocator']}: {provider}", peak, f"{peak:.1f} GB", ""))
+            memory.append((f"{label}: {provider}", peak, f"{peak:.1f} GB", ""))
         rows += [[name, provider, why, "", "", ""] for provider, why in without(r)]
-        items += [
-            (f"{model}, {r['allocator']}: {n}", ratio["median"])
-            for n, ratio in r["speedups"].items()
-        ]
+        items += [(f"{label}: {n}", ratio["median"]) for n, ratio in r["speedups"].items()]
     header = ["case", "provider", "step, ms", "tokens/s", "peak, MB", "ours is faster, times"]
     parts = [table(header, rows)]
     if items:
