@@ -162,7 +162,7 @@ def rows_of(kernel: str, chip: int) -> list[Row]:
     A tuned row stands in the place of the static one with the same facts.
     """
     tuned = [row for row in TUNED.get(kernel, []) if row.chip == chip]
-    static = sorted((r for r in TABLES[kernel] if r.chip <= chip), key=lambda row: -row.chip)
+    static = [row for row in TABLES[kernel] if row.chip <= chip]
     return [next((t for t in tuned if t.facts == row.facts), row) for row in static]
 
 

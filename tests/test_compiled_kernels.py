@@ -207,6 +207,16 @@ def test_tiles_by_chip_and_facts(tmp_path, monkeypatch):
     assert [tile("linear_cross_entropy_fwd", chip, itemsize=2).blocks["BLOCK_N"]
             for chip in tile_config.CHIPS] == [128, 256, 128]  # fmt: skip
     assert tile("linear_cross_entropy_fwd", 90, itemsize=4).blocks["BLOCK_N"] == 64
+    for chip, warps, one_tile in ((80, 4, 64), (90, 4, 128), (100, 4, 128)):
+        facts = {
+            "itemsize": 2,
+            "head_block": 64,
+            "keys": 512,
+        }  # a row for wider heads stands behind
+        assert tile("varlen_attention_fwd", chip, **facts).blocks["BLOCK_N"] == 128
+        assert tile("attention_dq", chip, **facts).num_warps == warps
+        assert tile("attention_one_tile", chip, **facts).blocks["BLOCK"] == one_tile
+        assert tile("attention_one_tile", chip, **facts | {"keys": 64}).blocks["BLOCK"] == 64
     whole = [tile("dropout_add_layer_norm_bwd", 90, width=w) for w in (1, 768, 4096, 4097)]
     assert [t.num_warps for t in whole] == [1, 4, 16, 8]
     with pytest.raises(ValueError, match="score_gradient has no tile for {'itemsize': 8} on sm_90"):
