@@ -1,14 +1,12 @@
 """What attention's forward and backward share."""
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
 from spanbert_fast.kernels.tile_config import Tile, tile_for
 
-LOG2_E = math.log2(math.e)
+LOG2_E = tl.constexpr(1.4426950408889634)  # exp2 and log2 are what the chips compute
 
 
 def head_block(head_dim: int) -> int:
@@ -31,6 +29,20 @@ def readable(
 def token_and_head_strides(*tensors: torch.Tensor) -> list[int]:
     """Of each tensor (total, heads, head_dim): elements from token to token, from head to head."""
     return [t.stride(dim) for t in tensors for dim in (0, 1)]
+
+
+@triton.jit
+def locate(cu_seqlens, order, tiles, BLOCK: tl.constexpr):
+    """(sequence, its first row for this program, its first token as int64, its length).
+
+    Programs go by sequence and tile of BLOCK rows; sequences as in `order`, or as they come.
+    """
+    sequence = tl.program_id(0) // tiles
+    if order is not None:
+        sequence = tl.load(order + sequence)
+    start = tl.load(cu_seqlens + sequence).to(tl.int64)
+    length = (tl.load(cu_seqlens + sequence + 1) - start).to(tl.int32)
+    return sequence, tl.program_id(0) % tiles * BLOCK, start, length
 
 
 @triton.jit

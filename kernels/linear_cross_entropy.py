@@ -13,6 +13,7 @@ import triton.language as tl
 from torch.nn import functional as F
 
 from spanbert_fast.kernels.column_sums import column_sums
+from spanbert_fast.kernels.product import product
 from spanbert_fast.kernels.tile_config import Tile, tile_for
 
 _CHUNK_BYTES = 96 << 20  # of D at once: three chunks for 4,896 rows of a vocabulary of 28,996
@@ -43,12 +44,7 @@ def _scores(
     w_tile = weight + c[None, :] * width + k[:, None]  # (BLOCK_K, BLOCK_N)
     scores = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
     for _ in range(width // BLOCK_K):
-        a = tl.load(x_tile)
-        b = tl.load(w_tile)
-        if WIDEN:  # the interpreter multiplies the bits of bf16
-            a = a.to(tl.float32)
-            b = b.to(tl.float32)
-        scores = tl.dot(a, b, scores, input_precision="ieee")
+        scores = product(tl.load(x_tile), tl.load(w_tile), scores, WIDEN)
         x_tile += BLOCK_K
         w_tile += BLOCK_K
     return scores + tl.load(bias + c).to(tl.float32)[None, :]

@@ -8,6 +8,8 @@ from spanbert_fast.kernels.attention_common import (
     LOG2_E,
     attention_tile,
     head_block,
+    load_rows,
+    locate,
     readable,
     sequence_order,
     token_and_head_strides,
@@ -21,17 +23,10 @@ __all__ = ["varlen_attention_bwd", "varlen_attention_fwd"]
 
 @triton.jit
 def _attend_to_tile(
-    acc,
-    high,
-    total,
-    q_tile,
-    k,
-    v,
-    k_stride,
-    v_stride,
-    first_query,
+    softmax,
+    queries,
+    keys,
     first_key,
-    length,
     scale,
     stream,
     HEAD_DIM: tl.constexpr,
@@ -42,8 +37,12 @@ def _attend_to_tile(
 ):
     """One step of the online softmax (arXiv 1805.02867): a tile of BLOCK_N keys and values.
 
-    LAST: the tile may reach beyond the sequence's end.
+    softmax is (sum of P v, largest score, sum of P), which it returns; queries (tile, first row),
+    keys (k, v, their strides, length). LAST: the tile may reach beyond the sequence's end.
     """
+    acc, high, total = softmax
+    q_tile, first_query = queries
+    k, v, k_stride, v_stride, length = keys
     BLOCK_M: tl.constexpr = q_tile.shape[0]
     BLOCK_D: tl.constexpr = q_tile.shape[1]
     key = first_key + tl.arange(0, BLOCK_N)
@@ -63,8 +62,8 @@ def _attend_to_tile(
     s = product(q_tile, tl.trans(k_tile), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), WIDEN)
     if LAST:
         s = tl.where((key < length)[None, :], s, float("-inf"))
-    new_high = tl.maximum(high, tl.max(s, 1) * scale)
-    p = tl.exp2(s * scale - new_high[:, None])
+    new_high = tl.maximum(high, tl.max(s, 1) * (scale * LOG2_E))
+    p = tl.exp2(s * (scale * LOG2_E) - new_high[:, None])
     shrink = tl.exp2(high - new_high)
     total = total * shrink + tl.sum(p, 1)
     acc = acc * shrink[:, None]
@@ -109,16 +108,11 @@ def _varlen_attention_fwd_kernel(
 
     One program makes BLOCK_M queries of one head of one sequence, going along the keys BLOCK_N at
     a time; with ONE_TILE they are one tile. Grid: (batch * tiles, heads), a sequence's tiles side
-    by side; programs past its end stop at once. `scale` has log2 e in it, as exp2 is what the chip
-    computes. FLOPs: 4 length^2 head_dim. Absent: order (sequences as they come), seed.
+    by side; programs past its end stop at once. FLOPs: 4 length^2 head_dim.
+    Absent: order (sequences as they come), seed.
     """
     head = tl.program_id(1)
-    sequence = tl.program_id(0) // tiles
-    first_query = tl.program_id(0) % tiles * BLOCK_M
-    if order is not None:
-        sequence = tl.load(order + sequence)
-    start = tl.load(cu_seqlens + sequence).to(tl.int64)
-    length = (tl.load(cu_seqlens + sequence + 1) - start).to(tl.int32)
+    sequence, first_query, start, length = locate(cu_seqlens, order, tiles, BLOCK_M)
     if first_query >= length:
         return
     stream = (tl.load(seed), site, head, sequence) if THRESHOLD else None
@@ -126,32 +120,27 @@ def _varlen_attention_fwd_kernel(
     d = tl.arange(0, BLOCK_D)
     inside = (query < length)[:, None] & (d < HEAD_DIM)[None, :]  # (BLOCK_M, BLOCK_D)
     token = start + query
-    q_at = token[:, None] * q_stride + head * q_head_stride + d[None, :]
-    q_tile = tl.load(q + q_at, mask=inside, other=0.0)
+    q_tile = load_rows(q, token, q_stride, q_head_stride, head, inside, BLOCK_D)
     k += start * k_stride + head * k_head_stride
     v += start * v_stride + head * v_head_stride
-
-    high = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    queries = (q_tile, first_query)
+    keys = (k, v, k_stride, v_stride, length)
+    softmax = (
+        tl.zeros((BLOCK_M, BLOCK_D), tl.float32),
+        tl.full((BLOCK_M,), float("-inf"), tl.float32),
+        tl.zeros((BLOCK_M,), tl.float32),
+    )
     # fp32 has no registers for two copies of the step
     PEELED: tl.constexpr = q_tile.dtype != tl.float32 and not ONE_TILE
     last = 0
     if PEELED:
         last = (length - 1) // BLOCK_N * BLOCK_N
-        for first_key in range(0, last, BLOCK_N):
-            acc, high, total = _attend_to_tile(
-                acc,
-                high,
-                total,
-                q_tile,
-                k,
-                v,
-                k_stride,
-                v_stride,
-                first_query,
-                first_key,
-                length,
+        for key in range(0, last, BLOCK_N):
+            softmax = _attend_to_tile(
+                softmax,
+                queries,
+                keys,
+                key,
                 scale,
                 stream,
                 HEAD_DIM,
@@ -161,40 +150,16 @@ def _varlen_attention_fwd_kernel(
                 WIDEN,
             )
     if ONE_TILE or PEELED:
-        acc, high, total = _attend_to_tile(
-            acc,
-            high,
-            total,
-            q_tile,
-            k,
-            v,
-            k_stride,
-            v_stride,
-            first_query,
-            last,
-            length,
-            scale,
-            stream,
-            HEAD_DIM,
-            THRESHOLD,
-            BLOCK_N,
-            True,
-            WIDEN,
+        softmax = _attend_to_tile(
+            softmax, queries, keys, last, scale, stream, HEAD_DIM, THRESHOLD, BLOCK_N, True, WIDEN
         )
     else:
-        for first_key in range(0, length, BLOCK_N):
-            acc, high, total = _attend_to_tile(
-                acc,
-                high,
-                total,
-                q_tile,
-                k,
-                v,
-                k_stride,
-                v_stride,
-                first_query,
-                first_key,
-                length,
+        for key in range(0, length, BLOCK_N):
+            softmax = _attend_to_tile(
+                softmax,
+                queries,
+                keys,
+                key,
                 scale,
                 stream,
                 HEAD_DIM,
@@ -203,12 +168,12 @@ def _varlen_attention_fwd_kernel(
                 True,
                 WIDEN,
             )
+    acc, high, total = softmax
     KEPT: tl.constexpr = 256 / (256 - THRESHOLD)
     value = acc * (KEPT / total)[:, None]
     out_at = (token * heads + head)[:, None] * HEAD_DIM + d[None, :]
     tl.store(out + out_at, value.to(out.dtype.element_ty), mask=inside)
-    LN2: tl.constexpr = 0.6931471805599453
-    tl.store(lse + token * heads + head, (high + tl.log2(total)) * LN2, mask=query < length)
+    tl.store(lse + token * heads + head, (high + tl.log2(total)) / LOG2_E, mask=query < length)
 
 
 def launch_varlen_attention_fwd(
@@ -245,7 +210,7 @@ def launch_varlen_attention_fwd(
         heads,
         tiles,
         site,
-        scale * LOG2_E,
+        scale,
         HEAD_DIM=head_dim,
         THRESHOLD=threshold,
         **t.blocks,

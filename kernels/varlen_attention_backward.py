@@ -15,9 +15,11 @@ import triton
 import triton.language as tl
 
 from spanbert_fast.kernels.attention_common import (
+    LOG2_E,
     attention_tile,
     head_block,
     load_rows,
+    locate,
     readable,
     sequence_order,
     token_and_head_strides,
@@ -51,7 +53,6 @@ def _row_terms_kernel(
     inside = (token < total)[:, None] & (d < HEAD_DIM)[None, :]
     o = load_rows(out, token, heads * HEAD_DIM, HEAD_DIM, head, inside, BLOCK_D).to(tl.float32)
     do = load_rows(dout, token, heads * HEAD_DIM, HEAD_DIM, head, inside, BLOCK_D).to(tl.float32)
-    LOG2_E: tl.constexpr = 1.4426950408889634
     KEPT: tl.constexpr = (256 - THRESHOLD) / 256
     row = tl.load(lse + token * heads + head, mask=token < total, other=0.0)
     at = head.to(tl.int64) * total + token
@@ -96,13 +97,9 @@ def _attention_dk_dv_kernel(
     they lie in registers. Grid: (batch * tiles, heads). FLOPs: 8 length^2 head_dim.
     """
     head = tl.program_id(1)
-    sequence = tl.load(order + tl.program_id(0) // tiles)
-    first_key = tl.program_id(0) % tiles * BLOCK_N
-    start = tl.load(cu_seqlens + sequence).to(tl.int64)
-    length = (tl.load(cu_seqlens + sequence + 1) - start).to(tl.int32)
+    sequence, first_key, start, length = locate(cu_seqlens, order, tiles, BLOCK_N)
     if first_key >= length:
         return
-    LOG2_E: tl.constexpr = 1.4426950408889634
     KEPT: tl.constexpr = 256 / (256 - THRESHOLD)
     stream = (tl.load(seed), site, head, sequence) if THRESHOLD else None
     fits = (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
@@ -173,13 +170,9 @@ def _attention_dq_kernel(
     Grid: (batch * tiles, heads). FLOPs: 6 length^2 head_dim.
     """
     head = tl.program_id(1)
-    sequence = tl.load(order + tl.program_id(0) // tiles)
-    first_query = tl.program_id(0) % tiles * BLOCK_M
-    start = tl.load(cu_seqlens + sequence).to(tl.int64)
-    length = (tl.load(cu_seqlens + sequence + 1) - start).to(tl.int32)
+    sequence, first_query, start, length = locate(cu_seqlens, order, tiles, BLOCK_M)
     if first_query >= length:
         return
-    LOG2_E: tl.constexpr = 1.4426950408889634
     KEPT: tl.constexpr = 256 / (256 - THRESHOLD)
     stream = (tl.load(seed), site, head, sequence) if THRESHOLD else None
     fits = (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]

@@ -9,9 +9,11 @@ import triton
 import triton.language as tl
 
 from spanbert_fast.kernels.attention_common import (
+    LOG2_E,
     attention_tile,
     head_block,
     load_rows,
+    locate,
     token_and_head_strides,
 )
 from spanbert_fast.kernels.attention_dropout import drop, keep_words
@@ -50,13 +52,10 @@ def _attention_one_tile_kernel(
 
     FLOPs: 10 length^2 head_dim. Bytes: eight matrices (length, head_dim), each once.
     """
-    sequence = tl.program_id(0)
     head = tl.program_id(1)
-    start = tl.load(cu_seqlens + sequence).to(tl.int64)
-    length = (tl.load(cu_seqlens + sequence + 1) - start).to(tl.int32)
+    sequence, _, start, length = locate(cu_seqlens, None, 1, BLOCK)
     if length == 0:
         return
-    LOG2_E: tl.constexpr = 1.4426950408889634
     KEPT: tl.constexpr = 256 / (256 - THRESHOLD)
     row = tl.arange(0, BLOCK)
     token = start + row

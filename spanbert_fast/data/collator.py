@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.data.static_shapes import StaticShapes
 from spanbert_fast.data.tokenizer import vocabulary_size, word_start_table
+from spanbert_fast.ops._common import IGNORED_TARGET
 from spanbert_fast.ops._span_law import derived_seed, signed64, span_law
 from spanbert_fast.ops.sample_spans import SpanSample, sample_spans
 
 OUTPUTS = ("packed", "padded", "masked_lm", "raw")
 _SHARED = ("cu_seqlens", "max_seqlen", "dropout_seed")  # of raw and packed batches
 _EPOCH_SHIFT, _EPOCH_LIMIT = 40, 2**23
-_IGNORED = -100  # the label that Hugging Face's masked-LM losses skip
 
 
 def sequence_id(epoch: int, example_id: int) -> int:
@@ -217,7 +217,7 @@ class DataCollatorForSpanMasking:
         fields = {"input_ids": padded, "attention_mask": kept.long()}
         row_of = kept.flatten().nonzero().squeeze(1)  # a packed position's row of (batch * seqlen)
         if self.output == "masked_lm":
-            labels = torch.full((batch * seqlen,), _IGNORED)
+            labels = torch.full((batch * seqlen,), IGNORED_TARGET)
             labels[row_of[sample.mlm_positions]] = sample.mlm_targets
             return {**fields, "labels": labels.view(batch, seqlen)}
         targets = _targets(sample) | {"input_ids": padded}

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
+from spanbert_fast.ops._common import IGNORED_TARGET
 from spanbert_fast.ops._span_law import span_law
-
-_IGNORED = -100  # a target that no loss is taken of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +130,7 @@ class StaticShapes:
             ),
             "max_seqlen": self.max_seqlen,
             "mlm_positions": torch.cat([batch["mlm_positions"], places % self.token_budget]),
-            "mlm_targets": _filled(batch["mlm_targets"], self.mlm_capacity, _IGNORED),
+            "mlm_targets": _filled(batch["mlm_targets"], self.mlm_capacity, IGNORED_TARGET),
             "span_boundaries": torch.cat([batch["span_boundaries"], ends % self.token_budget]),
             "cu_span_lengths": _continued(
                 batch["cu_span_lengths"],
@@ -140,7 +139,7 @@ class StaticShapes:
                 self.max_span_targets,
                 self.target_capacity,
             ),
-            "sbo_targets": _filled(batch["sbo_targets"], self.target_capacity, _IGNORED),
+            "sbo_targets": _filled(batch["sbo_targets"], self.target_capacity, IGNORED_TARGET),
             "num_tokens": torch.tensor(tokens, device=places.device),
         }
 

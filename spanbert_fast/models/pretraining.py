@@ -14,6 +14,7 @@ from spanbert_fast.models.encoder import SpanBertModel
 from spanbert_fast.models.masked_lm import TIED_DECODER
 from spanbert_fast.nn.heads import MaskedLMHead, SpanBoundaryHead, SpanPretrainingLoss
 from spanbert_fast.nn.pair_losses import span_pair_losses
+from spanbert_fast.ops._common import IGNORED_TARGET
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
 
 
@@ -239,7 +240,7 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
             to_row[packing.indices] = torch.arange(packing.total_tokens, device=device)
         if labels is not None:
             packed_labels = packing.pack(labels)
-            mlm_positions = (packed_labels != -100).nonzero().squeeze(1)
+            mlm_positions = (packed_labels != IGNORED_TARGET).nonzero().squeeze(1)
             mlm_targets = packed_labels[mlm_positions]
         elif mlm_positions is None:
             mlm_positions = mlm_targets = torch.zeros(0, dtype=torch.int64, device=device)
@@ -259,7 +260,7 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
         """The pair-likelihood loss of every token's own probability, summed over tokens."""
         head, tokens = self.cls.predictions, len(packed_ids)
         # what counts for nothing is written beyond the last token
-        masked = torch.where(targets.mlm_targets == -100, tokens, targets.mlm_positions)
+        masked = torch.where(targets.mlm_targets == IGNORED_TARGET, tokens, targets.mlm_positions)
         originals = F.pad(packed_ids, (0, 1)).index_put((masked,), targets.mlm_targets)[:-1]
         in_span = originals.new_zeros(tokens + 1, dtype=torch.bool).index_fill(0, masked, True)[:-1]
         weight = head.decoder.weight

@@ -11,8 +11,6 @@ from spanbert_fast.ops import _common
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
 from spanbert_fast.ops.span_boundary_gather import span_boundary_gather
 
-_IGNORED = -100  # the target that takes no part in a loss, throughout transformers
-
 
 class PredictionTransform(nn.Module):
     """LayerNorm(GELU(W x + b)), (..., hidden_size) to the same."""
@@ -250,7 +248,7 @@ class SpanPretrainingLoss(nn.Module):
         _common.check_shape("sbo_targets", sbo_targets, ("num_targets",))
         sizes = [mlm_targets.shape[0], sbo_targets.shape[0]]
         targets = torch.cat([mlm_targets, sbo_targets])
-        real = targets != _IGNORED
+        real = targets != _common.IGNORED_TARGET
         masked = self.predictions(_rows("mlm_positions", hidden_states, mlm_positions))
         in_spans = self.span_boundary(hidden_states, span_boundaries, cu_span_lengths, sizes[1])
         losses, predictions = linear_cross_entropy(

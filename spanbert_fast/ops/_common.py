@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
+IGNORED_TARGET = -100  # no loss is taken of it, as throughout transformers
+
 _BACKENDS = ("kernels", "reference")
 _backend = "kernels"
 
@@ -47,8 +49,7 @@ def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
 def check_shape(name: str, tensor: torch.Tensor, shape: tuple[int | str, ...]) -> None:
     """Raise unless `tensor` has `shape`, in which a string stands for any size."""
     fits = tensor.dim() == len(shape) and all(
-        isinstance(want, str) or got == want
-        for got, want in zip(tensor.shape, shape, strict=True)
+        isinstance(want, str) or got == want for got, want in zip(tensor.shape, shape, strict=True)
     )
     if not fits:
         wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
@@ -99,6 +100,4 @@ def check_ids(name: str, ids: torch.Tensor, rows: int) -> None:
 def check_same_device(name: str, tensor: torch.Tensor, like: torch.Tensor, like_name: str) -> None:
     """Raise unless both tensors live on one device."""
     if tensor.device != like.device:
-        raise ValueError(
-            f"{name} must be on {like.device} as {like_name} is, got {tensor.device}"
-        )
+        raise ValueError(f"{name} must be on {like.device} as {like_name} is, got {tensor.device}")
