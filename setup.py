@@ -25,9 +25,8 @@ if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
     # The matrix unit's instructions are written out in tile_unit.h: no compiler flag is needed.
     ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512_bf16"], "-DSPANBERT_FAST_MATRIX_UNIT"]
-    ISA_FLAGS["amx_emulated"] = [*ISA_FLAGS["amx"], "-DSPANBERT_FAST_EMULATE_TILES"]
-# The kernels that these levels have a form of their own of; they take the others from avx512_bf16.
-OWN_KERNELS = dict.fromkeys(("amx", "amx_emulated"), ("varlen_attention.cpp",))
+# The kernels that a level has a form of its own of; it takes the others from avx512_bf16.
+OWN_KERNELS = {"amx": ("varlen_attention.cpp",)}
 
 
 def with_isa_levels(build_ext: type) -> type:

@@ -13,7 +13,7 @@ from spanbert_fast._extension import _C
 
 pytestmark = pytest.mark.skipif(_C is None, reason="needs the extension")
 
-LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx_emulated", "amx")
+LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 # what ATEN_CPU_CAPABILITY may say, and the widest level of ours that it allows
 ALLOWED = {"default": "baseline", "avx2": "avx2", "avx512": "avx512"}
 CHOSEN = "not compile and not bad_input and not stand_in and not memory"  # independent of the level
@@ -93,7 +93,7 @@ def test_no_instruction_beyond_its_level():
             continue
         seen.add(needed)
         assert LEVELS.index(needed) <= LEVELS.index(level), f"{symbol} {line}"
-    assert seen == set(LEVELS) - {"baseline", "amx_emulated"}
+    assert seen == set(LEVELS) - {"baseline"}
     assert tiles == {
         "ldtilecfg", "tilezero", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease",
     }  # fmt: skip

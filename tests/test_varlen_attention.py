@@ -35,6 +35,7 @@ LENGTHS = {
 }
 # what ATEN_CPU_CAPABILITY may say, and the level of kernels that it stands for
 LEVELS = {"default": "baseline", "avx2": "avx2", "avx512": "avx512"}
+OF_THE_KERNELS = "(no_worse and (ragged or one) and (64 or 96)) or exactly or any_head or level"
 
 
 @pytest.fixture
@@ -322,21 +323,38 @@ def test_large_scores_do_not_overflow():
     assert all(g.isfinite().all() for g in torch.autograd.grad(out, (q, k, v), dout))
 
 
-@pytest.mark.skipif(_C is None, reason="needs the extension")
-@pytest.mark.parametrize("capability", [*LEVELS, "matrix unit, emulated"])
-def test_every_instruction_set(capability):
-    """The tests of the kernels again, in a process where PyTorch and they are held to a level."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if capability in LEVELS:
-        environment["ATEN_CPU_CAPABILITY"] = capability
-    else:  # where the CPU has avx512_bf16; else as without
-        environment["SPANBERT_FAST_EMULATE_AMX"] = "1"
-    chosen = "(no_worse and (ragged or one) and (64 or 96)) or exactly or any_head or bits or level"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k"]
+def run_again(environment: dict[str, str], tests: str, *options: str) -> None:
+    """Tests of the kernels in a process of its own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, __file__]
     done = subprocess.run(
-        [*command, f"({chosen}) and not every"], env=environment, capture_output=True, text=True
+        [*command, "-k", f"({tests}) and not every and not matrix_unit"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.skipif(_C is None, reason="needs the extension")
+@pytest.mark.parametrize("capability", LEVELS)
+def test_every_instruction_set(capability):
+    """PyTorch and the kernels are held to a level."""
+    run_again({"ATEN_CPU_CAPABILITY": capability}, f"{OF_THE_KERNELS} or bits")
+
+
+@pytest.mark.skipif(
+    _C is None or "avx512_bf16" not in Path("/proc/cpuinfo").read_text(),
+    reason="the kernels with tile instructions have AVX-512 and bfloat16 ones, too",
+)
+def test_matrix_unit(tmp_path):
+    """The kernels with tile instructions; on a CPU without them, each one is carried out by
+    matrix_unit.cpp when the CPU refuses it."""
+    library = tmp_path / "matrix_unit.so"
+    command = [os.environ.get("CXX", "c++"), "-O3", "-Wall", "-Werror", "-shared", "-fPIC"]
+    source = Path(__file__).with_name("matrix_unit.cpp")
+    subprocess.run([*command, str(source), "-o", str(library)], check=True)
+    environment = {"LD_PRELOAD": str(library), "SPANBERT_FAST_ASSUME_AMX": "1"}
+    run_again(environment, OF_THE_KERNELS, "-p", "no:faulthandler")  # it takes the same signal
 
 
 @pytest.mark.skipif(_C is None or sys.platform != "linux", reason="needs the extension, on Linux")
@@ -346,12 +364,11 @@ def test_built_with_threads():
 
 @pytest.mark.skipif(_C is None, reason="needs the extension")
 def test_level_is_what_the_environment_allows():
-    order = ["baseline", "avx2", "avx512", "avx512_bf16", "amx_emulated", "amx"]
+    order = ["baseline", "avx2", "avx512", "avx512_bf16", "amx"]
     capability = os.environ.get("ATEN_CPU_CAPABILITY", "")
     assert order.index(_C.isa_level()) <= order.index(LEVELS.get(capability, order[-1]))
-    emulates = os.environ.get("SPANBERT_FAST_EMULATE_AMX") == "1"
-    if emulates and not capability and "avx512_bf16" in Path("/proc/cpuinfo").read_text():
-        assert _C.isa_level() == "amx_emulated"
+    if os.environ.get("SPANBERT_FAST_ASSUME_AMX") == "1":
+        assert _C.isa_level() == "amx"
 
 
 def test_softmax_scale_is_used():

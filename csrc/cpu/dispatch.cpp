@@ -16,6 +16,8 @@ namespace {
 // A matrix unit for bfloat16, and leave of the system to use it: its state is large, and each
 // process has to ask (Linux, Documentation/arch/x86/xstate.rst).
 bool has_amx() {
+  const char* assumed = std::getenv("SPANBERT_FAST_ASSUME_AMX");
+  if (assumed != nullptr && std::string_view(assumed) == "1") return true;
 #if defined(__x86_64__) && defined(__linux__)
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kBfloat16 = 1u << 22, kTile = 1u << 24;
@@ -38,7 +40,7 @@ IsaLevel cpu_level() {
     return IsaLevel::avx2;
   }
   if (!__builtin_cpu_supports("avx512bf16")) return IsaLevel::avx512;
-  return has_amx() || emulates_amx() ? IsaLevel::amx : IsaLevel::avx512_bf16;
+  return has_amx() ? IsaLevel::amx : IsaLevel::avx512_bf16;
 #else
   return IsaLevel::baseline;
 #endif
@@ -56,11 +58,6 @@ IsaLevel allowed_level() {
 
 }  // namespace
 
-bool emulates_amx() {
-  static const char* value = std::getenv("SPANBERT_FAST_EMULATE_AMX");
-  return value != nullptr && std::string_view(value) == "1";
-}
-
 IsaLevel isa_level() {
   static const IsaLevel level = std::min(cpu_level(), allowed_level());
   return level;
@@ -72,7 +69,7 @@ const char* isa_level_name() {
     case IsaLevel::avx2: return "avx2";
     case IsaLevel::avx512: return "avx512";
     case IsaLevel::avx512_bf16: return "avx512_bf16";
-    case IsaLevel::amx: return emulates_amx() ? "amx_emulated" : "amx";
+    case IsaLevel::amx: return "amx";
   }
   return "unknown";
 }

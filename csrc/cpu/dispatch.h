@@ -19,12 +19,9 @@ enum class IsaLevel : int { baseline, avx2, avx512, avx512_bf16, amx };
 
 // The widest level that this CPU has and that ATEN_CPU_CAPABILITY (default, avx2, avx512) allows;
 // read once. Without that variable avx512_bf16 is taken where the CPU has it, and amx where it has
-// that and the system lets this process use it.
+// that and the system lets this process use it, or where SPANBERT_FAST_ASSUME_AMX=1: for tests, in
+// which something else carries out the instructions that the CPU refuses (tests/matrix_unit.cpp).
 IsaLevel isa_level();
-
-// Whether SPANBERT_FAST_EMULATE_AMX=1 asks for the level amx on a CPU that has avx512_bf16 alone,
-// with its tile instructions emulated: to test the level, not to be fast.
-bool emulates_amx();
 
 const char* isa_level_name();
 
@@ -45,14 +42,12 @@ const char* isa_level_name();
 // For the kernels that make matrix products of their own: the others have no table of the level amx
 // and run that of avx512_bf16.
 #define SPANBERT_FAST_DECLARE_AMX_KERNELS(Table, name) \
-  namespace spanbert_fast::amx { extern const Table name; }          \
-  namespace spanbert_fast::amx_emulated { extern const Table name; }
-#define SPANBERT_FAST_KERNELS_AND_AMX(name)                                      \
-  (::spanbert_fast::at_isa_level(                                                \
-      ::spanbert_fast::baseline::name, ::spanbert_fast::avx2::name,              \
-      ::spanbert_fast::avx512::name, ::spanbert_fast::avx512_bf16::name,         \
-      ::spanbert_fast::emulates_amx() ? ::spanbert_fast::amx_emulated::name      \
-                                      : ::spanbert_fast::amx::name))
+  namespace spanbert_fast::amx { extern const Table name; }
+#define SPANBERT_FAST_KERNELS_AND_AMX(name)                                    \
+  (::spanbert_fast::at_isa_level(                                              \
+      ::spanbert_fast::baseline::name, ::spanbert_fast::avx2::name,            \
+      ::spanbert_fast::avx512::name, ::spanbert_fast::avx512_bf16::name,       \
+      ::spanbert_fast::amx::name))
 #else
 #define SPANBERT_FAST_DECLARE_KERNELS(Table, name) \
   namespace spanbert_fast::baseline { extern const Table name; }

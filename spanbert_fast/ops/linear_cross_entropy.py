@@ -35,7 +35,7 @@ _TILE_COLUMNS = 256  # at least; narrower products are slow
 # At most, from a compiled forward to its backward; results in whole huge pages take some MB more.
 _KEPT_BYTES = 38_000_000
 _KEPT_MULTIPLE = 256  # the columns of a compiled forward's task
-_HAS_BF16_PRODUCTS = _C is not None and _C.isa_level() in ("avx512_bf16", "amx", "amx_emulated")
+_HAS_BF16_PRODUCTS = _C is not None and _C.isa_level() in ("avx512_bf16", "amx")
 
 
 class LinearCrossEntropy(NamedTuple):
