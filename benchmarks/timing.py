@@ -8,6 +8,7 @@ spread is small, or when their time is up.
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +17,31 @@ LEAST, MOST = 3, 15
 _SETTLED = 0.03  # half of a provider's rounds lie within this share of their median
 
 
+def last_level_cache() -> int:
+    """Bytes of the CPU's largest cache, as Linux tells them; 32 MB where it does not."""
+    levels = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    sizes = [int(level.read_text().strip().removesuffix("K")) for level in levels]  # in KB
+    return max(sizes, default=1 << 15) << 10
+
+
 class Clock:
-    """Wall-clock seconds of a call on the CPU."""
+    """Wall-clock seconds of a call on the CPU.
+
+    Before each call the caches are overwritten: in training a step's activations and weights exceed
+    them by far, and an op's inputs come from memory.
+    """
+
+    device = "cpu"
+
+    def __init__(self):
+        self._scratch = torch.empty(2 * self._cache(), dtype=torch.uint8, device=self.device)
+
+    def _cache(self) -> int:
+        return last_level_cache()
 
     def seconds(self, call: Callable[[], object]) -> float:
         """Seconds of one call."""
+        self._scratch.zero_()
         start = time.perf_counter()
         call()
         return time.perf_counter() - start
@@ -33,16 +54,16 @@ class Clock:
 class CudaClock(Clock):
     """Seconds that the GPU takes for a call, between two events.
 
-    Before each call the L2 cache is overwritten, for in training an op's inputs come from memory,
-    and the GPU is kept busy while the host launches the call's kernels: what is timed is their
-    work, as in a CUDA graph, and not Python. A call may not wait for the GPU.
+    The L2 cache is overwritten likewise, and the GPU is kept busy while the host launches the
+    call's kernels: what is timed is their work, as in a CUDA graph, and not Python. A call may not
+    wait for the GPU.
     """
 
+    device = "cuda"
     _BUSY_CYCLES = 2_000_000  # about a millisecond
 
-    def __init__(self):
-        cache = torch.cuda.get_device_properties(0).L2_cache_size
-        self._scratch = torch.empty(2 * max(cache, 1 << 25), dtype=torch.uint8, device="cuda")
+    def _cache(self) -> int:
+        return max(torch.cuda.get_device_properties(0).L2_cache_size, 1 << 25)
 
     def seconds(self, call: Callable[[], object]) -> float:
         """GPU seconds of one call."""

@@ -12,7 +12,7 @@ import pytest
 from spanbert_fast.data.tokenizer import train_wordpiece
 from spanbert_fast.models import SpanBertConfig, SpanBertForPreTraining
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SENTENCES = ["Ann/B-PER met/O Bob/B-PER", "rain/O in/O New/B-LOC York/I-LOC", "they/O ran/O home/O"]
 
 

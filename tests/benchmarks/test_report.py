@@ -1,0 +1,67 @@
+"""The report, out of result files."""
+
+import importlib
+
+import pytest
+
+
+def test_a_gpu_has_its_own_folder_and_section(tmp_path, benchmarks, monkeypatch):
+    form, env = benchmarks("results_format"), importlib.import_module("spanbert_fast.commands.env")
+    here = env.environment()
+    gpu = {**here, "gpus": ["NVIDIA H100 80GB HBM3, sm_90, 80 GiB"]}
+    monkeypatch.setattr(env, "environment", lambda: gpu)
+    name = form.machine_name("cuda")
+    assert name.startswith("nvidia-h100-80gb-hbm3-20")
+    checked = [
+        {"op": "pad", "case": "bf16-forward", "providers": {"ours": {"passed": True}}},
+        {"op": "bias_gelu", "case": "bf16-forward", "providers": {"ours": {"passed": False}}},
+        {"op": "all", "case": "compute-sanitizer memcheck", "not_measured": "no time"},
+    ]
+    form.write_document(tmp_path / name / "check.json", form.document("check", 1, checked, "cuda"))
+    text = benchmarks("report").report(tmp_path).read_text()
+    of_gpus = text[text.index("## GPUs") :]
+    for part in (
+        name,
+        "NVIDIA H100",
+        "| pad bf16-forward | passed |",
+        "| ours is wrong |",
+        "no time",
+    ):
+        assert part in of_gpus
+
+
+def test_the_report_has_training_and_finetuning(tmp_path, benchmarks):
+    folder = tmp_path / "machine"
+    folder.mkdir()
+    training = {
+        "layers": 4, "hidden_size": 768, "seqlen": 512, "lengths": [512], "tokens": 512,
+        "dtype": "bf16", "dropout": 0.1, "allocator": "default",
+        "providers": {
+            "ours": {"median_ms": 10.0, "tokens_per_second": 5e4, "peak_rss_mb": 100.0},
+            "hf-sdpa": {"median_ms": 31.0, "tokens_per_second": 2e4, "peak_rss_mb": 300.0},
+            "hf-eager-compiled": {"passed": False, "raised": "RuntimeError: no compiler"},
+        },
+        "not_measured": {"reference": "the time was up"},
+        "speedups": {"hf-sdpa": {"median": 3.125, "low": 3.0, "high": 3.2}},
+    }  # fmt: skip
+    tuning = {"case": "wnut17", "metric": "f1", "speed_up": 2.5, "peer": "transformers eager"}
+    run = {"spanbert_fast": {"dev": {"f1": 50.25}, "seconds": 10.0}}
+    run["transformers"] = {"dev": {"f1": 49.5}, "seconds": 30.0}
+    form = benchmarks("results_format")
+    for name, results in (("training", [training]), ("finetuning", [{**tuning, "runs": run}])):
+        form.write_document(folder / f"{name}.json", form.document(name, 2, results))
+    text = benchmarks("report").report(tmp_path).read_text()
+    figures = ("3.12", "failed", "300", "50.25", "49.50", "2.50 (transformers eager)")
+    for figure in (*figures, "not measured: the time was up"):
+        assert figure in text
+    pictures = {p.name.removeprefix("machine-") for p in tmp_path.glob("*.png")}
+    assert pictures == {"training.png", "memory.png", "finetuning.png"}
+
+
+def test_a_broken_result_file_is_named(tmp_path, benchmarks):
+    read = benchmarks("results_format").read_document
+    path = tmp_path / "x.json"
+    for content, message in (("{", "x.json: not JSON"), ('{"a": 1}', "it has no 'benchmark'")):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            read(path)
