@@ -89,4 +89,6 @@ PYBIND11_MODULE(_C, m) {
   bind_op(m, "linear_cross_entropy_bwd", &spanbert_fast::linear_cross_entropy_bwd);
   bind_op(m, "span_boundary_gather_fwd", &spanbert_fast::span_boundary_gather_fwd);
   bind_op(m, "span_boundary_gather_bwd", &spanbert_fast::span_boundary_gather_bwd);
+  bind_op(m, "unpad_fwd", &spanbert_fast::unpad_fwd);
+  bind_op(m, "pad_fwd", &spanbert_fast::pad_fwd);
 }

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spanbert_fast._extension import _C
 from spanbert_fast.ops import _common
+from spanbert_fast.ops._implementations import implementations
 from spanbert_fast.ops.pad import pad, take_tokens, unpad, unpad_indices
 from spanbert_fast.testing import assert_bitwise_equal
 
@@ -20,7 +22,7 @@ MASKS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
-@pytest.mark.parametrize("tail", [(), (5,), (2, 3)])
+@pytest.mark.parametrize("tail", [(), (5,), (2, 3), (0,)])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
 def test_bitwise_against_boolean_indexing(mask, tail, dtype, poisoned_empty):
     mask = torch.tensor(mask)
@@ -50,6 +52,33 @@ def test_empty_batches(shape):
     assert packed.shape == (0, 2) and max_seqlen == 0
     assert cu_seqlens.tolist() == [0] * (shape[0] + 1)
     assert pad(packed, indices, *shape).shape == (*shape, 2)
+
+
+@pytest.mark.skipif(_C is None, reason="PyTorch's own operators")
+def test_the_extension_has_both_ops():
+    found = {
+        entry.name for entry in implementations() if (entry.op, entry.device) == ("pad", "cpu")
+    }
+    assert found == {"C++"}
+
+
+@pytest.mark.parametrize("order", ["sorted", "shuffled"])
+def test_same_bits_for_any_number_of_threads(order, each_thread_count, poisoned_empty):
+    """Enough rows for several threads, in runs of all lengths and one by one."""
+    x = torch.randn(6, 500, 64)
+    indices = torch.randperm(3000)[:2000]
+    if order == "sorted":
+        indices = indices.sort().values
+    padded = torch.zeros(3000, 64)
+    padded[indices] = x.flatten(0, 1)[indices]
+
+    def run():
+        packed = take_tokens(x, indices)
+        assert_bitwise_equal(packed, x.flatten(0, 1)[indices])
+        assert_bitwise_equal(pad(packed, indices, 6, 500), padded.view(6, 500, 64))
+        return packed, pad(packed, indices, 6, 500)
+
+    each_thread_count(run)
 
 
 @settings(deadline=None, max_examples=50)
@@ -132,3 +161,12 @@ def test_an_index_out_of_range_is_refused():
         pad(torch.randn(2, 4), torch.tensor([6, 0]), 2, 3)
     with pytest.raises(ValueError, match=r"indices must be in \[0, 6\), got -1"):
         take_tokens(torch.randn(2, 3, 4), torch.tensor([0, -1]))
+
+
+def test_the_ops_themselves_refuse_bad_input():
+    """What a caller of torch.ops meets, who has passed the public functions by."""
+    x, op = torch.randn(3, 4), torch.ops.spanbert_fast
+    with pytest.raises(ValueError, match=r"indices must be in \[0, 3\), got -2"):
+        op.unpad_fwd(x, torch.tensor([5, -2, 0]))
+    with pytest.raises(ValueError, match=r"indices must be in \[0, 6\), got 7"):
+        op.pad_fwd(x, torch.tensor([5, 7, 6]), 6)

@@ -1,5 +1,6 @@
 // The CPU implementations of the custom ops that registration.cpp binds, under the ops' names and
-// with their arguments. They take bfloat16, float16 and float32; strides may be any.
+// with their arguments. They take bfloat16, float16 and float32 (unpad and pad: any dtype); strides
+// may be any.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -64,5 +65,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> span_boundary_gather_
     const at::Tensor& dy, const at::Tensor& spans, const at::Tensor& places,
     const at::Tensor& cu_span_lengths, const at::Tensor& weight, const at::Tensor& bias,
     const at::Tensor& mean, const at::Tensor& rstd);
+
+at::Tensor unpad_fwd(const at::Tensor& x, const at::Tensor& indices);
+at::Tensor pad_fwd(const at::Tensor& x, const at::Tensor& indices, int64_t rows);
 
 }  // namespace spanbert_fast

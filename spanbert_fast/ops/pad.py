@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from spanbert_fast.ops import _common
+from spanbert_fast.ops._cpu import register_cpu_kernel
 from spanbert_fast.ops._cuda import register_cuda_kernel
 from spanbert_fast.reference import pad as reference
 
@@ -118,6 +119,7 @@ def _composite_unpad_fwd(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor
 _unpad_fwd = torch.library.custom_op(
     "spanbert_fast::unpad_fwd", _composite_unpad_fwd, mutates_args=()
 )
+register_cpu_kernel("unpad_fwd", _composite_unpad_fwd)
 register_cuda_kernel("unpad_fwd", _composite_unpad_fwd)
 
 
@@ -133,6 +135,7 @@ def _composite_pad_fwd(x: torch.Tensor, indices: torch.Tensor, rows: int) -> tor
 
 
 _pad_fwd = torch.library.custom_op("spanbert_fast::pad_fwd", _composite_pad_fwd, mutates_args=())
+register_cpu_kernel("pad_fwd", _composite_pad_fwd)
 register_cuda_kernel("pad_fwd", _composite_pad_fwd)
 
 
