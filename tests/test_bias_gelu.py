@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from spanbert_fast._extension import _C
 from spanbert_fast.ops import _common
 from spanbert_fast.ops.bias_gelu import bias_gelu
-from spanbert_fast.testing import assert_no_worse_than
+from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -79,6 +79,23 @@ def test_same_bits_for_any_number_of_threads(each_thread_count):
         return y, *torch.autograd.grad(y, (x, bias), dy)
 
     each_thread_count(run)
+
+
+@pytest.mark.skipif(_C is None, reason="PyTorch's own allocator")
+def test_results_of_megabytes_share_no_memory():
+    """They take memory that earlier results have left, and nothing that is still in use."""
+    x, bias = torch.randn(512, 2048), torch.randn(2048)
+    expected = bias_gelu(x, bias).clone()
+    first = bias_gelu(x, bias)
+    address = first.data_ptr()
+    others = [bias_gelu(i * x, bias) for i in range(3)]
+    assert_bitwise_equal(first, expected)
+    assert len({t.data_ptr() for t in (first, *others)}) == 4
+    del first, others
+    again = [bias_gelu(x, bias) for _ in range(4)]
+    assert address in {t.data_ptr() for t in again}
+    for y in again:
+        assert_bitwise_equal(y, expected)
 
 
 def test_gradcheck_opcheck_compile():
