@@ -16,27 +16,31 @@ SPANBERT_FAST_INLINE const T* row_of(const EmbeddingRows& rows, int64_t token, i
 }
 
 template <class T>
-float embed_as(const EmbeddingLayerNorm& op, int64_t token, float* z) {
+float embed_as(const EmbeddingLayerNorm& op, int64_t token, int64_t next_token, float* z) {
   const int64_t size = op.hidden_size;
   const T* word = row_of<T>(op.words, token, size);
   const T* position = row_of<T>(op.positions, token, size);
   const T* token_type = row_of<T>(op.token_types, token, size);
+  const T* next_word = row_of<T>(op.words, next_token, size);
   vfloat total = {};
   for_vectors(size, [&](int64_t c, auto count) SPANBERT_FAST_INLINE_BODY {
     const vfloat value =
         load(word + c, count) + load(position + c, count) + load(token_type + c, count);
     store(z + c, value, count);
+    __builtin_prefetch(next_word + c);
     total += value;
   });
   return sum(total);
 }
 
-// z of a token into scratch memory; returns the sum over its columns.
-float embed(const EmbeddingLayerNorm& op, int64_t token, float* z) {
+// z of a token into scratch memory; returns the sum over its columns. The words of a text lie
+// anywhere in their table: the next token's row is asked for here, or its user would wait.
+float embed(const EmbeddingLayerNorm& op, int64_t token, int64_t last, float* z) {
+  const int64_t next_token = token + 1 < last ? token + 1 : token;
   switch (op.format) {
-    case 0: return embed_as<bfloat16>(op, token, z);
-    case 1: return embed_as<float16>(op, token, z);
-    default: return embed_as<float>(op, token, z);
+    case 0: return embed_as<bfloat16>(op, token, next_token, z);
+    case 1: return embed_as<float16>(op, token, next_token, z);
+    default: return embed_as<float>(op, token, next_token, z);
   }
 }
 
@@ -48,7 +52,7 @@ void forward(
   const HiddenDropout dropout(op.dropout, size, scratch + 2 * size);
   for (int64_t token = first; token < last; ++token) {
     T* y = static_cast<T*>(y_data) + token * size;
-    const RowStatistics at = row_statistics(z, size, embed(op, token, z), op.eps);
+    const RowStatistics at = row_statistics(z, size, embed(op, token, last, z), op.eps);
     const uint8_t* keep = dropout.keep_row(token);
     for_vectors(size, [&](int64_t c, auto count) SPANBERT_FAST_INLINE_BODY {
       const vfloat n = (load(z + c, count) - at.mean) * at.rstd;
@@ -72,7 +76,7 @@ void backward(
     float* dz = dz_data + token * size;
     const float mean = op.mean[token], rstd = op.rstd[token];
     const uint8_t* keep = dropout.keep_row(token);
-    embed(op, token, z);
+    embed(op, token, last, z);
     vfloat sum_g = {}, sum_gn = {};
     for_vectors(size, [&](int64_t c, auto count) SPANBERT_FAST_INLINE_BODY {
       const vfloat d = keep_where(keep_mask(keep + c), load(dy + c, count) * dropout.scale);
