@@ -102,7 +102,6 @@ def run(arguments: argparse.Namespace) -> None:
     given.pop("debug", None)
     if "output_dir" not in given:
         raise UsageError("--output-dir must be given")
-    seeds = given.pop("seeds", [0])
     if resume:
         extra = sorted(set(given) - {"task", "output_dir"})
         if extra:
@@ -118,6 +117,9 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("model", "train", "dev"):
         if name not in given:
             raise UsageError(f"--{name} must be given")
+    seeds = given.pop("seeds", [0])
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds must differ, got {' '.join(map(str, seeds))}")
     known = FinetuneOptions.__dataclass_fields__
     task_options = {name: given.pop(name) for name in list(given) if name not in known}
     if "training_arguments" in given:

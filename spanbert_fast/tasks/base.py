@@ -3,7 +3,7 @@
 import abc
 import argparse
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -78,7 +78,8 @@ class Task(abc.ABC):
     predictions_file: ClassVar[str] = "predictions.txt"
 
     def __init__(self, *, max_seq_length: int | None = None, labels: Sequence[str] | None = None):
-        self.max_seq_length = max_seq_length or self.defaults.max_seq_length
+        default = self.defaults.max_seq_length
+        self.max_seq_length = default if max_seq_length is None else max_seq_length
         self.labels: list[str] | None = None if labels is None else list(labels)
 
     # Options
@@ -132,17 +133,29 @@ class Task(abc.ABC):
         Raises:
             DataError: as `read`.
         """
-        pairs = ((example, self.misfit(example, tokenizer)) for example in examples)
-        found = (e if reason is None else Bad(e.place, reason) for e, reason in pairs)
+        found = _judged(examples, lambda example: self.misfit(example, tokenizer))
         return _sorted_out(found, path, skip_bad)
 
     def learn(self, examples: Sequence[Example]) -> None:
         """Take from the training data what the task has to know, such as `labels`."""
         return None
 
-    def check_labels(self, examples: Sequence[Example]) -> None:
-        """Raise DataError, with its place, on a label that the training data did not have."""
+    def unknown_label(self, example: Example) -> str | None:
+        """What label of an example the training data did not have; None where it had them all."""
         return None
+
+    def check_labels(
+        self, examples: Sequence[Example], path: str | Path = "", *, skip_bad: bool = False
+    ) -> Examples:
+        """Those of a file's examples whose labels the training data had.
+
+        Args:
+            path: the file, for messages.
+
+        Raises:
+            DataError: as `read`.
+        """
+        return _sorted_out(_judged(examples, self.unknown_label), path, skip_bad)
 
     def has_answers(self, examples: Sequence[Example]) -> bool:
         """Whether the examples have gold answers, so that predictions can be measured."""
@@ -184,6 +197,14 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def write(self, path: Path, examples: Sequence[Example], predictions: Sequence) -> list[Path]:
         """Write predictions in the task's official format; returns the files written."""
+
+
+def _judged(
+    examples: Iterable[Example], reason_of: Callable[[Example], str | None]
+) -> Iterator[Example | Bad]:
+    for example in examples:
+        reason = reason_of(example)
+        yield example if reason is None else Bad(example.place, reason)
 
 
 def _sorted_out(found: Iterable[Example | Bad], path: str | Path, skip_bad: bool) -> Examples:

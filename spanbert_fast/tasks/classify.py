@@ -148,14 +148,11 @@ class Classification(Task):
         if len(self.labels) < 2:
             raise DataError(f"{examples[0].place}: every label is {self.labels[0]}")
 
-    def check_labels(self, examples: Sequence[Text]) -> None:
+    def unknown_label(self, example: Text) -> str | None:
         """See `Task`."""
-        for example in examples:
-            known = self.regression or example.label is None or example.label in self.labels
-            if not known:
-                raise DataError(
-                    f"{example.place}: the label {example.label} is not in the training data"
-                )
+        if self.regression or example.label is None or example.label in self.labels:
+            return None
+        return f"the label {example.label} is not in the training data"
 
     def has_answers(self, examples: Sequence[Text]) -> bool:
         """See `Task`."""
@@ -178,7 +175,7 @@ class Classification(Task):
         window["_cut"] = sum(map(len, texts)) - sum(map(len, kept))
         if example.label is not None and self.regression:
             window["labels"] = float(example.label)
-        elif example.label is not None and self.labels is not None:
+        elif example.label in (self.labels or ()):  # an unknown one is measured, never learnt
             window["labels"] = self.labels.index(example.label)
         yield window
 

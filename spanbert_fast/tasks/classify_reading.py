@@ -20,6 +20,7 @@ _ID_COLUMNS = ("index", "id", "idx")
 _COLA = ("source", "label", "star", "sentence")  # its training and dev files have no header
 _COLA_TEST = ["index", "sentence"]
 _TXT = {1: ("text",), 2: ("label", "text"), 3: ("label", "text1", "text2")}
+_LONGEST_CELL = 2**31 - 1  # csv's own limit of 131,072 characters is less than a long document
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -136,6 +137,7 @@ def _tsv(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(decoded_lines(path), strict=True)
     while True:
         place = f"{path}:{reader.line_num + 1}"

@@ -29,7 +29,8 @@ class NamedEntities(Task):
 
     A file has a word on each line and its tag in another column, columns separated by blanks or
     tabs, and an empty line between sentences; lines that begin with -DOCSTART- are left out. Tags
-    may be BIO, IOB1 or IOBES, which are told apart by themselves, and become BIO.
+    may be BIO, IOB1 or IOBES, which are told apart by themselves, and become BIO. A file of words
+    alone has no tags; one sentence without them in a file that has them is bad.
 
     A sentence longer than a window is cut into windows that overlap by half; each word's tag comes
     from the window in which the word has the most context on its poorer side. Tags are decoded by
@@ -60,6 +61,8 @@ class NamedEntities(Task):
         super().__init__(max_seq_length=max_seq_length, labels=labels)
         if scheme not in (None, *entities.SCHEMES):
             raise UsageError(f"--scheme must be one of {', '.join(entities.SCHEMES)}, got {scheme}")
+        if self.max_seq_length < 3:  # [CLS], a piece, [SEP]
+            raise UsageError(f"--max-seq-length must be at least 3, got {self.max_seq_length}")
         self.scheme, self.word_column, self.tag_column = scheme, word_column, tag_column
 
     @classmethod
@@ -84,8 +87,11 @@ class NamedEntities(Task):
         if self.scheme is None and tagged:
             self.scheme = entities.scheme_of(tagged)
         for sentence in sentences:
-            if isinstance(sentence, Bad) or sentence.tags is None:
+            if isinstance(sentence, Bad):
                 yield sentence
+                continue
+            if sentence.tags is None:
+                yield Bad(sentence.place, "has words and no tags") if tagged else sentence
                 continue
             try:
                 sentence.tags = entities.to_bio(sentence.tags, self.scheme)
@@ -132,21 +138,23 @@ class NamedEntities(Task):
         return Sentence(str(count), place, words, tags)
 
     def learn(self, examples: Sequence[Sentence]) -> None:
-        """`labels`: O, then B and I of every entity type in the training data."""
+        """`labels`: O, then B and I of every entity type in the training data.
+
+        Raises:
+            DataError: a sentence has no tags, or there is no entity.
+        """
         untagged = next((e for e in examples if e.tags is None), None)
         if untagged is not None:
             raise DataError(f"{untagged.place}: has words and no tags to learn")
         types = sorted({tag[2:] for e in examples for tag in e.tags if tag != "O"})
+        if not types:
+            raise DataError(f"{examples[0].place}: every tag is O")
         self.labels = ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
 
-    def check_labels(self, examples: Sequence[Sentence]) -> None:
+    def unknown_label(self, example: Sentence) -> str | None:
         """See `Task`."""
-        for example in examples:
-            for tag in example.tags or ():
-                if tag not in self.labels:
-                    raise DataError(
-                        f"{example.place}: the entity type {tag[2:]} is not in the training data"
-                    )
+        unknown = next((tag for tag in example.tags or () if tag not in self.labels), None)
+        return unknown and f"the entity type {unknown[2:]} is not in the training data"
 
     def has_answers(self, examples: Sequence[Sentence]) -> bool:
         """See `Task`."""
@@ -191,8 +199,9 @@ class NamedEntities(Task):
                 "_context": (start, len(pieces) - end),  # pieces left out on either side
             }
             if example.tags is not None and self.labels is not None:
-                ids = [
-                    self.labels.index(example.tags[word]) if first else _IGNORED
+                number = {tag: i for i, tag in enumerate(self.labels)}
+                ids = [  # a type that is not in the training data is measured, never learnt
+                    number.get(example.tags[word], _IGNORED) if first else _IGNORED
                     for word, first in zip(chunk, firsts, strict=True)
                 ]
                 window["labels"] = [_IGNORED, *ids, _IGNORED]

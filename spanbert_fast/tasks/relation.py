@@ -120,13 +120,11 @@ class Relation(Task):
             raise DataError(f"{examples[0].place}: every relation is {self.labels[0]}")
         self.entity_tokens = self.special_tokens(examples)
 
-    def check_labels(self, examples: Sequence[Pair]) -> None:
+    def unknown_label(self, example: Pair) -> str | None:
         """See `Task`."""
-        for example in examples:
-            if example.relation is not None and example.relation not in self.labels:
-                raise DataError(
-                    f"{example.place}: the relation {example.relation} is not in the training data"
-                )
+        if example.relation is None or example.relation in self.labels:
+            return None
+        return f"the relation {example.relation} is not in the training data"
 
     def has_answers(self, examples: Sequence[Pair]) -> bool:
         """See `Task`."""
@@ -167,7 +165,7 @@ class Relation(Task):
             "input_ids": [tokenizer.cls_token_id, *kept, tokenizer.sep_token_id],
             "token_type_ids": [0] * (len(kept) + 2),
         }
-        if example.relation is not None and self.labels is not None:
+        if example.relation in (self.labels or ()):  # an unknown one is measured, never learnt
             window["labels"] = self.labels.index(example.relation)
         yield window
 

@@ -115,7 +115,9 @@ def read_all(task: Task, options: FinetuneOptions) -> dict:
         if split == "train":
             task.learn(data[split])
         else:
-            task.check_labels(data[split])
+            known = task.check_labels(data[split], path, skip_bad=options.skip_bad)
+            data[split] = known.items
+            _count_skipped(data, split, known.skipped, path)
         if split == "dev" and not task.has_answers(data[split]):
             raise DataError(f"{path}: has no answers to measure by")
     return data

@@ -50,8 +50,10 @@ def initial_model(
         dropout: of hidden states, attention and head; None for the checkpoint's own.
 
     Raises:
-        UsageError: the checkpoint's positions do not reach max_seq_length.
+        UsageError: there is no config.json, or its positions do not reach max_seq_length.
     """
+    if not (Path(directory) / "config.json").is_file():
+        raise UsageError(f"{directory}: no config.json there")
     fields = _label_fields(task)
     if dropout is not None:
         names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")

@@ -1,6 +1,7 @@
 """What a user asks of a fine-tuning run; kept in its directory so that it can be resumed."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,20 @@ class FinetuneOptions:
         positive = ("learning_rate", "epochs", "batch_size", "gradient_accumulation_steps")
         for name in (*positive, "max_train", "max_dev"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UsageError(f"--{name.replace('_', '-')} must be above 0, got {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} must be above 0 and finite, got {value}"
+                )
         if not 0 <= self.warmup_ratio <= 1:
             raise UsageError(f"--warmup-ratio must be in [0, 1], got {self.warmup_ratio}")
-        for name in ("patience", "seed"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"--{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("patience", "seed", "weight_decay", "max_grad_norm"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} must be 0 or more and finite, got {value}"
+                )
+        if self.dropout and not 1 / 512 <= self.dropout < 511 / 512:  # contract C4
+            raise UsageError(f"--dropout must be 0 or in [1/512, 511/512), got {self.dropout}")
         own = {f.name for f in dataclasses.fields(self)}
         renamed = {
             "bf16": "precision",
