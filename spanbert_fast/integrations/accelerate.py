@@ -26,7 +26,9 @@ def accelerate(model: nn.Module, *, full_logits: bool = False) -> nn.Module:
     - BertForMaskedLM and BertForPreTraining, training with labels, compute the loss from the
       labelled rows alone and return no (prediction) logits: see `full_logits`;
     - BertForQuestionAnswering never answers with padding, in the loss as in the logits;
-    - a hook inside the encoder sees (total_tokens, hidden_size).
+    - a hook inside the encoder sees (total_tokens, hidden_size);
+    - second derivatives (`create_graph=True`) raise a RuntimeError, and so does torch.export, or
+      torch.jit.trace, of a call with an attention_mask: `decelerate` first.
 
     A call that this does not cover (output_attentions, caches, masks of other than two dimensions,
     sequences padded in front, labels on padding) runs transformers' code, and says so once; the

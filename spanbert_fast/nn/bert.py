@@ -240,6 +240,12 @@ class BertModel(stock.BertModel):
             return None, "the input has no batch dimension"
         if attention_mask is not None and attention_mask.dim() != 2:
             return None, f"attention_mask has {attention_mask.dim()} dimensions and not 2"
+        if attention_mask is not None and (torch.jit.is_tracing() or torch.compiler.is_exporting()):
+            raise RuntimeError(
+                "attention_mask must be None where torch.export or torch.jit.trace records a "
+                "model on packed tokens, got a tensor; spanbert_fast.decelerate brings back one "
+                "that takes masks"
+            )
         packing = packing_of_mask(attention_mask, shape, given.device)
         if packing is None:
             return None, "attention_mask has another shape than the input"
