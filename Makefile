@@ -63,7 +63,8 @@ check-sanitize: $(VENV)/installed-test  ## the C++ under the address and undefin
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
 	  $(VENV)/bin/python -m pytest -q --capture=sys \
-	  tests/test_philox.py tests/test_sample_spans.py tests/test_sample_spans_input.py
+	  tests/test_philox.py tests/test_sample_spans.py tests/test_sample_spans_compiled.py \
+	  tests/test_sample_spans_input.py
 
 clean:  ## remove the environment, builds and runs
 	rm -rf $(VENV) build *.egg-info runs spanbert_fast/*.so

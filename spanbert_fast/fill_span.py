@@ -154,11 +154,11 @@ class FillSpan:
         for token_ids, log_p in self._predict(sequences, head, batch_size):
             values, choices = self._best(log_p, top_k)
             scores, paths = values.new_zeros(1), choices.new_zeros((1, 0))
-            for place, value in enumerate(values):
-                joint = scores[:, None] + value
-                scores, best = joint.flatten().topk(min(top_k, joint.numel()))
-                prefix, last = best // len(value), best % len(value)
-                paths = torch.cat([paths[prefix], choices[place, last, None]], dim=1)
+            for value, choice in zip(values, choices, strict=True):
+                joint = (scores[:, None] + value).flatten()
+                scores, best = joint.topk(min(top_k, len(joint)))
+                prefix, last = paths[best // len(value)], choice[best % len(value)]
+                paths = torch.cat([prefix, last[:, None]], dim=1)
             places = self._masked(token_ids)
             each = log_p.gather(1, paths.T).T.tolist()
             found.append([])
@@ -215,16 +215,14 @@ class FillSpan:
         """Yield (token_ids, log-probabilities (masks, vocab_size) fp32) of every sequence."""
         for start in range(0, len(sequences), batch_size):
             batch = sequences[start : start + batch_size]
-            log_p = self._predict_batch(batch, head)
             counts = [len(self._masked(token_ids)) for token_ids in batch]
-            yield from zip(batch, log_p.split(counts), strict=True)
+            yield from zip(batch, self._predict_batch(batch, head).split(counts), strict=True)
 
     def _predict_batch(self, batch: list[list[int]], head: str) -> torch.Tensor:
         """(masks of all sequences, vocab_size), -inf for what a filling never holds."""
         device, model = self.model.device, self.model
         starts = list(accumulate(map(len, batch), initial=0))
-        rows = zip(starts[:-1], batch, strict=True)
-        masked = [start + place for start, ids in rows for place in self._masked(ids)]
+        masked = [s + p for s, ids in zip(starts, batch, strict=False) for p in self._masked(ids)]
         asked = [] if head == "mlm" else batch
         boundaries, lengths, answers = self._questions(asked, starts, head)
         hidden = model.bert.encode(

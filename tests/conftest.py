@@ -19,6 +19,9 @@ if not torch.cuda.is_available():
     # Triton decides at its first import, whoever that is by, whether kernels are interpreted.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# what several test files share: its assertions are explained as theirs are
+pytest.register_assert_rewrite(*(p.stem for p in Path(__file__).parent.glob("*_cases.py")))
+
 from spanbert_fast.testing import assert_bitwise_equal  # noqa: E402
 
 

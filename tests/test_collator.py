@@ -5,57 +5,23 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerFast
 
+from collator_cases import (
+    CLS,
+    EXAMPLES,
+    MASK,
+    PAD,
+    SEP,
+    UNK,
+    VOCABULARY,
+    assert_same_batches,
+    make_examples,
+    make_tokenizer,
+)
 from spanbert_fast.data.collator import DataCollatorForSpanMasking, sequence_id
-from spanbert_fast.data.tokenizer import load_tokenizer, vocabulary_size
 from spanbert_fast.ops.sample_spans import sample_spans
 from spanbert_fast.testing import assert_bitwise_equal
-
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-PAD, UNK, CLS, SEP, MASK = range(5)
-VOCABULARY = [*SPECIAL, *(f"w{k}" for k in range(60)), *(f"##s{k}" for k in range(30))]
-
-
-def make_tokenizer(**without):
-    vocabulary = {token: number for number, token in enumerate(VOCABULARY)}
-    names = {
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "mask_token": "[MASK]",
-        **without,
-    }
-    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, **{name: token for name, token in names.items() if token}
-    )
-
-
-def make_examples(lengths, seed=0):
-    generator = np.random.default_rng(seed)
-    return [
-        {
-            "input_ids": [CLS, *generator.integers(5, len(VOCABULARY), n - 2).tolist(), SEP],
-            "example_id": k,
-        }
-        for k, n in enumerate(lengths)
-    ]
-
-
-EXAMPLES = make_examples([40, 3, 129, 64, 17])
-
-
-def assert_same_batches(ours, expected):
-    assert ours.keys() == expected.keys()
-    for name, value in expected.items():
-        if isinstance(value, torch.Tensor):
-            assert_bitwise_equal(ours[name], value, name)
-        else:
-            assert ours[name] == value, name
 
 
 def test_packed_batch_is_the_sampler_on_the_examples():
@@ -230,77 +196,3 @@ def test_sequence_ids_do_not_collide():
     assert len(ids) == 25 and all(-(2**63) <= i < 2**63 for i in ids)
     wide = {sequence_id(epoch, 2**64 - 1) for epoch in range(100)}
     assert len(wide) == 100
-
-
-def test_another_tokenizer_needs_word_starts():
-    backend = Tokenizer(models.WordLevel({t: k for k, t in enumerate(VOCABULARY)}, "[UNK]"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]")
-    collator = DataCollatorForSpanMasking(tokenizer)
-    with pytest.raises(ValueError, match="examples must have word_starts where the tokenizer"):
-        collator(EXAMPLES)
-    starts = [{**e, "word_starts": [True] * len(e["input_ids"])} for e in EXAMPLES]
-    assert len(collator(starts)["mlm_positions"]) > 0
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"output": "dense"}, "output must be one of packed, padded, masked_lm, raw, got 'dense'"),
-        ({"mask_ratio": 2.0}, r"mask_ratio must be in \(0, 1\], got 2.0"),
-        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of must be at least 1, got 0"),
-    ],
-)
-def test_bad_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        DataCollatorForSpanMasking(make_tokenizer(), **options)
-
-
-def test_a_tokenizer_without_the_tokens_it_takes_is_refused():
-    with pytest.raises(ValueError, match="tokenizer must have a mask token"):
-        DataCollatorForSpanMasking(make_tokenizer(mask_token=None))
-    tokenizer = make_tokenizer(pad_token=None)
-    DataCollatorForSpanMasking(tokenizer)
-    with pytest.raises(ValueError, match="tokenizer must have a pad token"):
-        DataCollatorForSpanMasking(tokenizer, output="padded")
-    with pytest.raises(TypeError, match="unexpected keyword argument 'mask_rate'"):
-        DataCollatorForSpanMasking(tokenizer, mask_rate=0.1)
-
-
-@pytest.mark.parametrize(
-    ("example", "error", "message"),
-    [  # the second of two examples
-        ({"input_ids": []}, ValueError, r"examples\[1\]\['input_ids'\] must hold at least one"),
-        ({"input_ids": [[1, 2]]}, ValueError, r"must have shape \(seqlen,\), got \(1, 2\)"),
-        ({"input_ids": [1.5, 2.0]}, TypeError, "must be integers, got float64"),
-        ({"input_ids": [2, 95, 3]}, ValueError, r"\[1\].* must be in \[0, 95\), got 95"),
-        ({"input_ids": [2, -1, 3]}, ValueError, r"\[1\].* must be in \[0, 95\), got -1"),
-        ({"input_ids": [2, 3]}, ValueError, "special_mask must leave .* in sequence 1"),
-        ({"input_ids": [2, 9, 3], "word_starts": [True]}, ValueError, r"must have shape \(3,\)"),
-        ({"input_ids": [2, 9, 3], "epoch": -1}, ValueError, r"epoch must be in \[0, 2\*\*23\)"),
-        ({"input_ids": [2, 9, 3], "example_id": 2**64}, ValueError, "example_id must be a 64-bit"),
-        ({"input_ids": [2, 9, 0], "attention_mask": [1, 1, 0]}, ValueError, "must not be padded"),
-    ],
-)
-def test_bad_examples(example, error, message):
-    collator = DataCollatorForSpanMasking(make_tokenizer())
-    with pytest.raises(error, match=message):
-        collator([EXAMPLES[0], example])
-
-
-def test_an_empty_list_is_refused():
-    with pytest.raises(ValueError, match="examples must hold at least one example, got none"):
-        DataCollatorForSpanMasking(make_tokenizer())([])
-
-
-def test_ids_that_no_token_has(tmp_path):
-    """A vocab.txt with a line twice has fewer tokens than ids."""
-    lines = [*SPECIAL, "one", "one", "two", "##s"]
-    (tmp_path / "vocab.txt").write_text("\n".join(lines) + "\n")
-    tokenizer = load_tokenizer(tmp_path)
-    assert len(tokenizer) == 8 and vocabulary_size(tokenizer) == 9
-    collate = DataCollatorForSpanMasking(tokenizer, mask_ratio=0.5)
-    assert collate.random_token_pool.tolist() == [6, 7, 8]
-    batch = collate([{"input_ids": [CLS, 7, 8, 6, 8, 7, SEP]}])
-    assert batch["mlm_targets"].tolist() and batch["input_ids"].max() < 9
-    with pytest.raises(ValueError, match=r"must be in \[0, 9\), got 9"):
-        collate([{"input_ids": [CLS, 9, SEP]}])

@@ -152,14 +152,39 @@ def test_bad_data_names_its_place(text, message, tmp_path):
         assert NamedEntities().read(good, skip_bad=True).skipped == 1
 
 
+def test_a_sentence_without_tags_in_a_tagged_file_is_bad(tmp_path):
+    path = write(tmp_path / "bad.conll", "a O\n\nb\nc\n\nd B-X\n")
+    with pytest.raises(DataError, match=r"bad.conll:3: has words and no tags"):
+        NamedEntities().read(path)
+    items, skipped = NamedEntities().read(path, skip_bad=True)
+    assert [s.words for s in items] == [["a"], ["d"]] and skipped == 1
+
+
+def test_a_byte_order_mark_and_carriage_returns_are_no_part_of_the_data(tmp_path):
+    (tmp_path / "dos.conll").write_bytes(b"\xef\xbb\xbf" + COLUMNS.replace("\n", "\r\n").encode())
+    dos, _ = NamedEntities().read(tmp_path / "dos.conll")
+    unix, _ = NamedEntities().read(write(tmp_path / "unix.conll", COLUMNS))
+    assert [(s.words, s.tags) for s in dos] == [(s.words, s.tags) for s in unix]
+
+
+def test_there_must_be_an_entity_to_learn(tmp_path):
+    items = NamedEntities().read(write(tmp_path / "a.conll", "a O\nb O\n\nc O\n")).items
+    with pytest.raises(DataError, match=r"a.conll:1: every tag is O"):
+        NamedEntities().learn(items)
+
+
 def test_an_unknown_type_on_dev(tmp_path):
     task = NamedEntities()
     task.learn(task.read(write(tmp_path / "a", "x B-A\n")).items)
     dev = task.read(write(tmp_path / "b", "x O\n\ny B-C\n")).items
     with pytest.raises(DataError, match=r"b:3: the entity type C is not in the training data"):
         task.check_labels(dev)
+    assert task.check_labels(dev, "b", skip_bad=True) == (dev[:1], 1)
     with pytest.raises(UsageError, match="--scheme must be one of bio, iob1, iobes, got bilou"):
         NamedEntities(scheme="bilou")
+    for length in (0, 2):
+        with pytest.raises(UsageError, match=f"--max-seq-length must be at least 3, got {length}"):
+            NamedEntities(max_seq_length=length)
 
 
 # Windows
@@ -201,6 +226,23 @@ def test_every_word_is_labelled_once_where_it_has_most_context(tokenizer, max_se
                 logits[i + 1, task.labels.index(gold[word]) if right_one else 1] = 9
         outputs.append({"logits": logits})
     assert task.decode(example, windows, outputs) == gold
+
+
+def test_the_shortest_window_holds_one_piece(tokenizer):
+    task = NamedEntities(max_seq_length=3, labels=["O", "B-PER", "I-PER"])
+    example = Sentence("0", "a:1", ["John", "unbelievably", "Smith"], None)
+    windows = list(task.windows(example, tokenizer))
+    pieces = tokenizer("John unbelievably Smith", add_special_tokens=False)["input_ids"]
+    assert [w["input_ids"][1:-1] for w in windows] == [[piece] for piece in pieces]
+
+
+def test_a_type_that_was_not_learnt_is_measured(tokenizer):
+    task = NamedEntities(max_seq_length=20, labels=["O", "B-PER", "I-PER"])
+    example = Sentence("0", "a:1", ["John", "Paris"], ["B-PER", "B-LOC"])
+    (window,) = task.windows(example, tokenizer)
+    assert [label for label in window["labels"] if label != -100] == [1]
+    figures = task.metrics([example], [["B-PER", "O"]])
+    assert (figures["precision"], figures["recall"]) == (100.0, 50.0)
 
 
 def test_an_entity_longer_than_a_window(tokenizer, tmp_path):

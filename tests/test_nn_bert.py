@@ -1,97 +1,27 @@
-"""nn.bert: transformers' modules under transformers' names, at a LARGE initialisation (C5)."""
+"""nn.bert: transformers' model under transformers' name, at a LARGE initialisation (C5)."""
 
-import inspect
 import pickle
-import re
 import warnings
 
 import pytest
 import torch
-from transformers import BertConfig
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert import modeling_bert as stock
 
+from bert_cases import SIZES, floor_of, gradient_floor, large_init, widened
+from nn_bert_cases import (
+    LENGTHS,
+    assert_same_gradients,
+    config,
+    four_dimensional,
+    mask_of,
+    padded_batch,
+    trio,
+)
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.models import SpanBertModel
 from spanbert_fast.nn import bert, bert_parts
-from spanbert_fast.nn.bert import BertEncoder, BertLayer, BertModel, BertSelfAttention
+from spanbert_fast.nn.bert import BertModel
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
-
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 100,
-    "max_position_embeddings": 40,
-}
-LENGTHS = (19, 1, 7, 18)
-
-
-def config(**fields):
-    return BertConfig(**{**SIZES, **fields}, attn_implementation="eager")
-
-
-def large_init(model):
-    """Every parameter normal with std 0.3; norm weights around 1."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.3)
-            if "norm" in name.lower() and name.endswith("weight"):
-                parameter += 1
-    return model.eval()
-
-
-def trio(ours_class, theirs_class, *args, **fields):
-    """(ours, theirs, theirs in fp64) with the same large weights."""
-    ours = large_init(ours_class(config(**fields), *args))
-    theirs, truth = (theirs_class(config(**fields), *args).eval() for _ in range(2))
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    for model in (theirs, truth):
-        model.load_state_dict(ours.state_dict())
-    return ours, theirs, truth.double()
-
-
-def mask_of(lengths, seqlen):
-    return (torch.arange(seqlen) < torch.tensor(lengths)[:, None]).long()
-
-
-def padded_batch():
-    mask = mask_of(LENGTHS, 19)
-    return torch.randint(1, 97, (4, 19)) * mask, mask
-
-
-def floor_of(truth):
-    """64 roundings of the largest element: the peer's error is a sum of some hundred roundings,
-    and may come out small in one small tensor by luck."""
-    return 64 * torch.finfo(torch.float32).eps * truth.abs().max().item()
-
-
-def gradient_floor(parameters, name):
-    """As `floor_of`. A key's bias has no gradient (softmax ignores it), nor have queries and keys
-    in sequences of length 1: what comes out is the rounding of sums as large as those beside."""
-    beside = name, name.replace("key.bias", "key.weight"), re.sub("query|key", "value", name)
-    return max(floor_of(parameters[other].grad) for other in beside)
-
-
-def assert_same_gradients(ours, theirs, truth):
-    ours, theirs, truth = (dict(model.named_parameters()) for model in (ours, theirs, truth))
-    for name, parameter in truth.items():
-        if parameter.grad is None:
-            assert ours[name].grad is None or not ours[name].grad.any(), name
-            continue
-        grads = ours[name].grad, theirs[name].grad, parameter.grad
-        assert_no_worse_than(*grads, floor=gradient_floor(truth, name), name=name)
-
-
-def widened(inputs):
-    def is_real(value):
-        return torch.is_tensor(value) and value.is_floating_point()
-
-    return {k: v.double() if is_real(v) else v for k, v in inputs.items()}
-
-
-# The model
 
 
 def model_inputs(kind):
@@ -233,10 +163,6 @@ def test_bf16_autocast():
 # Calls that are not covered: transformers' own code, said once
 
 
-def four_dimensional(mask):
-    return create_bidirectional_mask(config(), torch.zeros(*mask.shape, 64), mask)
-
-
 NOT_COVERED = {
     "output_attentions": ({"output_attentions": True}, "output_attentions needs"),
     "left padding": ({"attention_mask": mask_of(LENGTHS, 19).flip(1)}, "0 at the first position"),
@@ -299,109 +225,6 @@ def test_record_of_outputs_survives_pickling_in_another_class():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert len(again(ids, output_attentions=True).attentions) == 3
-
-
-# The parts alone, on padded hidden states
-
-
-PARTS = {
-    "attention": (BertSelfAttention, stock.BertSelfAttention, ()),
-    "layer": (BertLayer, stock.BertLayer, ()),
-    "encoder": (BertEncoder, stock.BertEncoder, ()),
-}
-
-
-def first_tensor(output):
-    return output if isinstance(output, torch.Tensor) else output[0]
-
-
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("kind", ["none", "additive", "boolean", "boolean row", "2-D"])
-def test_part_equals_transformers(part, kind):
-    ours_class, theirs_class, args = PARTS[part]
-    models = trio(ours_class, theirs_class, *args)
-    padding = mask_of(LENGTHS, 19)
-    additive = four_dimensional(padding)
-    boolean = padding.bool()[:, None, None, :]
-    mask = {
-        "none": None,
-        "additive": additive,
-        "boolean": boolean.expand(-1, -1, 19, -1),
-        "boolean row": boolean,
-        "2-D": padding,
-    }[kind]
-    real = torch.ones(4, 19, dtype=torch.bool) if mask is None else padding.bool()
-    hidden, weight = torch.randn(4, 19, 64), torch.randn(4, 19, 64).double()
-    outputs = []
-    for model in models:
-        dtype = torch.float64 if model is models[2] else torch.float32
-        x = hidden.to(dtype, copy=True).requires_grad_()
-        # transformers' eager code adds its mask
-        given = mask if model is models[0] else (None if mask is None else additive)
-        if given is not None and given.is_floating_point():
-            given = given.to(dtype)
-        output = first_tensor(model(x, given))
-        (output * weight.to(dtype))[real].sum().backward()
-        outputs.append((output.detach()[real], x.grad[real]))
-    for a, b, c in zip(*outputs, strict=True):
-        assert_no_worse_than(a, b, c, floor=floor_of(c))
-    assert_same_gradients(*models)
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_part_with_a_mask_of_more_than_padding(part):
-    """Causal masks, biases and masks that differ by query run transformers' own code."""
-    ours_class, theirs_class, args = PARTS[part]
-    ours, theirs, _ = trio(ours_class, theirs_class, *args)
-    hidden = torch.randn(2, 6, 64)
-    causal = torch.full((2, 1, 6, 6), torch.finfo(torch.float32).min).triu(1)
-    bias = torch.randn(2, 1, 1, 6)
-    gentle = torch.where(mask_of((6, 4), 6).bool(), 0.0, -3.0)[:, None, None]
-    for mask in (causal, bias, gentle, causal.expand(2, 2, 6, 6), bias.requires_grad_()):
-        bert_parts.warn_once.cache_clear()
-        with pytest.warns(UserWarning, match="not one of padding"):
-            got = first_tensor(ours(hidden, mask))
-        expected = first_tensor(theirs(hidden, mask))
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["BertSelfAttention", "BertLayer", "BertEncoder", "BertModel"])
-def test_signatures_are_transformers_own(name):
-    """Every parameter of theirs is there, in the same place; what is added is keyword-only."""
-    for method in ("__init__", "forward"):
-        ours = inspect.signature(getattr(getattr(bert, name), method)).parameters
-        theirs = inspect.signature(getattr(getattr(stock, name), method)).parameters
-        if name == "BertSelfAttention" and method == "__init__":
-            assert list(ours) == list(theirs)
-            continue
-        positional = [p.name for p in ours.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-        expected = [p.name for p in theirs.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-        assert positional == expected
-        assert issubclass(getattr(bert, name), getattr(stock, name))
-
-
-def test_other_activations_stay_right():
-    ids, mask = padded_batch()
-    ours, theirs, truth = trio(BertModel, stock.BertModel, hidden_act="relu")
-    outputs = [m(ids, attention_mask=mask)[0][mask.bool()] for m in (ours, theirs, truth)]
-    assert_no_worse_than(*outputs, floor=floor_of(outputs[2]))
-
-
-def test_what_stands_in_a_modules_place_is_called():
-    """Hooks and replaced modules (adapters) around the parameters that the ops would take."""
-    ids, mask = padded_batch()
-    ours, theirs, truth = trio(BertModel, stock.BertModel)
-    for model in (ours, theirs, truth):
-        layer = model.encoder.layer[1]
-        layer.output.LayerNorm.register_forward_hook(lambda module, args, out: out * 1.5)
-        layer.output.dense.register_forward_hook(lambda module, args, out: out + 0.25)
-        layer.attention.output.dropout = torch.nn.Identity()
-        layer.intermediate.dense.register_forward_pre_hook(lambda module, args: (args[0] * 0.5,))
-        words, places = model.embeddings.word_embeddings, model.embeddings.position_embeddings
-        words.register_forward_hook(lambda module, args, out: out - 0.5)
-        places.register_forward_hook(lambda module, args, out: out * 2)
-    outputs = [m(ids, attention_mask=mask)[0][mask.bool()] for m in (ours, theirs, truth)]
-    assert_no_worse_than(*outputs, floor=floor_of(outputs[2]))
 
 
 def test_bad_input():

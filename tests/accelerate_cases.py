@@ -1,0 +1,123 @@
+"""What the tests of accelerate() share: every model class, batches with labels, comparisons."""
+
+import torch
+from torch import nn
+from transformers import BertConfig
+from transformers.models.bert import modeling_bert as stock
+
+from bert_cases import SIZES as BERT_SIZES
+from bert_cases import floor_of
+from spanbert_fast.testing import assert_no_worse_than
+
+SIZES = {**BERT_SIZES, "num_hidden_layers": 2}
+NO_DROPOUT = {
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "classifier_dropout": 0.0,
+}
+LENGTHS = torch.tensor([19, 1, 7, 18])
+
+
+class Holder(nn.Module):
+    """A user's own module with a BERT inside."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.text = stock.BertModel(config)
+        self.head = nn.Linear(config.hidden_size, 3)
+
+    def forward(self, input_ids, attention_mask):
+        hidden = self.text(input_ids, attention_mask=attention_mask).last_hidden_state
+        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return {"logits": self.head((hidden * weights).sum(1) / weights.sum(1))}
+
+
+class OwnBert(stock.BertModel):
+    """A user's subclass: its encoder is accelerated, its own code runs around it."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output["pooler_output"] = output["pooler_output"] * 2
+        return output
+
+
+def config(**fields):
+    return BertConfig(**{**SIZES, **NO_DROPOUT, **fields})
+
+
+def batch():
+    mask = (torch.arange(19) < LENGTHS[:, None]).long()
+    return {"input_ids": torch.randint(1, 97, (4, 19)) * mask, "attention_mask": mask}
+
+
+def masked_labels(inputs):
+    labels = torch.where(torch.rand(4, 19) < 0.3, torch.randint(0, 97, (4, 19)), -100)
+    labels[0, 0] = 5  # one at least
+    return torch.where(inputs["attention_mask"] == 0, -100, labels)
+
+
+def inputs_of(name):
+    """A padded batch with the labels of the head."""
+    inputs = batch()
+    if name in ("BertForMaskedLM", "BertForPreTraining"):
+        inputs["labels"] = masked_labels(inputs)
+    if name == "BertForPreTraining":
+        inputs["next_sentence_label"] = torch.tensor([0, 1, 1, 0])
+    if name in ("BertForSequenceClassification", "BertForNextSentencePrediction"):
+        inputs["labels"] = torch.tensor([0, 1, 1, 0])
+    if name == "BertForTokenClassification":
+        inputs["labels"] = torch.randint(0, 2, (4, 19)).masked_fill(inputs["input_ids"] == 0, -100)
+    if name == "BertForMultipleChoice":
+        inputs = {k: v.view(2, 2, 19) for k, v in inputs.items()}
+        inputs["labels"] = torch.tensor([1, 0])
+    if name == "BertForQuestionAnswering":
+        del inputs["attention_mask"]  # padding is another matter: below
+        inputs["start_positions"] = torch.tensor([3, 0, 18, 40])
+        inputs["end_positions"] = torch.tensor([5, 0, 18, 2])
+    return inputs
+
+
+MODELS = {
+    name: getattr(stock, name)
+    for name in (
+        "BertModel",
+        "BertForMaskedLM",
+        "BertForPreTraining",
+        "BertForSequenceClassification",
+        "BertForTokenClassification",
+        "BertForQuestionAnswering",
+        "BertForMultipleChoice",
+        "BertForNextSentencePrediction",
+    )
+} | {"Holder": Holder, "OwnBert": OwnBert}
+
+
+def results(model, inputs, mask):
+    """Every output at real positions, and all gradients of a loss that reads them."""
+    output = model(**inputs)
+    tensors = {}
+    for key, value in output.items():
+        if mask is not None and value.shape[:2] == mask.shape and value.dim() > 1:
+            value = value[mask]
+        tensors[key] = value
+    loss = tensors.get("loss")
+    if loss is None:
+        loss = sum(value.double().tanh().sum() for value in tensors.values())
+    model.zero_grad()
+    loss.backward()
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {key: value.detach() for key, value in tensors.items()}, grads
+
+
+def assert_same(ours, theirs, truth):
+    assert ours[0].keys() == theirs[0].keys()
+    for key, exact in truth[0].items():
+        assert_no_worse_than(ours[0][key], theirs[0][key], exact, floor=floor_of(exact), name=key)
+    for name, exact in truth[1].items():
+        # a key's bias and a choice's bias have no gradient (softmax ignores them), and queries and
+        # keys little in short sequences: what comes out is the rounding of sums as large as those
+        # of the values and the weights
+        beside = name.replace("query", "value").replace("key", "value")
+        beside = beside.replace("classifier.bias", "classifier.weight")
+        floor = max(floor_of(exact), floor_of(truth[1][beside]))
+        assert_no_worse_than(ours[1][name], theirs[1][name], exact, floor=floor, name=name)

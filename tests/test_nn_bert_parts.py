@@ -1,0 +1,119 @@
+"""nn.bert: transformers' encoder, layer and attention under transformers' names, each alone."""
+
+import inspect
+
+import pytest
+import torch
+from transformers.models.bert import modeling_bert as stock
+
+from bert_cases import floor_of
+from nn_bert_cases import (
+    LENGTHS,
+    assert_same_gradients,
+    four_dimensional,
+    mask_of,
+    padded_batch,
+    trio,
+)
+from spanbert_fast.nn import bert, bert_parts
+from spanbert_fast.nn.bert import BertEncoder, BertLayer, BertModel, BertSelfAttention
+from spanbert_fast.testing import assert_no_worse_than
+
+PARTS = {
+    "attention": (BertSelfAttention, stock.BertSelfAttention, ()),
+    "layer": (BertLayer, stock.BertLayer, ()),
+    "encoder": (BertEncoder, stock.BertEncoder, ()),
+}
+
+
+def first_tensor(output):
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("kind", ["none", "additive", "boolean", "boolean row", "2-D"])
+def test_part_equals_transformers(part, kind):
+    ours_class, theirs_class, args = PARTS[part]
+    models = trio(ours_class, theirs_class, *args)
+    padding = mask_of(LENGTHS, 19)
+    additive = four_dimensional(padding)
+    boolean = padding.bool()[:, None, None, :]
+    mask = {
+        "none": None,
+        "additive": additive,
+        "boolean": boolean.expand(-1, -1, 19, -1),
+        "boolean row": boolean,
+        "2-D": padding,
+    }[kind]
+    real = torch.ones(4, 19, dtype=torch.bool) if mask is None else padding.bool()
+    hidden, weight = torch.randn(4, 19, 64), torch.randn(4, 19, 64).double()
+    outputs = []
+    for model in models:
+        dtype = torch.float64 if model is models[2] else torch.float32
+        x = hidden.to(dtype, copy=True).requires_grad_()
+        # transformers' eager code adds its mask
+        given = mask if model is models[0] else (None if mask is None else additive)
+        if given is not None and given.is_floating_point():
+            given = given.to(dtype)
+        output = first_tensor(model(x, given))
+        (output * weight.to(dtype))[real].sum().backward()
+        outputs.append((output.detach()[real], x.grad[real]))
+    for a, b, c in zip(*outputs, strict=True):
+        assert_no_worse_than(a, b, c, floor=floor_of(c))
+    assert_same_gradients(*models)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_part_with_a_mask_of_more_than_padding(part):
+    """Causal masks, biases and masks that differ by query run transformers' own code."""
+    ours_class, theirs_class, args = PARTS[part]
+    ours, theirs, _ = trio(ours_class, theirs_class, *args)
+    hidden = torch.randn(2, 6, 64)
+    causal = torch.full((2, 1, 6, 6), torch.finfo(torch.float32).min).triu(1)
+    bias = torch.randn(2, 1, 1, 6)
+    gentle = torch.where(mask_of((6, 4), 6).bool(), 0.0, -3.0)[:, None, None]
+    for mask in (causal, bias, gentle, causal.expand(2, 2, 6, 6), bias.requires_grad_()):
+        bert_parts.warn_once.cache_clear()
+        with pytest.warns(UserWarning, match="not one of padding"):
+            got = first_tensor(ours(hidden, mask))
+        expected = first_tensor(theirs(hidden, mask))
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["BertSelfAttention", "BertLayer", "BertEncoder", "BertModel"])
+def test_signatures_are_transformers_own(name):
+    """Every parameter of theirs is there, in the same place; what is added is keyword-only."""
+    for method in ("__init__", "forward"):
+        ours = inspect.signature(getattr(getattr(bert, name), method)).parameters
+        theirs = inspect.signature(getattr(getattr(stock, name), method)).parameters
+        if name == "BertSelfAttention" and method == "__init__":
+            assert list(ours) == list(theirs)
+            continue
+        positional = [p.name for p in ours.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        expected = [p.name for p in theirs.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        assert positional == expected
+        assert issubclass(getattr(bert, name), getattr(stock, name))
+
+
+def test_other_activations_stay_right():
+    ids, mask = padded_batch()
+    ours, theirs, truth = trio(BertModel, stock.BertModel, hidden_act="relu")
+    outputs = [m(ids, attention_mask=mask)[0][mask.bool()] for m in (ours, theirs, truth)]
+    assert_no_worse_than(*outputs, floor=floor_of(outputs[2]))
+
+
+def test_what_stands_in_a_modules_place_is_called():
+    """Hooks and replaced modules (adapters) around the parameters that the ops would take."""
+    ids, mask = padded_batch()
+    ours, theirs, truth = trio(BertModel, stock.BertModel)
+    for model in (ours, theirs, truth):
+        layer = model.encoder.layer[1]
+        layer.output.LayerNorm.register_forward_hook(lambda module, args, out: out * 1.5)
+        layer.output.dense.register_forward_hook(lambda module, args, out: out + 0.25)
+        layer.attention.output.dropout = torch.nn.Identity()
+        layer.intermediate.dense.register_forward_pre_hook(lambda module, args: (args[0] * 0.5,))
+        words, places = model.embeddings.word_embeddings, model.embeddings.position_embeddings
+        words.register_forward_hook(lambda module, args, out: out - 0.5)
+        places.register_forward_hook(lambda module, args, out: out * 2)
+    outputs = [m(ids, attention_mask=mask)[0][mask.bool()] for m in (ours, theirs, truth)]
+    assert_no_worse_than(*outputs, floor=floor_of(outputs[2]))
