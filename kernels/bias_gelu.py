@@ -9,7 +9,7 @@ from spanbert_fast.kernels.normal import gelu, gelu_slope
 from spanbert_fast.kernels.tile_config import tile_for
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _bias_gelu_fwd_kernel(
     x, bias, y, rows, width, SHORT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
@@ -27,7 +27,7 @@ def _bias_gelu_fwd_kernel(
     tl.store(y + at, gelu(z, SHORT).to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "steps"])
 def _bias_gelu_bwd_kernel(
     dy,
     x,

@@ -21,7 +21,7 @@ def split_rows(rows: int, multiple: int = 1) -> tuple[int, int]:
     return (triton.cdiv(blocks, steps) if blocks else 0), steps
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts", "steps"])
 def _column_sums_kernel(
     partial, out, parts, width, steps, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):

@@ -30,7 +30,7 @@ def _load(pointer, at, fits):
     return tl.load(pointer + at, mask=fits, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["site"])
 def _dropout_add_layer_norm_fwd_kernel(
     x,
     residual,
@@ -77,7 +77,7 @@ def _dropout_add_layer_norm_fwd_kernel(
     tl.store(rstd + row, s)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "steps", "site"])
 def _dropout_add_layer_norm_bwd_kernel(
     dy,
     x,

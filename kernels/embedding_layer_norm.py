@@ -116,7 +116,7 @@ def _embedding_layer_norm_fwd_kernel(
     tl.store(rstd + token, s)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "steps"])
 def _embedding_layer_norm_bwd_kernel(
     dy,
     input_ids,

@@ -9,7 +9,7 @@ from spanbert_fast.kernels.tile_config import tile_for
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["x_rows", "out_rows"])
 def _copy_rows_kernel(
     x, indices, out, x_rows, out_rows, width, SCATTER: tl.constexpr, BLOCK: tl.constexpr
 ):

@@ -28,7 +28,7 @@ def _segment(cu_span_lengths, span, num_spans, num_targets, num_places):
     return start, tl.minimum(tl.minimum(stop, num_targets) - start, num_places)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_spans", "num_targets"])
 def _span_boundary_gather_fwd_kernel(
     spans,
     places,
@@ -69,7 +69,7 @@ def _span_boundary_gather_fwd_kernel(
         tl.store(rstd + target, s)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_spans", "num_targets", "steps"])
 def _span_boundary_gather_bwd_kernel(
     dy,
     spans,
@@ -131,7 +131,7 @@ def _span_boundary_gather_bwd_kernel(
     tl.store(partial_bias + at, dbias, mask=fits)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_spans", "num_targets", "steps"])
 def _place_sums_kernel(
     dz,
     cu_span_lengths,

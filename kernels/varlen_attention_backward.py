@@ -227,10 +227,10 @@ def launch_tiled_bwd(
     if min(total, heads, head_dim, batch, max_seqlen) == 0:
         return
     common = {"HEAD_DIM": head_dim, "THRESHOLD": threshold, "BLOCK_D": head_block(head_dim)}
-    terms = torch.empty((2, heads, total), dtype=torch.float32, device=q.device)
+    terms = [torch.empty((heads, total), dtype=torch.float32, device=q.device) for _ in range(2)]
     rows = 128 // q.element_size()
     _row_terms_kernel[(triton.cdiv(total, rows), heads)](
-        out, dout, lse, terms[0], terms[1], total, heads, **common, ROWS=rows, num_warps=4
+        out, dout, lse, *terms, total, heads, **common, ROWS=rows, num_warps=4
     )
     order = sequence_order(cu_seqlens)
     for name, kernel, outputs, side in (
@@ -244,8 +244,7 @@ def launch_tiled_bwd(
             q,
             k,
             v,
-            terms[0],
-            terms[1],
+            *terms,
             *outputs,
             cu_seqlens,
             order,

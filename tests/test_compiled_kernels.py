@@ -120,6 +120,28 @@ def test_every_kernel_and_every_row_of_the_tables_is_compiled():
     assert never_taken == []
 
 
+SIZES = """
+import json
+import kernel_cases
+
+found = []
+for rows, spans in ((4001, 1001), (4096, 1024), (6, 1)):
+    kernel_cases.ROWS, kernel_cases.SPANS = rows, spans
+    found.append([case.key for case in kernel_cases.cases(90, dtypes=["bf16"])[0]])
+print(json.dumps(found))
+"""
+
+
+def test_no_kernel_is_compiled_for_a_number_of_rows():
+    """Which each batch may have another of: a multiple of 16, or 1, is no reason to compile."""
+    done = run("-c", SIZES)
+    assert done.returncode == 0, done.stderr[-3000:]
+    usual, *others = json.loads(done.stdout)
+    for keys in others:
+        assert len(keys) > 50
+        assert not set(keys) - set(usual)
+
+
 def test_the_interpreter_compiles_nothing(benchmarks, monkeypatch):
     from triton import knobs
 

@@ -9,6 +9,7 @@ pytest.importorskip("triton")
 from torch.nn import functional as F  # noqa: E402
 
 from spanbert_fast.kernels import linear_cross_entropy as kernels  # noqa: E402
+from spanbert_fast.kernels import linear_cross_entropy_backward as backward  # noqa: E402
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than  # noqa: E402
 
 CASES = {  # group sizes, hidden size, vocabulary
@@ -28,7 +29,7 @@ NAMES = ("losses", "dhidden", "dweight", "dbias")
 def small_parts(monkeypatch):
     """Several splits and several chunks of the vocabulary, uneven ones."""
     monkeypatch.setattr(kernels, "_COLUMNS_PER_SPLIT", 300)
-    monkeypatch.setattr(kernels, "_CHUNK_BYTES", 60_000)
+    monkeypatch.setattr(backward, "_CHUNK_BYTES", 60_000)
 
 
 def make(group_sizes, hidden_size, vocab_size, dtype):

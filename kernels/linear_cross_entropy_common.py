@@ -1,0 +1,61 @@
+"""What the loss's forward and backward share: scores in tiles, widths in whole blocks, groups."""
+
+import torch
+import triton
+import triton.language as tl
+from torch.nn import functional as F
+
+from spanbert_fast.kernels.product import product
+from spanbert_fast.kernels.tile_config import Tile
+
+
+@triton.jit
+def scores(
+    x,
+    weight,
+    row,
+    column,
+    rows,
+    vocab,
+    width,
+    WIDEN: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """x weight^T, fp32 (BLOCK_M, BLOCK_N); past the ends the last row and entry again.
+
+    width is a multiple of BLOCK_K: masks, and rows that start unaligned, would cut the loads up.
+    """
+    r = tl.minimum(row, rows - 1).to(tl.int64)
+    c = tl.minimum(column, vocab - 1).to(tl.int64)
+    k = tl.arange(0, BLOCK_K)
+    x_tile = x + r[:, None] * width + k[None, :]  # (BLOCK_M, BLOCK_K)
+    w_tile = weight + c[None, :] * width + k[:, None]  # (BLOCK_K, BLOCK_N)
+    acc = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
+    for _ in range(width // BLOCK_K):
+        acc = product(tl.load(x_tile), tl.load(w_tile), acc, WIDEN)
+        x_tile += BLOCK_K
+        w_tile += BLOCK_K
+    return acc
+
+
+def options(hidden: torch.Tensor, tile: Tile) -> dict:
+    """What a launch of the tile passes beside the arguments."""
+    return {
+        "WIDEN": hidden.device.type == "cpu",
+        **tile.blocks,
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+    }
+
+
+def whole_blocks(x: torch.Tensor, tile: Tile) -> torch.Tensor:
+    """x (rows, width) with zeros to the right, if its width is not blocks of the products."""
+    excess = -x.shape[1] % tile.blocks["BLOCK_K"]
+    return F.pad(x, (0, excess)) if excess else x
+
+
+def groups(group_sizes: list[int]) -> list[tuple[int, slice]]:
+    """(group, its rows) of the groups that have any."""
+    stops = torch.tensor(group_sizes).cumsum(0).tolist()
+    rows = [slice(stop - size, stop) for size, stop in zip(group_sizes, stops, strict=True)]
+    return [(group, r) for group, r in enumerate(rows) if r.stop > r.start]
