@@ -5,76 +5,26 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import spanbert_fast as sb
 from spanbert_fast.data.batches import TokenBudgetBatches
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
-from spanbert_fast.data.static_shapes import StaticShapes
-from spanbert_fast.data.tokenizer import train_wordpiece
+from spanbert_fast.data.static_shapes import StaticShapes, own_sizes
 from spanbert_fast.ops import _common
 from spanbert_fast.testing import assert_bitwise_equal
-from spanbert_fast.training.captured_step import CapturedStep, _undone, check_alike
-
-SHAPES = StaticShapes.of(160, 40)
-OWN = ("input_ids", "mlm_targets", "sbo_targets")
+from spanbert_fast.training.captured_step import check_alike
+from static_shapes_cases import (
+    SHAPES,
+    collator,
+    examples,
+    model_of,
+    pair_of_batches,
+    small_tokenizer,
+    step,
+)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_wordpiece(["the quick brown fox jumps over the lazy dog " * 3] * 4, 90)
-
-
-def examples(tokenizer, lengths, seed=0):
-    draw = np.random.default_rng(seed)
-    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
-    size = len(tokenizer)
-    return [
-        {
-            "input_ids": [first, *draw.integers(5, size, n - 2).tolist(), last],
-            "example_id": 9 + k,
-        }
-        for k, n in enumerate(lengths)
-    ]
-
-
-def collator(tokenizer, **options):
-    return DataCollatorForSpanMasking(tokenizer, seed=3, dropout_seeds=True, **options)
-
-
-def pair_of_batches(tokenizer, lengths=(40, 3, 17, 33), seed=0, **options):
-    """The same examples as they are and filled up."""
-    items = examples(tokenizer, lengths, seed)
-    return [
-        collator(tokenizer, static_shapes=shapes, **options)(items) for shapes in (None, SHAPES)
-    ]
-
-
-def model_of(tokenizer, dropout=0.0, **fields):
-    config = sb.SpanBertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=96,
-        max_position_embeddings=40,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        **fields,
-    )
-    model = sb.SpanBertForPreTraining(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.3)
-            if "norm" in name.lower() and name.endswith("weight"):
-                parameter += 1
-    return model.train()
-
-
-def step(model, batch):
-    """(outputs, gradients by name) of one forward and backward."""
-    model.zero_grad()
-    outputs = model(**batch)
-    outputs.loss.backward()
-    return outputs, {name: p.grad.clone() for name, p in model.named_parameters()}
+    return small_tokenizer()
 
 
 @pytest.mark.parametrize(("dropout", "pair_loss_weight"), [(0.0, 0.5), (0.1, 0.0)])
@@ -210,6 +160,17 @@ def test_one_compilation_without_a_break(tokenizer):
 # Sizes
 
 
+@pytest.mark.parametrize("lengths", [(40, 3, 17, 33), (40, 40, 40, 40), (3,)])
+def test_what_a_batch_holds_of_its_own(tokenizer, lengths):
+    own, filled = pair_of_batches(tokenizer, lengths)
+    names = ("mlm_targets", "sbo_targets", "input_ids", "span_boundaries")
+    sizes = [len(own[name]) for name in names]
+    assert own_sizes(own).tolist() == own_sizes(filled).tolist() == sizes
+    full = {"mlm_capacity": sizes[0], "target_capacity": max(sizes[1], 1), "max_sequences": 4}
+    tight = StaticShapes.of(max(sizes[2], 40), 40, **full).fill(own)
+    assert own_sizes(tight).tolist() == sizes
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"mask_ratio": 0.4}, {"scheme": "subword"}, {"max_span_targets": 2, "max_span_words": 3}],
@@ -286,88 +247,3 @@ def test_a_collator_that_they_do_not_fit(tokenizer):
     ):
         with pytest.raises(ValueError, match=message):
             collator(tokenizer, static_shapes=SHAPES, **options)
-
-
-# The captured step
-
-
-def test_warming_up_is_undone(tokenizer):
-    """A model warmed up trains as one that was not, from the first step and from a later one."""
-    batches = [pair_of_batches(tokenizer, seed=k)[1] for k in range(3)]
-    results = []
-    for warm_up_at in (None, 0, 1):
-        torch.manual_seed(4)
-        model = model_of(tokenizer)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-
-        def train(batch, model=model, optimizer=optimizer):
-            step(model, batch)
-            optimizer.step()
-
-        for number, batch in enumerate(batches[:2]):
-            if number == warm_up_at:
-                with _undone(model, optimizer):
-                    train(batches[2])
-            train(batch)
-        results.append([p.detach().clone() for p in model.parameters()])
-    for others in results[1:]:
-        for ours, expected in zip(others, results[0], strict=True):
-            assert_bitwise_equal(ours, expected)
-
-
-def test_what_cannot_be_captured(tokenizer):
-    model = model_of(tokenizer)
-    batch = pair_of_batches(tokenizer)[1]
-    plain = torch.optim.AdamW(model.parameters())
-    seedless = {name: value for name, value in batch.items() if name != "dropout_seed"}
-    for arguments, message in (
-        ((model, plain, batch), "optimizer must have capturable=True in all its groups"),
-        ((model, None, seedless), "batch must hold dropout_seed in training, got input_ids|cu_"),
-        ((model, None, batch), "model must be on a GPU, got one on cpu"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            CapturedStep(*arguments)
-    for changed, message in (
-        ({"max_seqlen": 12}, r"batch\['max_seqlen'\] must be 40 as in the first, got 12"),
-        (
-            {"input_ids": batch["input_ids"][1:]},
-            r"batch\['input_ids'\] must be torch.int64 \(160,\) as .*, got torch.int64 \(159,\)",
-        ),
-        ({"labels": None}, "batch must hold .*, got .*labels"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            check_alike({**batch, **changed}, batch)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_a_captured_step_trains_as_a_plain_one(tokenizer, dropout):
-    batches = [pair_of_batches(tokenizer, n, seed=k)[1] for k, n in enumerate([(40, 3), (9,) * 9])]
-    batches = [batches[k % 2] | {"dropout_seed": torch.tensor(k)} for k in range(8)]
-    results = []
-    for captured in (False, True):
-        torch.manual_seed(4)
-        model = model_of(tokenizer, dropout).cuda()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, capturable=True)
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.1)
-        losses = []
-        if captured:
-            run = CapturedStep(model, optimizer, batches[0], max_grad_norm=1.0)
-        for batch in batches:
-            if captured:
-                loss = run(batch)["loss"]
-            else:
-                optimizer.zero_grad()
-                on_gpu = {k: v.cuda() if torch.is_tensor(v) else v for k, v in batch.items()}
-                loss = model(**on_gpu).loss
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-            scheduler.step()
-            losses.append(loss.detach().clone())
-        results.append((torch.stack(losses), [p.detach() for p in model.parameters()]))
-    (expected, weights), (got, others) = results
-    assert expected.unique().numel() == len(batches)
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=0)
-    for ours, theirs in zip(others, weights, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)

@@ -56,6 +56,18 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help="of weights, order, masks and dropout (default 0)")
     add("--held-out", type=float, metavar="SHARE", help="share of text kept aside (default 0.02)")
     add("--precision", choices=PRECISIONS, help="arithmetic of the model (default fp32)")
+    add(
+        "--static-shapes",
+        action="store_true",
+        help="fill every training batch up to fixed sizes: kernels and `--set torch_compile=true` "
+        "are compiled once, and a step can be a CUDA graph",
+    )
+    add(
+        "--cuda-graph",
+        action="store_true",
+        help="launch each step's forward and backward as one CUDA graph; one GPU, one batch a "
+        "step, with --static-shapes",
+    )
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with the run in --output-dir")
     again.add_argument("--overwrite", action="store_true", help="replace the run in --output-dir")

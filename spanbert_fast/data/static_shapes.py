@@ -144,6 +144,19 @@ class StaticShapes:
         }
 
 
+def own_sizes(batch: Mapping[str, Any]) -> torch.Tensor:
+    """What a packed batch on the CPU holds, without what `StaticShapes.fill` may have added.
+
+    Returns:
+        int64 (4,): masked-LM targets, span boundary targets, tokens, spans with targets.
+    """
+    mlm, sbo = ((batch[name] != IGNORED_TARGET).sum() for name in ("mlm_targets", "sbo_targets"))
+    tokens = torch.as_tensor(batch.get("num_tokens", len(batch["input_ids"])))
+    # a span has at least one target; those that were added begin where the batch's own end
+    spans = (batch["cu_span_lengths"][:-1] < sbo).sum()
+    return torch.stack([mlm, sbo, tokens, spans])
+
+
 def _filled(values: torch.Tensor, size: int, value: int) -> torch.Tensor:
     return torch.nn.functional.pad(values, (0, size - len(values)), value=value)
 

@@ -21,8 +21,8 @@ class CapturedStep:
 
     The model and the optimiser are as before when it has been made. Learning rates become tensors,
     which schedulers of `torch.optim` fill; setting `group["lr"]` to another object has no effect.
-    Each parameter's `.grad` holds the last batch's gradient, clipped if it was; setting it to None
-    changes nothing.
+    After a call each parameter's `.grad` is that batch's gradient, clipped if it was, in the same
+    memory every time; it may be set to None in between.
 
     Args:
         model: on a GPU, in the mode to run in; its output has a `loss`.
@@ -73,6 +73,7 @@ class CapturedStep:
             # a data loader's thread may allocate pinned memory meanwhile
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._outputs = self._run()
+        self._gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Train on a batch; nothing waits for the GPU.
@@ -92,6 +93,8 @@ class CapturedStep:
             if torch.is_tensor(value):
                 self._inputs[name].copy_(value, non_blocking=True)
         self._graph.replay()
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
         return self._outputs
 
     def _run(self) -> dict[str, torch.Tensor]:

@@ -37,6 +37,8 @@ class PretrainOptions:
         seed: of the weights, the order of the data, the masks and the dropout.
         held_out: share of the text that is kept for evaluation.
         precision: "fp32", or autocast in "bf16" or "fp16".
+        static_shapes: fill every training batch up to the sizes of `StaticShapes`.
+        cuda_graph: launch each forward and backward as one CUDA graph; needs static_shapes.
         save_steps, logging_steps: 0 for a tenth and a hundredth of the run.
         save_total_limit: checkpoints that are kept.
         eval_steps: evaluate this often in mid-run; 0 only before and after.
@@ -53,6 +55,8 @@ class PretrainOptions:
     seed: int = 0
     held_out: float = 0.02
     precision: str = "fp32"
+    static_shapes: bool = False
+    cuda_graph: bool = False
     save_steps: int = 0
     logging_steps: int = 0
     save_total_limit: int = 2
@@ -93,6 +97,26 @@ class PretrainOptions:
                 option = "--" + given[0].replace("_", "-")
                 raise UsageError(
                     f"{option} cannot be given with --init-from: the checkpoint has its own"
+                )
+        if self.cuda_graph:
+            self._check_cuda_graph()
+
+    def _check_cuda_graph(self) -> None:
+        if not self.static_shapes:
+            raise UsageError("--cuda-graph needs --static-shapes, got it alone")
+        if self.precision == "fp16":  # whose loss scale the host changes
+            raise UsageError("--precision must be fp32 or bf16 with --cuda-graph, got fp16")
+        accumulation = self.recipe.gradient_accumulation_steps
+        if accumulation != 1:
+            raise UsageError(
+                f"--gradient-accumulation-steps must be 1 with --cuda-graph, got {accumulation}"
+            )
+        # in mid-step the host gathers shards, or sets a generator's state back
+        for name in ("fsdp", "deepspeed", "gradient_checkpointing"):
+            if self.training_arguments.get(name):
+                raise UsageError(
+                    f"--set {name} cannot be given with --cuda-graph, got "
+                    f"{self.training_arguments[name]}"
                 )
 
     @property

@@ -13,10 +13,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from spanbert_fast.data.blocks import BlockDataset
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
+from spanbert_fast.data.static_shapes import StaticShapes
 from spanbert_fast.errors import UsageError
 from spanbert_fast.fill_span import FillSpan
 from spanbert_fast.models import SpanBertForPreTraining
 from spanbert_fast.training import run_directory
+from spanbert_fast.training.captured_step import CapturedStep
 from spanbert_fast.training.checkpoints import UNFINISHED, checkpoint_step, last_checkpoint
 from spanbert_fast.training.evaluation import HeldOut, unigram_cross_entropy
 from spanbert_fast.training.options import PretrainOptions
@@ -51,6 +53,8 @@ def pretrain(options: PretrainOptions, *, resume: bool = False, overwrite: bool 
     """
     check_paths(options, resume=resume)
     arguments = training_arguments(options)
+    if options.cuda_graph:
+        _check_device(arguments)
     state = PartialState()  # the arguments have joined the other processes
     run = Path(options.output_dir)
     checkpoint = None
@@ -135,12 +139,17 @@ def make_trainer(
 ) -> SpanPretrainingTrainer:
     """The Trainer of a run."""
     run, recipe = Path(options.output_dir), options.recipe
+    masking = held_out.collator.options
+    shapes = None
+    if options.static_shapes:
+        shapes = StaticShapes.of(recipe.tokens_per_batch, recipe.max_seq_length, **masking)
     collator = DataCollatorForSpanMasking(
         tokenizer,
         seed=options.seed,
         random_token_pool=held_out.collator.random_token_pool,
         dropout_seeds=True,
-        **held_out.collator.options,
+        static_shapes=shapes,
+        **masking,
     )
     trainer = SpanPretrainingTrainer(
         model=model,
@@ -151,6 +160,7 @@ def make_trainer(
         processing_class=tokenizer,
         tokens_per_batch=recipe.tokens_per_batch,
         held_out=held_out,
+        capture=CapturedStep if options.cuda_graph else None,
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -215,6 +225,13 @@ def training_arguments(options: PretrainOptions) -> TrainingArguments:
         )  # fmt: skip
         arguments._n_gpu = 1
     return arguments
+
+
+def _check_device(arguments: TrainingArguments) -> None:
+    if arguments.world_size > 1:
+        raise UsageError(f"--cuda-graph needs a single process, got {arguments.world_size}")
+    if arguments.device.type != "cuda":
+        raise UsageError(f"--cuda-graph needs a CUDA device, got {arguments.device.type}")
 
 
 def _without_prefix(metrics: dict) -> dict:

@@ -3,6 +3,7 @@
 import math
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from spanbert_fast.data.batches import TokenBudgetBatches
+from spanbert_fast.data.static_shapes import own_sizes
 from spanbert_fast.training.checkpoints import UNFINISHED, publish
 from spanbert_fast.training.evaluation import HeldOut, held_out_losses
 
@@ -24,15 +26,26 @@ class SpanPretrainingTrainer(Trainer):
     Args:
         tokens_per_batch: most tokens of one micro-batch.
         held_out: what `evaluate` measures; None for no evaluation.
+        capture: `CapturedStep`, to launch each forward and backward as one CUDA graph: in one
+            process, with one batch a step, in fp32 or bf16, and static shapes in the collator.
         others: as for `transformers.Trainer`; `train_dataset` is a BlockDataset and the collator a
             DataCollatorForSpanMasking with packed output.
     """
 
-    def __init__(self, *args, tokens_per_batch: int, held_out: HeldOut | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        tokens_per_batch: int,
+        held_out: HeldOut | None = None,
+        capture: Callable | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True  # `compute_loss` gives shares of the global batch
         self.tokens_per_batch = tokens_per_batch
         self.held_out = held_out
+        self.capture = capture
+        self._captured_step: Callable | None = None
         self._writing_to: str | None = None
         self._reset_tracked()
 
@@ -40,6 +53,7 @@ class SpanPretrainingTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """This rank's batches of the whole run, as one pass."""
+        shapes = self.data_collator.static_shapes
         batches = TokenBudgetBatches(
             self.train_dataset.lengths,
             tokens_per_batch=self.tokens_per_batch,
@@ -47,6 +61,7 @@ class SpanPretrainingTrainer(Trainer):
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
             rank=self.args.process_index,
             world_size=self.args.world_size,
+            max_sequences=None if shapes is None else shapes.max_sequences,
         )
         workers = self.args.dataloader_num_workers
         return DataLoader(
@@ -67,9 +82,9 @@ class SpanPretrainingTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Also counts the targets and tokens of the whole global batch, which divide its losses."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        names = ("mlm_targets", "sbo_targets", "input_ids")
-        counts = torch.tensor([sum(len(batch[name]) for batch in batches) for name in names])
-        counts = counts.to(device)
+        sizes = torch.stack([own_sizes(batch) for batch in batches]).sum(0)
+        self._tokens_and_spans += sizes[2:]
+        counts = sizes[:3].to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
         # a global batch with no target at all has a sum of 0 to divide
@@ -80,10 +95,20 @@ class SpanPretrainingTrainer(Trainer):
         # not None: tells the Trainer that accumulation is already in the loss
         return batches, mlm
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """The micro-batch's loss, with its gradients in the parameters."""
+        if self.capture is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if self._captured_step is None:
+            self._captured_step = self.capture(model.train(), None, inputs)
+        outputs = self._captured_step(inputs)
+        self._track(outputs)
+        return outputs["loss"]
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The micro-batch's share of the global batch's loss."""
         outputs = model(**inputs)
-        self._track(inputs, outputs)
+        self._track(outputs)
         # DDP and FSDP average the ranks' gradients; the shares have to be added
         loss = outputs.loss * self.args.world_size
         return (loss, outputs) if return_outputs else loss
@@ -92,21 +117,19 @@ class SpanPretrainingTrainer(Trainer):
 
     def _reset_tracked(self) -> None:
         self._tracked: torch.Tensor | None = None
+        self._tokens_and_spans = torch.zeros(2, dtype=torch.int64)
         self._tracked_since = time.perf_counter()
 
     @torch.no_grad()
-    def _track(self, inputs, outputs) -> None:
+    def _track(self, outputs) -> None:
         """Add up sums on the device: nothing is read back before a log line is due."""
-        device = outputs.loss.device
-        mlm_count, sbo_count = outputs.mlm_count.double(), outputs.sbo_count.double()
-        shapes = (inputs["input_ids"].shape[0], inputs["span_boundaries"].shape[0])
+        mlm_count, sbo_count = outputs["mlm_count"].double(), outputs["sbo_count"].double()
         step = torch.stack(
             [
-                outputs.mlm_loss.double() * mlm_count,
+                outputs["mlm_loss"].double() * mlm_count,
                 mlm_count,
-                outputs.sbo_loss.double() * sbo_count,
+                outputs["sbo_loss"].double() * sbo_count,
                 sbo_count,
-                *torch.tensor(shapes, dtype=torch.float64).to(device, non_blocking=True),
             ]
         )
         self._tracked = step if self._tracked is None else self._tracked + step
@@ -119,7 +142,7 @@ class SpanPretrainingTrainer(Trainer):
                 "--learning-rate, raise --warmup-steps, or use --precision fp32"
             )
         if "loss" in logs and self._tracked is not None:
-            sums = self._tracked
+            sums = torch.cat([self._tracked, self._tokens_and_spans.to(self._tracked)])
             if self.args.world_size > 1:
                 sums = self.accelerator.reduce(sums, "sum")
             mlm_loss, mlm, sbo_loss, sbo, tokens, spans = sums.tolist()
