@@ -27,6 +27,11 @@ def table(header: list[str], rows: list[list]) -> str:
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
+def of_commit(result: dict[str, Any]) -> str:
+    """Where a file keeps a result of an older commit than its others: that commit."""
+    return f", commit `{result['commit'][:12]}`" if "commit" in result else ""
+
+
 # One function per suite: the results of a document and where plots go -> Markdown
 
 
@@ -143,7 +148,7 @@ def of_training(results: Results, plot: Plot) -> str:
         share = r["tokens"] / (len(r["lengths"]) * r["seqlen"])
         model = f"{r['layers']} x {r['hidden_size']}, {len(r['lengths'])} x {r['seqlen']}"
         name = f"{model}, {share:.0%} real, {r['dtype']}, dropout {r['dropout']}"
-        name += f", malloc {r['allocator']}"
+        name += f", malloc {r['allocator']}{of_commit(r)}"
         ragged = "" if len(set(r["lengths"])) == 1 else " ragged"
         label = f"{model}{ragged} {r['dtype']}, malloc {r['allocator']}"
         for provider, found in r["providers"].items():
@@ -195,16 +200,16 @@ def of_finetuning(results: Results, plot: Plot) -> str:
         runs = r.get("runs")
         figures = [NOT_MEASURED] * 4
         if runs:
-            threads = r.get("run_threads")
             figures = [
                 text
                 for engine in ("spanbert_fast", "transformers")
                 for text in (
                     f"{runs[engine]['dev'][r['metric']]:.2f}",
-                    f"{runs[engine]['seconds']:,.0f}" + (f" ({threads} thread)" * bool(threads)),
+                    f"{runs[engine]['seconds']:,.0f}",
                 )
             ]
-        rows.append([f"{r['case']}: {r['metric']}", *figures, f"{r['speed_up']:.2f} ({r['peer']})"])
+        name = f"{r['case']}: {r['metric']}{of_commit(r)}"
+        rows.append([name, *figures, f"{r['speed_up']:.2f} ({r['peer']})"])
     header = ["task", "ours", "ours, s", "transformers", "transformers, s"]
     items = [(f"{r['case']} beside {r['peer']}", r["speed_up"]) for r in results]
     title = "A fine-tuning step beside transformers'"

@@ -5,7 +5,8 @@
 
 `environment` is what `spanbert-fast env --json` prints. Every result has what identifies it (case,
 shape, dtype), for each provider its seconds and whether it was right, the libraries that are not
-installed, and why something was not measured; never a figure that was not.
+installed, and why something was not measured; never a figure that was not. One that is older than
+the others of its file has a `commit` of its own.
 """
 
 import datetime

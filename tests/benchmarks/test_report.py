@@ -44,6 +44,7 @@ def test_the_report_has_training_and_finetuning(tmp_path, benchmarks):
         "not_measured": {"reference": "the time was up"},
         "speedups": {"hf-sdpa": {"median": 3.125, "low": 3.0, "high": 3.2}},
     }  # fmt: skip
+    training["commit"] = "0123456789abcdef"  # an older one than the file's
     tuning = {"case": "wnut17", "metric": "f1", "speed_up": 2.5, "peer": "transformers eager"}
     run = {"spanbert_fast": {"dev": {"f1": 50.25}, "seconds": 10.0}}
     run["transformers"] = {"dev": {"f1": 49.5}, "seconds": 30.0}
@@ -51,7 +52,15 @@ def test_the_report_has_training_and_finetuning(tmp_path, benchmarks):
     for name, results in (("training", [training]), ("finetuning", [{**tuning, "runs": run}])):
         form.write_document(folder / f"{name}.json", form.document(name, 2, results))
     text = benchmarks("report").report(tmp_path).read_text()
-    figures = ("3.12", "failed", "300", "50.25", "49.50", "2.50 (transformers eager)")
+    figures = (
+        "malloc default, commit `0123456789ab`",
+        "3.12",
+        "failed",
+        "300",
+        "50.25",
+        "49.50",
+        "2.50 (transformers eager)",
+    )
     for figure in (*figures, "not measured: the time was up"):
         assert figure in text
     pictures = {p.name.removeprefix("machine-") for p in tmp_path.glob("*.png")}
