@@ -16,6 +16,7 @@ from spanbert_fast.fill_span import FillSpan
 WORDS = "the quick brown fox jumps over a lazy dog . , and runs".split()
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s", "##ing", "##ed"]
 WORD_IDS = range(5, len(TOKENS))
+ROWS = len(TOKENS) + 3
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def tokenizer():
     return BertTokenizer(vocab={token: i for i, token in enumerate(TOKENS)}, do_lower_case=True)
 
 
-def make(model_class=sb.SpanBertForPreTraining, vocab_size=len(TOKENS) + 3):
+def make(model_class=sb.SpanBertForPreTraining, vocab_size=ROWS):
     """A model with large weights, and three rows more than the tokenizer has tokens."""
     config = sb.SpanBertConfig(
         vocab_size=vocab_size,
@@ -277,4 +278,4 @@ def test_importing_the_package_is_light():
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        sb.nothing
+        sb.nothing  # noqa: B018

@@ -128,7 +128,7 @@ class PlainSpanBert(nn.Module):
     def gradients_like(self, ours: SmallSpanBert) -> dict[str, torch.Tensor]:
         """This model's gradients under the names of ours."""
         found = {"words.weight": self.words.grad}
-        for index, (layer, plain) in enumerate(zip(ours.layers, self.layers, strict=True)):
+        for index, plain in enumerate(self.layers):
             grads = {n: p.grad for n, p in plain.named_parameters()}
             for part, weight, bias in zip(
                 ("query", "key", "value"),

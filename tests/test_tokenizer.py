@@ -197,7 +197,7 @@ def test_what_is_no_wordpiece_tokenizer_is_refused(tmp_path):
         load_tokenizer(tmp_path)
 
     vocab = {token: i for i, token in enumerate([*SPECIAL_TOKENS, "a"])}
-    names = dict(unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "cls", "sep", "mask")}
     save(tmp_path / "level", models.WordLevel(vocab, unk_token="[UNK]"), **names)
     with pytest.raises(UsageError, match="level: tokenizer.json is a WordLevel model"):
         load_tokenizer(tmp_path / "level")

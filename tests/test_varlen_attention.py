@@ -148,7 +148,9 @@ def test_8192_tokens(dtype):
     peer, truth = (run(few, qkv, dout, cast) for cast in (dtype, torch.float64))
     floors = rounding_floors(*qkv, dout, truth, dtype)
     ours = (torch.zeros_like(dout).index_copy(0, rows, ours[0][rows]), *ours[1:])
-    for name, a, b, c, floor in zip(("out", "dq", "dk", "dv"), ours, peer, truth, floors):
+    for name, a, b, c, floor in zip(
+        ("out", "dq", "dk", "dv"), ours, peer, truth, floors, strict=True
+    ):
         assert_no_worse_than(a, b, c, floor=floor, name=name)
 
 
