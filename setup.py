@@ -92,7 +92,12 @@ def extension() -> dict:
         "spanbert_fast._C",
         [str(path.relative_to(ROOT)) for path in sources],
         include_dirs=[str(ROOT / "csrc")],
-        depends=[str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.h"))],
+        # without ninja a kernel alone that has changed would be compiled and not linked
+        depends=[
+            str(path.relative_to(ROOT))
+            for pattern in ("csrc/**/*.h", "csrc/cpu/kernels/*.cpp")
+            for path in sorted(ROOT.glob(pattern))
+        ],
         define_macros=macros,
         extra_compile_args={"cxx": cxx, "nvcc": nvcc} if with_cuda else cxx,
         extra_link_args=link,

@@ -26,7 +26,7 @@ def libraries(targets: torch.Tensor) -> tuple[dict[str, Provider], list[str]]:
             lambda x, w, b: F.linear_cross_entropy(x, w, targets, linear_bias=b, options=options),
             slow=targets.device.type == "cpu",
         )
-    if installed("liger_kernel"):
+    if installed("liger_kernel.transformers"):
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
         liger = LigerFusedLinearCrossEntropyLoss(reduction="mean")

@@ -38,3 +38,5 @@ def ceilings(threads: int, *, tiny: bool = False, device: str = "cpu") -> list[d
         return found
     finally:
         torch.set_num_threads(before)
+        if device == "cuda":
+            torch.cuda.empty_cache()  # gigabytes that other processes need

@@ -8,7 +8,7 @@ the truth in fp64 as PyTorch's usual operators in the same dtype (contract C5).
 
 import contextlib
 import dataclasses
-import importlib.util
+import importlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -121,6 +121,8 @@ class OpCase:
             try:
                 function = provider.function if provider.plain is None else provider.plain
                 found[name] = self._seen(provider, function, backward)
+            except torch.AcceleratorError:  # the GPU is lost to this process, and to all others
+                raise
             except Exception as error:  # whatever a peer raises, the others are measured
                 found[name] = error
         pytorch = found[self.baseline]
@@ -174,9 +176,10 @@ def compiled(function: Function, plain: Function | None = None, **layout: Any) -
 
 
 def installed(module: str) -> bool:
-    """Whether a library is there, without importing it (its parents are imported)."""
-    with contextlib.suppress(ModuleNotFoundError):
-        return importlib.util.find_spec(module) is not None
+    """Whether a library is there and can be imported: it may be built for another torch."""
+    with contextlib.suppress(Exception):
+        importlib.import_module(module)
+        return True
     return False
 
 

@@ -222,11 +222,12 @@ def main(argv: list[str] | None = None) -> int:
     todo = items(options.device, options.threads, options.ops, options.quick)
     bounds: dict[int, dict[str, float]] = {}
     results: list[dict[str, Any]] = []
-    start = time.perf_counter()
+    start, lost = time.perf_counter(), False
     for number, item in enumerate(todo):
         left = options.budget - (time.perf_counter() - start)
-        if left <= 0:
-            record = item.name() | {"not_measured": "the time was up"}
+        if lost or left <= 0:
+            reason = "an earlier case lost the GPU" if lost else "the time was up"
+            record = item.name() | {"not_measured": reason}
         else:
             torch.set_num_threads(item.threads)
             if not options.check_only and item.threads not in bounds:
@@ -236,6 +237,7 @@ def main(argv: list[str] | None = None) -> int:
                 record = one(item, options, clock, left / (len(todo) - number), bounds)
             except Exception as error:  # the other ops are measured
                 record = item.name() | {"raised": f"{type(error).__name__}: {error}"}
+                lost = isinstance(error, torch.AcceleratorError)  # all later calls would raise it
         results.append(record)
         print(show(record), flush=True)
     write_document(options.output, document("ops", options.threads, results, options.device))

@@ -27,6 +27,7 @@ import torch
 from op_case import OURS, OpCase
 from timing import Clock, clock_of, interleaved, quartiles
 from tqdm import tqdm
+from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from spanbert_fast.kernels import tile_config
@@ -157,7 +158,9 @@ def right_ones(
                     yield tile
                 else:
                     tqdm.write(f"{kernel}: {tile} is WRONG and left out")
-        except (OutOfResources, PTXASError) as error:
+        except torch.AcceleratorError:  # the GPU is lost to this process
+            raise
+        except (OutOfResources, PTXASError, CompilationError, RuntimeError) as error:
             tqdm.write(f"{kernel}: {tile} is left out: {str(error).splitlines()[0]}")
 
 

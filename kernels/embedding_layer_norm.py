@@ -55,7 +55,7 @@ def _embedded(
     return tl.where(fits, z, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["site"])
 def _embedding_layer_norm_fwd_kernel(
     input_ids,
     inputs_embeds,
@@ -116,7 +116,7 @@ def _embedding_layer_norm_fwd_kernel(
     tl.store(rstd + token, s)
 
 
-@triton.jit(do_not_specialize=["tokens", "steps"])
+@triton.jit(do_not_specialize=["tokens", "steps", "site"])
 def _embedding_layer_norm_bwd_kernel(
     dy,
     input_ids,

@@ -1,5 +1,7 @@
 """What the loss's forward and backward share: scores in tiles, widths in whole blocks, groups."""
 
+from itertools import accumulate
+
 import torch
 import triton
 import triton.language as tl
@@ -56,6 +58,6 @@ def whole_blocks(x: torch.Tensor, tile: Tile) -> torch.Tensor:
 
 def groups(group_sizes: list[int]) -> list[tuple[int, slice]]:
     """(group, its rows) of the groups that have any."""
-    stops = torch.tensor(group_sizes).cumsum(0).tolist()
+    stops = accumulate(group_sizes)
     rows = [slice(stop - size, stop) for size, stop in zip(group_sizes, stops, strict=True)]
     return [(group, r) for group, r in enumerate(rows) if r.stop > r.start]

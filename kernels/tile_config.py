@@ -105,6 +105,7 @@ TABLES: dict[str, list[Row]] = {
     "span_boundary_gather_bwd": _WHOLE_ROWS_BACKWARD,
     "varlen_attention_fwd": [
         _attention(64, 64, 4, chip=80, itemsize=2, head_block=64, keys=64),
+        _attention(64, 128, 4, chip=80, itemsize=2, head_block=64, keys=128),
         _attention(64, 128, 4, chip=80, itemsize=2, head_block=64),
         _attention(64, 64, 4, chip=90, itemsize=2, head_block=128),
         _attention(32, 64, 4, chip=80, itemsize=2, head_block=128),

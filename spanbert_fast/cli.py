@@ -33,7 +33,7 @@ def _help() -> str:
         "  spanbert-fast pretrain --output-dir runs/first\n"
         '  spanbert-fast fill "The [MASK] [MASK] fox" --model runs/first/model\n\n'
         "`spanbert-fast COMMAND --help` lists a command's options.\n"
-        "Exit codes: 0 done, 1 failed, 2 wrong usage."
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
     )
 
 

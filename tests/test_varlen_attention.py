@@ -421,6 +421,11 @@ def test_bad_input():
             varlen_attention(q, k, v, torch.tensor(values, dtype=torch.int32), 6)
     with pytest.raises(ValueError, match="max_seqlen must be at least the longest length 6, got 5"):
         varlen_attention(q, k, v, cu_seqlens, 5)
+    for site in (-1, 65536):  # 16 bits of the counter: another one would give a lower one's mask
+        with pytest.raises(ValueError, match=rf"dropout_site must be in \[0, 65536\), got {site}"):
+            varlen_attention(
+                q, k, v, cu_seqlens, 6, dropout_p=0.1, dropout_seed=SEED, dropout_site=site
+            )
 
 
 @pytest.mark.skipif(_C is None, reason="needs the extension")

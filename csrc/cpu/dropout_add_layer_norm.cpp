@@ -38,6 +38,10 @@ struct Inputs {
     if (rows_) {
       rows = int64_vector("dropout_rows", *rows_, x.size(0));
       op.rows = rows.const_data_ptr<int64_t>();
+      for (int64_t i = 0; i < x.size(0); ++i) {
+        TORCH_CHECK_VALUE(
+            op.rows[i] >= 0, "dropout_rows must not be negative, got ", op.rows[i]);
+      }
     }
     op.x = x.const_data_ptr();
     op.residual = residual.const_data_ptr();

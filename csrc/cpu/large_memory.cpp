@@ -48,6 +48,7 @@ class Store {
 
   // The block goes first; the oldest ones go back to the system where there are too many.
   void give(const Block& block) {
+    if (block.size > kKeptBytes) return std::free(block.data);  // all others would have to go
     std::list<Block> freed;
     {
       const std::lock_guard<std::mutex> lock(mutex_);

@@ -26,6 +26,7 @@ char* thread_scratch(int64_t bytes) {
   thread_local int64_t size = 0;
   if (size < bytes) {
     memory.clear();
+    size = 0;  // should the next line throw
     memory = at::getCPUAllocator()->allocate(bytes);
     size = bytes;
   }
@@ -79,9 +80,10 @@ AttentionArguments arguments(
   a.heads = q.size(1);
   a.head_dim = q.size(2);
   a.scale = static_cast<float>(scale);
-  a.seed = seed ? static_cast<uint64_t>(seed->item<int64_t>()) : 0;
-  a.site = static_cast<uint32_t>(site);
-  a.threshold = seed ? static_cast<uint32_t>(threshold) : 0;
+  const DropoutKey key = dropout_key(seed, threshold, site);
+  a.seed = key.seed;
+  a.site = key.site;
+  a.threshold = key.threshold;
   a.out = mutable_bytes(out);
   a.lse = lse.mutable_data_ptr<float>();
   return a;

@@ -83,9 +83,10 @@ def parser() -> argparse.ArgumentParser:
     add("--max-grad-norm", type=float, metavar="X", help="gradients are clipped to it (1.0)")
     add("--dropout", type=float, metavar="X", help="default: the checkpoint's own")
     add("--precision", choices=("fp32", "bf16", "fp16"), help="autocast (default fp32)")
-    add("--engine", choices=("spanbert_fast", "transformers"), help="what computes the model")
+    add("--engine", choices=("spanbert_fast", "transformers"),
+        help="the model's code (spanbert_fast); transformers: its BERT, to compare")  # fmt: skip
     add("--seeds", type=int, nargs="+", metavar="N", help="a run each; prints their mean (0)")
-    add("--patience", type=int, metavar="N", help="epochs without a better figure until it stops")
+    add("--patience", type=int, metavar="N", help="epochs with no gain until it stops (0: never)")
     add("--set", action="append", dest="training_arguments", metavar="NAME=VALUE",
         help="any further field of transformers.TrainingArguments")  # fmt: skip
     add("--debug", action="store_true", help="show the traceback of an error")

@@ -65,7 +65,7 @@ class DataCollatorForSpanMasking:
             that is not special, once.
         dropout_seeds: add `dropout_seed`, an int64 0-dim tensor drawn from (seed, epoch and
             example_id of the first example).
-        static_shapes: sizes that every batch is filled up to, "packed" only.
+        static_shapes: sizes that every batch is filled up to, "packed", and "raw" by `mask`, only.
         pad_to_multiple_of: what seqlen is rounded up to, "padded" and "masked_lm" only.
         options: `sample_spans`'s, by the same names: mask_ratio, geometric_p, scheme, ...
 

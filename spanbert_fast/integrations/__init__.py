@@ -1,1 +1,1 @@
-"""Ways in and out: checkpoints of other programs."""
+"""accelerate(), the attention interface, and the import of fairseq checkpoints."""

@@ -158,6 +158,15 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
             return_predictions: also return each target's best token.
             dropout_seed: int64 0-dim, in place of one drawn from torch's generator: makes dropout
                 a function of the batch, whatever ran before it.
+
+        Returns:
+            `SpanBertForPreTrainingOutput`: losses, counts and predictions where targets are given;
+            logits, in the input's layout and vocab_size wide, only where none are.
+
+        Raises:
+            ValueError: targets are given in part, or labels beside mlm_positions; or
+                output_attentions.
+            TypeError: an argument is none of these.
         """
         self.refuse_attentions(output_attentions, kwargs)
         packing = self.bert.packing_of(

@@ -10,6 +10,8 @@ On the CPU sequences of equal length run together and nothing is padded. On a GP
 unknown to the host, and asking for them would stop it: there the batch is padded to max_seqlen.
 """
 
+import functools
+
 import torch
 
 from spanbert_fast.ops import _common
@@ -27,6 +29,18 @@ def _multiplier(seed, site, sequences, like, threshold: int) -> torch.Tensor | N
     return keep.to(like.dtype) * dropout_scale(threshold)
 
 
+def _without_autocast(function):
+    """Its products in the dtype of its arguments: autocast would make those of fp32 in bf16."""
+
+    @functools.wraps(function)
+    def plain(*arguments):
+        with torch.autocast(arguments[0].device.type, enabled=False):
+            return function(*arguments)
+
+    return plain
+
+
+@_without_autocast
 def _dense_fwd(q, k, v, scale, multiplier, key_bias=None):
     """(out, lse) of (batch, heads, seqlen, head_dim) in the dtype of statistics."""
     scores = q @ k.transpose(2, 3) * scale
@@ -39,6 +53,7 @@ def _dense_fwd(q, k, v, scale, multiplier, key_bias=None):
     return probabilities @ v, lse
 
 
+@_without_autocast
 def _dense_bwd(dout, q, k, v, out, lse, scale, multiplier, key_bias=None):
     scores = q @ k.transpose(2, 3) * scale
     if key_bias is not None:

@@ -29,6 +29,9 @@ def register_cuda_kernel(name: str, composite: Callable) -> None:
         if any(isinstance(a, torch.Tensor) and a.dtype == torch.float64 for a in args):
             return composite(*args)
         module = importlib.import_module(f"spanbert_fast.kernels.{op}")
-        return getattr(module, name)(*args)
+        # Triton launches on the current device, whichever the tensors' is
+        device = next(a.device for a in args if isinstance(a, torch.Tensor) and a.is_cuda)
+        with torch.cuda.device(device):
+            return getattr(module, name)(*args)
 
     _library.impl(name, implementation, "CUDA")

@@ -54,7 +54,7 @@ def dropout_add_layer_norm(
     if dropout_rows is not None:
         _common.check_shape("dropout_rows", dropout_rows, (x.shape[0],))
         _common.check_integer("dropout_rows", dropout_rows, (torch.int64,))
-    threshold = check_dropout(dropout_p, dropout_seed, x)
+    threshold = check_dropout(dropout_p, dropout_seed, dropout_site, x)
     if _common.runs_reference():
         return reference.dropout_add_layer_norm(
             x,

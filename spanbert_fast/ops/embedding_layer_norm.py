@@ -74,7 +74,7 @@ def embedding_layer_norm(
         _common.check_shape("inputs_embeds", inputs_embeds, (*position_ids.shape, hidden_size))
     _common.check_shape("weight", weight, (hidden_size,))
     _common.check_shape("bias", bias, (hidden_size,))
-    threshold = check_dropout(dropout_p, dropout_seed, position_ids)
+    threshold = check_dropout(dropout_p, dropout_seed, dropout_site, position_ids)
     if _common.runs_reference():
         return reference.embedding_layer_norm(
             input_ids,

@@ -76,8 +76,9 @@ def linear_cross_entropy(
 
     Returns:
         Losses (differentiable, each row with its own upstream gradient) and predictions. Products
-        in hidden's dtype (autocast's under autocast); softmax and all sums over tiles in fp32. On
-        a GPU, where nobody looks at the targets, one that is out of range gives NaN.
+        in hidden's dtype (autocast's under autocast), in fp32 on a CPU whose units are slower with
+        that; softmax and all sums over tiles in fp32. On a GPU, where nobody looks at the targets,
+        one that is out of range gives NaN.
 
     Raises:
         ValueError: shapes disagree, or (on the CPU, where looking is free) a target is out of

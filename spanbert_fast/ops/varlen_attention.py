@@ -54,7 +54,7 @@ def varlen_attention(
             raise TypeError(f"{name} must be {q.dtype} as q is, got {tensor.dtype}")
     _common.check_cu_seqlens("cu_seqlens", cu_seqlens)
     _common.check_same_device("cu_seqlens", cu_seqlens, q, "q")
-    threshold = check_dropout(dropout_p, dropout_seed, q)
+    threshold = check_dropout(dropout_p, dropout_seed, dropout_site, q)
     if _common.runs_reference():
         return reference.varlen_attention(
             q,

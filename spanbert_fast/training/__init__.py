@@ -1,1 +1,1 @@
-"""Pre-training on the Hugging Face Trainer."""
+"""Pre-training and fine-tuning on the Hugging Face Trainer."""

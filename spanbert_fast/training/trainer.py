@@ -84,7 +84,10 @@ class SpanPretrainingTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         sizes = torch.stack([own_sizes(batch) for batch in batches]).sum(0)
         self._tokens_and_spans += sizes[2:]
-        counts = sizes[:3].to(device)
+        counts = sizes[:3]
+        if torch.device(device).type == "cuda":
+            counts = counts.pin_memory()  # a copy for which the host does not wait
+        counts = counts.to(device, non_blocking=True)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
         # a global batch with no target at all has a sum of 0 to divide

@@ -67,6 +67,27 @@ def test_an_op_that_raises_does_not_stop_the_others(tmp_path, benchmarks, monkey
     assert "pad bf16, unpad-forward+backward: TypeError" in capsys.readouterr().err
 
 
+def test_a_lost_gpu_is_not_measured_on(tmp_path, benchmarks, monkeypatch):
+    """Once a kernel has gone astray every later call of the process raises, right or wrong."""
+
+    def case(*arguments):
+        found = make(*arguments)
+        found.providers["ours"] = cases.Provider(astray)
+        return found
+
+    def astray(x):
+        raise torch.AcceleratorError("an illegal memory access")
+
+    cases, make = benchmarks("op_case"), benchmarks("bench_pad").case
+    monkeypatch.setattr(benchmarks("bench_pad"), "case", case)
+    code, results = run_ops(benchmarks, tmp_path, "--ops", "pad", "bias_gelu")
+    first, *others = sorted(results, key=lambda r: "raised" not in r)
+    assert code == 1 and "AcceleratorError" in first["raised"]
+    before = [r for r in others if "providers" in r]
+    after = [r for r in others if r.get("not_measured") == "an earlier case lost the GPU"]
+    assert len(before) + len(after) == len(others) and after
+
+
 def test_what_there_is_no_time_for_is_named(tmp_path, benchmarks):
     code, results = run_ops(benchmarks, tmp_path, "--ops", "pad", "--budget", "0")
     assert code == 0 and results

@@ -2,6 +2,7 @@
 
 import json
 import os
+import types
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,22 @@ def test_without_a_gpu_there_is_one_line(benchmarks, monkeypatch, capsys):
     assert benchmarks("run").main(["--device", "cuda"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("run.py: --device cuda needs an NVIDIA GPU") and error.count("\n") == 1
+
+
+def test_the_sanitizer_is_asked_where_an_op_is_wrong(tmp_path, benchmarks, monkeypatch):
+    run, form = benchmarks("run"), benchmarks("results_format")
+
+    def script(name, output, *options):
+        form.write_document(output, form.document("ops", 1, []))
+        raise RuntimeError(f"{name} ended with exit code 1")
+
+    monkeypatch.setattr(run, "script", script)
+    monkeypatch.setattr(run, "sanitized", lambda *_: {"op": "all", "passed": True})
+    output = tmp_path / "check.json"
+    options = types.SimpleNamespace(device="cuda", quick=False)
+    with pytest.raises(RuntimeError, match="op_suite.py ended with exit code 1"):
+        run.check(options, output, 60)
+    assert form.read_document(output)["results"] == [{"op": "all", "passed": True}]
 
 
 @pytest.mark.parametrize(
