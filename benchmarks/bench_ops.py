@@ -1,4 +1,4 @@
-"""The op suite's cases under pytest-benchmark: `pytest benchmarks --benchmark-enable -k pad`.
+"""The op suite's cases under pytest-benchmark: `pytest benchmarks -k pad`.
 
 Each is checked, then timed beside its peers in alternating rounds, of which the terminal shows the
 ratios; pytest-benchmark's own table has our times.

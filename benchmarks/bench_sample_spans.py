@@ -1,7 +1,7 @@
 """Span sampling of 512-token sequences beside the Python reference, and the collator around it.
 
-Every round masks the same sequences, out of memory. A sequence is about 4 KB read and 6 KB written, and 22 draws. On a GPU one graph
-replay is timed.
+Every round masks the same sequences, out of memory. A sequence is about 4 KB read and 6 KB written,
+and 22 draws. On a GPU one graph replay is timed.
 """
 
 import functools

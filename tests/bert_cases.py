@@ -8,6 +8,8 @@ import re
 
 import torch
 
+from spanbert_fast.testing import assert_no_worse_than
+
 SIZES = {
     "vocab_size": 97,
     "hidden_size": 64,
@@ -39,6 +41,17 @@ def gradient_floor(parameters, name):
     in sequences of length 1: what comes out is the rounding of sums as large as those beside."""
     beside = name, name.replace("key.bias", "key.weight"), re.sub("query|key", "value", name)
     return max(floor_of(parameters[other].grad) for other in beside)
+
+
+def assert_same_gradients(*parameters):
+    """Gradients of (ours, theirs, truth), each given as its named_parameters, within C5."""
+    ours, theirs, truth = (dict(named) for named in parameters)
+    for name, parameter in truth.items():
+        if parameter.grad is None:
+            assert ours[name].grad is None or not ours[name].grad.any(), name
+            continue
+        grads = ours[name].grad, theirs[name].grad, parameter.grad
+        assert_no_worse_than(*grads, floor=gradient_floor(truth, name), name=name)
 
 
 def widened(inputs):

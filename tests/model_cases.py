@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 from transformers import BertConfig
 
-from bert_cases import SIZES, floor_of, gradient_floor, large_init
+from bert_cases import SIZES, assert_same_gradients, floor_of, large_init
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.testing import assert_no_worse_than
 
@@ -48,13 +48,7 @@ def compare(outputs, parameters, names=("last_hidden_state", "pooler_output")):
     """Outputs and all parameter gradients of (ours, theirs, truth) within C5."""
     for name, (a, b, c) in zip(names, zip(*outputs, strict=True), strict=True):
         assert_no_worse_than(a.detach(), b.detach(), c.detach(), floor=floor_of(c), name=name)
-    ours, theirs, truth = (dict(p) for p in parameters)
-    for name, parameter in truth.items():
-        if parameter.grad is None:
-            assert ours[name].grad is None or not ours[name].grad.any(), name
-            continue
-        grads = ours[name].grad, theirs[name].grad, parameter.grad
-        assert_no_worse_than(*grads, floor=gradient_floor(truth, name), name=name)
+    assert_same_gradients(*parameters)
 
 
 def packed(inputs, real):

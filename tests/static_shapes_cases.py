@@ -1,9 +1,9 @@
 """Small packed batches, as they are and filled up, and a model to train on them."""
 
 import numpy as np
-import torch
 
 import spanbert_fast as sb
+from bert_cases import large_init
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
 from spanbert_fast.data.static_shapes import StaticShapes
 from spanbert_fast.data.tokenizer import train_wordpiece
@@ -52,13 +52,7 @@ def model_of(tokenizer, dropout=0.0, **fields):
         attention_probs_dropout_prob=dropout,
         **fields,
     )
-    model = sb.SpanBertForPreTraining(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.3)
-            if "norm" in name.lower() and name.endswith("weight"):
-                parameter += 1
-    return model.train()
+    return large_init(sb.SpanBertForPreTraining(config)).train()
 
 
 def step(model, batch):

@@ -15,6 +15,7 @@ from transformers import (
     RobertaModel,
 )
 
+from bert_cases import floor_of, large_init
 from spanbert_fast.integrations import attention
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
 
@@ -38,23 +39,12 @@ LENGTHS = torch.tensor([19, 1, 7, 18])
 def encoder(kind, **fields):
     """Every parameter normal with std 0.3; norm weights around 1."""
     config_class, model_class = ENCODERS[kind]
-    model = model_class(config_class(**SIZES, **fields, attn_implementation=NAME))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.3)
-            if "norm" in name.lower() and name.endswith("weight"):
-                parameter += 1
-    return model.eval()
+    return large_init(model_class(config_class(**SIZES, **fields, attn_implementation=NAME)))
 
 
 def batch():
     mask = (torch.arange(19) < LENGTHS[:, None]).long()
     return torch.randint(3, 97, (4, 19)) * mask, mask
-
-
-def floor_of(truth):
-    """64 roundings of the largest element, where the peer came out small by luck."""
-    return 64 * torch.finfo(torch.float32).eps * truth.abs().max().item()
 
 
 @pytest.mark.parametrize("kind", ENCODERS)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizer, pipeline
 
 import spanbert_fast as sb
+from bert_cases import large_init
 from spanbert_fast.fill_span import FillSpan
 
 WORDS = "the quick brown fox jumps over a lazy dog . , and runs".split()
@@ -37,13 +38,7 @@ def make(model_class=sb.SpanBertForPreTraining, vocab_size=ROWS):
         span_position_embedding_size=6,
     )
     torch.manual_seed(5)
-    model = model_class(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.3)
-            if "norm" in name.lower() and name.endswith("weight"):
-                parameter += 1
-    return model.eval()
+    return large_init(model_class(config))
 
 
 @pytest.fixture(scope="module")

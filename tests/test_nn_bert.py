@@ -7,10 +7,9 @@ import pytest
 import torch
 from transformers.models.bert import modeling_bert as stock
 
-from bert_cases import SIZES, floor_of, gradient_floor, large_init, widened
+from bert_cases import SIZES, assert_same_gradients, floor_of, gradient_floor, large_init, widened
 from nn_bert_cases import (
     LENGTHS,
-    assert_same_gradients,
     config,
     four_dimensional,
     mask_of,
@@ -67,7 +66,7 @@ def test_model_equals_transformers(kind):
         assert list(output.keys()) == ["last_hidden_state", "pooler_output", "hidden_states"]
     for ours, theirs, truth in zip(*outputs, strict=True):
         assert_no_worse_than(ours, theirs, truth, floor=floor_of(truth))
-    assert_same_gradients(*models)
+    assert_same_gradients(*(model.named_parameters() for model in models))
     output = models[0](**inputs, output_hidden_states=True)
     assert output.last_hidden_state is output.hidden_states[-1]
     assert not any(stage[~real].any() for stage in output.hidden_states)

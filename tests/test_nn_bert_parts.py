@@ -6,10 +6,9 @@ import pytest
 import torch
 from transformers.models.bert import modeling_bert as stock
 
-from bert_cases import floor_of
+from bert_cases import assert_same_gradients, floor_of
 from nn_bert_cases import (
     LENGTHS,
-    assert_same_gradients,
     four_dimensional,
     mask_of,
     padded_batch,
@@ -60,7 +59,7 @@ def test_part_equals_transformers(part, kind):
         outputs.append((output.detach()[real], x.grad[real]))
     for a, b, c in zip(*outputs, strict=True):
         assert_no_worse_than(a, b, c, floor=floor_of(c))
-    assert_same_gradients(*models)
+    assert_same_gradients(*(model.named_parameters() for model in models))
 
 
 @pytest.mark.parametrize("part", PARTS)

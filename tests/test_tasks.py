@@ -12,6 +12,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from bert_cases import large_init
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.models import (
     SpanBertForMaskedLM,
@@ -30,15 +31,6 @@ SIZES = {
     "max_position_embeddings": 24,
 }
 LENGTHS = (19, 1, 7, 18)
-
-
-def large_init(model):
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.3)
-            if "norm" in name.lower() and name.endswith("weight"):
-                parameter += 1
-    return model.eval()
 
 
 def models(ours_class, theirs_class, **fields):
