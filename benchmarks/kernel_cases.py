@@ -191,7 +191,7 @@ def _varlen_attention(dtype: torch.dtype) -> Launches:
     cu_seqlens, seed = _empty(65, dtype=torch.int32), _ids()
     for head_dim in (32, 64, 96, 128):
         x, lse = _empty(ROWS, 12, head_dim, dtype=dtype), _empty(ROWS, 12)
-        for max_seqlen, threshold in itertools.product((64, 128, 512), (0, 26)):
+        for max_seqlen, threshold in itertools.product((64, 128, 512, 1024), (0, 26)):
             rest = (cu_seqlens, max_seqlen, head_dim**-0.5, seed, threshold, 3)
             what = f"heads of {head_dim}, {max_seqlen} tokens" + ", dropout" * (threshold > 0)
             yield f"forward, {what}", partial(varlen_attention_fwd, x, x, x, *rest)

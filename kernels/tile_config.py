@@ -77,6 +77,12 @@ TABLES: dict[str, list[Row]] = {
         _attention(64, 64, 8, chip=80, stages=1, itemsize=2, head_block=128),
         _FP32_ATTENTION,
     ],
+    "attention_one_program": [
+        _attention(32, 128, 8, chip=100, itemsize=2, head_block=64, keys=512),
+        _attention(64, 128, 8, chip=90, itemsize=2, head_block=64, keys=512),
+        _attention(32, 64, 4, chip=80, itemsize=2, head_block=64, keys=512),
+        _attention(0, 0, 4, chip=80),  # wider heads and fp32 have no registers for it
+    ],
     "attention_one_tile": [
         _one_tile(64, 4, chip=80, itemsize=2, head_block=64, keys=64),
         _one_tile(128, 8, chip=90, itemsize=2, head_block=64),
@@ -118,6 +124,7 @@ TABLES: dict[str, list[Row]] = {
 _INTERPRETED = {
     "attention_dk_dv": {"BLOCK_M": 16, "BLOCK_N": 64},
     "attention_dq": {"BLOCK_M": 16, "BLOCK_N": 64},
+    "attention_one_program": {"BLOCK_M": 16, "BLOCK_N": 64},
     "attention_one_tile": {"BLOCK": 64},
     "varlen_attention_fwd": {"BLOCK_M": 16, "BLOCK_N": 64},
     "bias_gelu_fwd": {"ROWS": 16, "COLUMNS": 64},

@@ -5,9 +5,10 @@ With P = exp(S - lse), M the kept positions, r what is kept's scale and delta = 
     dv = r (M P)^T dout      dS = M P (dout v^T) - P delta
     dq = r scale dS k        dk = r scale dS^T q
 
-Sequences that fit one tile go to varlen_attention_one_tile.py. Longer ones take two kernels, one
-for each tile of keys and one for each tile of queries, which makes S and dP twice (7 products): to
-make them once, programs would have to share dq.
+Sequences that fit one tile go to varlen_attention_one_tile.py; many sequences that are short go to
+varlen_attention_one_program.py. The others take two kernels, one for each tile of keys and one for
+each tile of queries, which makes S and dP twice (7 products): to make them once, programs would
+have to share dq.
 """
 
 import torch
@@ -26,6 +27,10 @@ from spanbert_fast.kernels.attention_common import (
 )
 from spanbert_fast.kernels.attention_dropout import drop, keep_words, keep_words_once
 from spanbert_fast.kernels.product import product
+from spanbert_fast.kernels.varlen_attention_one_program import (
+    fits_one_program,
+    launch_attention_one_program,
+)
 from spanbert_fast.kernels.varlen_attention_one_tile import fits_one_tile, launch_attention_one_tile
 
 
@@ -280,8 +285,13 @@ def varlen_attention_bwd(
     """(dq, dk, dv) with arguments as the custom op's; the same bits in every run."""
     dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
     q, k, v, factor = readable(q, k, v, scale)
-    one_tile = fits_one_tile(q, max_seqlen)
-    (launch_attention_one_tile if one_tile else launch_tiled_bwd)(
+    if fits_one_tile(q, max_seqlen):
+        launch = launch_attention_one_tile
+    elif fits_one_program(q, len(cu_seqlens) - 1, max_seqlen):
+        launch = launch_attention_one_program
+    else:
+        launch = launch_tiled_bwd
+    launch(
         dout.contiguous(),
         q,
         k,

@@ -121,9 +121,7 @@ def test_an_output_dir_with_a_run_is_kept(tmp_path, corpus_file, small_run, caps
     assert model in line and "intermediate.dense" in line
 
 
-def test_an_overwritten_run_is_not_what_the_new_one_starts_from(
-    trained_model, corpus_file, capsys
-):
+def test_an_overwritten_run_is_not_what_the_new_one_starts_from(trained_model, corpus_file, capsys):
     run = trained_model.parent
     overwrite = ["pretrain", "--output-dir", str(run), "--overwrite", "--max-steps", "1"]
     for option, folder in (("init-from", "model"), ("tokenizer", "model"), ("data", "shards")):

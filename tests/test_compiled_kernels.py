@@ -38,10 +38,11 @@ def benchmarks():
 
 PRODUCTS = {
     *("linear_cross_entropy_fwd", "score_gradient", "varlen_attention_fwd"),
-    *("attention_one_tile", "attention_dk_dv", "attention_dq"),
+    *("attention_one_tile", "attention_one_program", "attention_dk_dv", "attention_dq"),
 }
 MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 SM_90 = ["width 1024", "width 3072", "gather", "scatter", "heads of 64, 512 tokens, dropout"]
+SM_90 += ["heads of 64, 1024 tokens, dropout"]
 SM_90 += ["backward, heads of 64, 128 tokens, dropout"]
 OTHERS = ["width 1024, dropout, bias", "forward, width 1024, pred"]
 OTHERS += ["forward, heads of 64, 128 tokens, dropout"]

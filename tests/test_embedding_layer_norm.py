@@ -148,9 +148,7 @@ def test_gradcheck_opcheck_compile():
 
     assert torch.autograd.gradcheck(function, tables)
     arguments = (None, *ids[1:], *tables, SEED, 128, 0, -1, 1e-12, torch.float64)
-    torch.library.opcheck(
-        torch.ops.spanbert_fast.embedding_layer_norm_fwd, (ids[0], *arguments)
-    )
+    torch.library.opcheck(torch.ops.spanbert_fast.embedding_layer_norm_fwd, (ids[0], *arguments))
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     assert_bitwise_equal(compiled(*tables), function(*tables))
 

@@ -191,9 +191,7 @@ def test_a_row_without_a_token_is_never_filled_in(model):
 
 def test_masked_lm_alone_and_train_mode(model, tokenizer):
     bare = make(sb.SpanBertForMaskedLM).train()
-    bare.load_state_dict(
-        {k: v for k, v in model.state_dict().items() if "span_boundary" not in k}
-    )
+    bare.load_state_dict({k: v for k, v in model.state_dict().items() if "span_boundary" not in k})
     got = FillSpan(bare, tokenizer)(TEXTS)
     assert bare.training, "left as it was"
     expected = FillSpan(model, tokenizer)(TEXTS)

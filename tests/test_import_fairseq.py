@@ -124,9 +124,7 @@ def test_fairseq_checkpoint_imports_without_loss(tmp_path, fairseq, vocabulary, 
         "decoder.cls.predictions.decoder.weight",
         "decoder.cls.pair_target_predictions.decoder.weight",
     }
-    again, info = SpanBertForPreTraining.from_pretrained(
-        tmp_path / "out", output_loading_info=True
-    )
+    again, info = SpanBertForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"]
     assert info["unexpected_keys"] == {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
     assert_same_state(again, model.state_dict())
@@ -150,9 +148,7 @@ def test_fairseq_without_span_head_and_in_half_precision(tmp_path, fairseq):
     torch.save({"model": state}, path)
     report = import_fairseq(path, tmp_path / "out")
     assert (report.config.layer_norm_eps, report.config.num_attention_heads) == (1e-5, 1)
-    again, info = SpanBertForPreTraining.from_pretrained(
-        tmp_path / "out", output_loading_info=True
-    )
+    again, info = SpanBertForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert all(k.startswith("cls.span_boundary.") for k in info["missing_keys"])
     word = again.bert.embeddings.word_embeddings.weight.detach()
     assert_bitwise_equal(word, state["decoder.bert.embeddings.word_embeddings.weight"].float())

@@ -35,9 +35,7 @@ def test_the_formulas(form):
     tiny, nearly = Fraction(1, 10**40), 1 - Fraction(1, 10**9)
     probabilities = [tiny, nearly, Fraction(1, 3), Fraction(2, 3), nearly, tiny, Fraction(1, 2)]
     in_span = [True, True, False, True, False, False, False]
-    log_p = [
-        math.log1p(-float(1 - p)) if p > Fraction(1, 2) else log(p) for p in probabilities
-    ]
+    log_p = [math.log1p(-float(1 - p)) if p > Fraction(1, 2) else log(p) for p in probabilities]
     got = span_pair_losses(torch.tensor(log_p, dtype=torch.float64), torch.tensor(in_span), form)
     expected = by_hand(probabilities, in_span, form)
     assert got.negative.item() == pytest.approx(expected[0], rel=1e-12)

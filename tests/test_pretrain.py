@@ -255,9 +255,7 @@ def test_a_warm_start_keeps_the_places_of_the_checkpoint(tmp_path, corpus_file, 
     assert config["max_span_targets"] == 2
 
 
-def test_every_loss_is_divided_by_the_global_batch(
-    tmp_path, corpus_file, small_run, monkeypatch
-):
+def test_every_loss_is_divided_by_the_global_batch(tmp_path, corpus_file, small_run, monkeypatch):
     forward, seen = sb.SpanBertForPreTraining.forward, []
 
     def spy(self, **batch):

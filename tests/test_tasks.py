@@ -136,9 +136,7 @@ def test_token_classification():
     flat = ours(**packed(inputs, real), labels=labels[real])
     assert_bitwise_equal(flat.loss, ours(**inputs, labels=labels).loss)
     # labels where there is no token are never read
-    assert_bitwise_equal(
-        ours(**inputs, labels=torch.where(real, labels, 3)).loss, flat.loss
-    )
+    assert_bitwise_equal(ours(**inputs, labels=torch.where(real, labels, 3)).loss, flat.loss)
 
 
 def test_question_answering_without_padding():

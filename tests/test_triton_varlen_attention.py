@@ -8,6 +8,7 @@ pytest.importorskip("triton")
 
 from torch.nn import functional as F  # noqa: E402
 
+from spanbert_fast.kernels import varlen_attention_one_program  # noqa: E402
 from spanbert_fast.kernels.attention_common import readable, sequence_order  # noqa: E402
 from spanbert_fast.kernels.tile_config import Tile, forced_tile  # noqa: E402
 from spanbert_fast.kernels.varlen_attention import (  # noqa: E402
@@ -88,6 +89,36 @@ def check(lengths, heads, head_dim, dtype, *, max_seqlen=None, **options):
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 def test_no_worse_than_pytorch(lengths, dtype, threshold, poisoned_empty):
     check(lengths, 2 if sum(lengths) < 100 else 1, 32, dtype, threshold=threshold)
+
+
+@pytest.fixture
+def one_program(monkeypatch):
+    """Any number of short sequences is enough for a program each."""
+    monkeypatch.setattr(varlen_attention_one_program, "ENOUGH_PROGRAMS", 1)
+
+
+@pytest.mark.parametrize("threshold", [0, 26])
+@pytest.mark.parametrize("lengths", [[3, 0, 131], [65, 1, 70], [150]], ids=str)
+def test_one_program_for_a_head(lengths, threshold, one_program, poisoned_empty):
+    check(lengths, 1, 32, torch.bfloat16, threshold=threshold)
+    check(lengths, 2, 33, torch.bfloat16, threshold=threshold, scale=-0.25)
+
+
+def test_one_program_has_the_tiled_kernels_masks(monkeypatch):
+    """Both round once where they differ, so that a wrong mask shows."""
+    lengths, threshold = [70, 9, 140], 128
+    *qkv, dout = make(lengths, 2, 32, torch.float32)
+    batch = cumulative(lengths), max(lengths)
+    tiled = ours(dout, *qkv, *batch, threshold=threshold)
+    monkeypatch.setattr(varlen_attention_one_program, "ENOUGH_PROGRAMS", 1)
+    once = ours(dout, *qkv, *batch, threshold=threshold)
+    assert_bitwise_equal(ours(dout, *qkv, *batch, threshold=threshold)[1], once[1])
+    for a, b in zip(once, tiled, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
+
+
+def test_one_program_never_sees_another_sequence(one_program):
+    test_a_sequence_never_sees_another([9, 70, 20])
 
 
 @pytest.mark.parametrize("head_dim", [1, 33, 64, 96, 128])
