@@ -308,8 +308,9 @@ def test_nan_shows_and_does_not_stay(dtype):
     for spoilt_tensor in range(3):
         spoilt = [t.clone() for t in qkv]
         spoilt[spoilt_tensor][5, 0, 3] = float("nan")
+        # In fp64: PyTorch's bf16 products on a matrix unit give a row's NaN to the row beside it.
         with _common.use_backend("reference"):
-            expected = run(function, spoilt, dout, dtype)
+            expected = run(function, spoilt, dout, torch.float64)
         for a, b in zip(run(function, spoilt, dout, dtype), expected, strict=True):
             assert torch.equal(a.isnan(), b.isnan())
     for a, b in zip(run(function, qkv, dout, dtype), clean, strict=True):

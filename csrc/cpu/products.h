@@ -9,6 +9,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#if __has_include(<dlfcn.h>)
+#include <dlfcn.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -27,7 +30,22 @@ inline std::vector<Range> blocks_of(int64_t begin, int64_t end, int64_t width) {
   return blocks;
 }
 
+// Sets the calling thread's number of MKL threads and returns the one before, 0 for "as OpenMP
+// says". Does nothing where PyTorch was built without MKL.
+inline int set_mkl_threads(int threads) {
+#if __has_include(<dlfcn.h>)
+  using Set = int(int);
+  static Set* const set =
+      reinterpret_cast<Set*>(dlsym(RTLD_DEFAULT, "MKL_Set_Num_Threads_Local"));
+  if (set != nullptr) return set(threads);
+#endif
+  return 0;
+}
+
 // While it lives, PyTorch's operators run on one thread, and compute in the dtypes they are given.
+//
+// Both settings are needed. With OpenMP's alone MKL takes another code path on the workers of a
+// parallel region than on its first thread, and a product's bits depend on which thread made it.
 class PlainOperators {
  public:
   PlainOperators() {
@@ -35,7 +53,9 @@ class PlainOperators {
     omp_set_num_threads(1);
 #endif
   }
+  PlainOperators(const PlainOperators&) = delete;
   ~PlainOperators() {
+    set_mkl_threads(mkl_threads_);
 #ifdef _OPENMP
     omp_set_num_threads(threads_);
 #endif
@@ -45,6 +65,7 @@ class PlainOperators {
 #ifdef _OPENMP
   int threads_ = omp_get_max_threads();
 #endif
+  int mkl_threads_ = set_mkl_threads(1);
   at::AutoDispatchBelowADInplaceOrView below_autograd_;
   c10::impl::ExcludeDispatchKeyGuard below_autocast_{c10::autocast_dispatch_keyset};
 };
