@@ -9,6 +9,8 @@
 #include <torch/library.h>
 
 #include <array>
+#include <string>
+#include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/ops.h"
@@ -74,8 +76,19 @@ PYBIND11_MODULE(_C, m) {
   m.def("philox4x32_7", &philox<7>, "Philox4x32-7 of (counter, key).");
   m.def("philox4x32_10", &philox<10>, "Philox4x32-10 of (counter, key).");
   m.def(
-      "isa_level", [] { return spanbert_fast::isa_level_name(); },
+      "isa_level", [] { return spanbert_fast::name_of(spanbert_fast::isa_level()); },
       "The CPU instruction set that the kernels run with.");
+  m.def(
+      "isa_levels",
+      [] {
+        std::vector<std::string> names;
+        const int widest = static_cast<int>(spanbert_fast::cpu_isa_level());
+        for (int level = 0; level <= widest; ++level) {
+          names.push_back(spanbert_fast::name_of(static_cast<spanbert_fast::IsaLevel>(level)));
+        }
+        return names;
+      },
+      "All that this CPU has, in rising order, whatever ATEN_CPU_CAPABILITY allows.");
 
   bind_op(m, "bias_gelu_fwd", &spanbert_fast::bias_gelu_fwd);
   bind_op(m, "bias_gelu_bwd", &spanbert_fast::bias_gelu_bwd);

@@ -1,4 +1,4 @@
-"""What the tests of accelerate() share: every model class, batches with labels, comparisons."""
+"""What the tests of accelerate() share: every model class, batches with labels, results."""
 
 import torch
 from torch import nn
@@ -6,8 +6,7 @@ from transformers import BertConfig
 from transformers.models.bert import modeling_bert as stock
 
 from bert_cases import SIZES as BERT_SIZES
-from bert_cases import floor_of
-from spanbert_fast.testing import assert_no_worse_than
+from spanbert_fast.testing import gradients_of
 
 SIZES = {**BERT_SIZES, "num_hidden_layers": 2}
 NO_DROPOUT = {
@@ -105,19 +104,8 @@ def results(model, inputs, mask):
         loss = sum(value.double().tanh().sum() for value in tensors.values())
     model.zero_grad()
     loss.backward()
-    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    return {key: value.detach() for key, value in tensors.items()}, grads
+    return {**{key: value.detach() for key, value in tensors.items()}, **gradients_of(model)}
 
 
-def assert_same(ours, theirs, truth):
-    assert ours[0].keys() == theirs[0].keys()
-    for key, exact in truth[0].items():
-        assert_no_worse_than(ours[0][key], theirs[0][key], exact, floor=floor_of(exact), name=key)
-    for name, exact in truth[1].items():
-        # a key's bias and a choice's bias have no gradient (softmax ignores them), and queries and
-        # keys little in short sequences: what comes out is the rounding of sums as large as those
-        # of the values and the weights
-        beside = name.replace("query", "value").replace("key", "value")
-        beside = beside.replace("classifier.bias", "classifier.weight")
-        floor = max(floor_of(exact), floor_of(truth[1][beside]))
-        assert_no_worse_than(ours[1][name], theirs[1][name], exact, floor=floor, name=name)
+def without(tensors, *names):
+    return {name: value for name, value in tensors.items() if name not in names}

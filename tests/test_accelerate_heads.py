@@ -11,15 +11,16 @@ import spanbert_fast as sb
 from accelerate_cases import (
     LENGTHS,
     MODELS,
-    assert_same,
     batch,
     config,
     inputs_of,
     masked_labels,
     results,
+    without,
 )
 from bert_cases import large_init
 from spanbert_fast.nn import bert_parts
+from spanbert_fast.testing import assert_models_agree, gradients_of
 
 
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForPreTraining"])
@@ -27,18 +28,21 @@ def test_training_decodes_labelled_rows_alone(name):
     model = large_init(MODELS[name](config())).train()
     truth = copy.deepcopy(model).double()
     inputs = inputs_of(name)
-    theirs, exact = (results(m, inputs, inputs["attention_mask"].bool()) for m in (model, truth))
+    logits = "logits" if name == "BertForMaskedLM" else "prediction_logits"
+
+    def run(model):
+        return results(model, inputs, inputs["attention_mask"].bool())
+
+    theirs = run(model)
     sb.accelerate(model)
     rows = []
     model.cls.predictions.transform.register_forward_hook(
         lambda module, args, output: rows.append(len(output))
     )
-    ours = results(model, inputs, inputs["attention_mask"].bool())
+    ours = run(model)
     assert rows == [int((inputs["labels"] != -100).sum())]
-    logits = "logits" if name == "BertForMaskedLM" else "prediction_logits"
-    assert logits not in ours[0] and logits in theirs[0]
-    del theirs[0][logits], exact[0][logits]
-    assert_same(ours, theirs, exact)
+    assert logits not in ours and logits in theirs
+    assert_models_agree(ours, without(theirs, logits), truth, lambda m: without(run(m), logits))
     # on request, by the call or for good, and always in evaluation
     for output in (
         model(**inputs, full_logits=True),
@@ -61,12 +65,12 @@ def test_labels_on_padding_run_transformers_code(name):
     truth = copy.deepcopy(model).double()
     inputs = inputs_of(name)
     inputs["labels"][1, 10] = 1
-    theirs, exact = results(model, inputs, None), results(truth, inputs, None)
+    theirs = results(model, inputs, None)
     sb.accelerate(model)
     bert_parts.warn_once.cache_clear()
     with pytest.warns(UserWarning, match="labels are given where attention_mask is 0"):
         ours = results(model, inputs, None)
-    assert_same(ours, theirs, exact)
+    assert_models_agree(ours, theirs, truth, lambda m: results(m, inputs, None))
 
 
 def test_question_answering_never_answers_with_padding():
@@ -86,11 +90,9 @@ def test_question_answering_never_answers_with_padding():
         loss = sum(losses) / 2
         model.zero_grad()
         loss.backward()
-        return {"loss": loss.detach()}, {
-            n: p.grad for n, p in model.named_parameters() if p.grad is not None
-        }
+        return {"loss": loss.detach(), **gradients_of(model)}
 
-    theirs, exact = expected(model), expected(truth)
+    theirs = expected(model)
     sb.accelerate(model)
     output = model(**inputs, start_positions=starts, end_positions=ends)
     assert list(output) == ["loss", "start_logits", "end_logits"]
@@ -98,8 +100,8 @@ def test_question_answering_never_answers_with_padding():
         assert (logits[padding] == torch.finfo(torch.float32).min).all()
     model.zero_grad()
     output.loss.backward()
-    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    assert_same(({"loss": output.loss.detach()}, grads), theirs, exact)
+    ours = {"loss": output.loss.detach(), **gradients_of(model)}
+    assert_models_agree(ours, theirs, truth, expected)
     stock_again = model(**inputs, start_positions=starts, end_positions=ends, spanbert_fast=False)
     sb.decelerate(model)
     plain = model(**inputs, start_positions=starts, end_positions=ends)

@@ -14,9 +14,9 @@ from accelerate_cases import (
     inputs_of,
     results,
 )
-from bert_cases import floor_of, large_init
+from bert_cases import large_init
 from spanbert_fast.nn import bert
-from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
+from spanbert_fast.testing import assert_bitwise_equal, assert_models_agree
 
 
 def test_forward_hooks_fire_and_see_packed_rows():
@@ -51,21 +51,18 @@ def test_lora(order, tmp_path):
     peer.load_state_dict(model.state_dict())
     truth = copy.deepcopy(peer).double()
     inputs = inputs_of("BertForSequenceClassification")
-    everything = [results(m.eval(), inputs, None) for m in (model, peer, truth)]
-    names = set(everything[0][1])
-    assert names == set(everything[2][1]) and any("lora" in n for n in names)
-    assert not any("word_embeddings.base" in n for n in names)
-    for a, b, c in zip(*(r[0].values() for r in everything), strict=True):
-        assert_no_worse_than(a, b, c, floor=floor_of(c))
-    for name in names:
-        grads = [r[1][name] for r in everything]
-        assert_no_worse_than(*grads, floor=floor_of(grads[2]), name=name)
+    ours, theirs = (results(m.eval(), inputs, None) for m in (model, peer))
+    assert any("lora" in name for name in ours)
+    assert not any("word_embeddings.base" in name for name in ours)
+    assert_models_agree(ours, theirs, truth.eval(), lambda m: results(m, inputs, None))
     model.save_pretrained(tmp_path)
+
+    def logits(model):
+        return {"logits": model(**inputs).logits.detach()}
+
     merged = model.merge_and_unload()
     assert type(merged).__name__ == "BertForSequenceClassification"
-    merged = [m(**inputs).logits.detach() for m in (merged, peer.merge_and_unload())]
-    exact = everything[2][0]["logits"]
-    assert_no_worse_than(*merged, exact, floor=floor_of(exact))
+    assert_models_agree(logits(merged), logits(peer.merge_and_unload()), truth, logits)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -131,7 +128,7 @@ def test_distributed_wrappers(wrapper, one_process):
             torch.distributed.fsdp.fully_shard(layer, mesh=mesh)
         torch.distributed.fsdp.fully_shard(model, mesh=mesh)
     got = results(model, inputs, None)
-    for (name, a), b in zip(got[1].items(), expected[1].values(), strict=True):
+    for (name, a), b in zip(got.items(), expected.values(), strict=True):
         a = a.full_tensor() if hasattr(a, "full_tensor") else a
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
     if wrapper == "fsdp2":
@@ -158,9 +155,11 @@ def test_real_weights_in_sentence_transformers():
     model = sentence_transformers.SentenceTransformer(str(package.get_model_path()), device="cpu")
     texts = ["SpanBERT predicts spans of text.", "Yes.", "A longer text, with more words in it!"]
     truth = copy.deepcopy(model).double()
-    theirs, exact = (m.encode(texts, convert_to_tensor=True) for m in (model, truth))
-    sb.accelerate(model)
-    ours = model.encode(texts, convert_to_tensor=True)
-    assert_no_worse_than(ours, theirs, exact, floor=floor_of(exact))
+
+    def encode(model):
+        return {"sentences": model.encode(texts, convert_to_tensor=True)}
+
+    theirs = encode(model)
+    assert_models_agree(encode(sb.accelerate(model)), theirs, truth, encode)
     sb.decelerate(model)
-    assert_bitwise_equal(model.encode(texts, convert_to_tensor=True), theirs)
+    assert_bitwise_equal(encode(model)["sentences"], theirs["sentences"])

@@ -15,9 +15,9 @@ from transformers import (
     RobertaModel,
 )
 
-from bert_cases import floor_of, large_init
+from bert_cases import large_init
 from spanbert_fast.integrations import attention
-from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
+from spanbert_fast.testing import assert_bitwise_equal, assert_models_agree, gradients_of
 
 NAME = "spanbert_fast"
 SIZES = {
@@ -58,21 +58,14 @@ def test_encoder_equals_sdpa(kind, padded):
     theirs.set_attn_implementation("sdpa")
     truth = copy.deepcopy(theirs).double()
     weight = torch.randn(4, 19, 64).double()
-    hidden = []
-    for model in (ours, theirs, truth):
+
+    def run(model):
         output = model(ids, **inputs).last_hidden_state
+        model.zero_grad()
         (output * weight.to(output.dtype))[real].sum().backward()
-        hidden.append(output[real].detach())
-    assert_no_worse_than(*hidden, floor=floor_of(hidden[2]))
-    models = (dict(m.named_parameters()) for m in (ours, theirs, truth))
-    ours, theirs, truth = models
-    for name, parameter in truth.items():
-        if parameter.grad is None:
-            continue
-        beside = name.replace("query", "value").replace("key", "value")  # see test_nn_bert
-        floor = max(floor_of(parameter.grad), floor_of(truth[beside].grad))
-        grads = ours[name].grad, theirs[name].grad, parameter.grad
-        assert_no_worse_than(*grads, floor=floor, name=name)
+        return {"last_hidden_state": output[real].detach(), **gradients_of(model)}
+
+    assert_models_agree(run(ours), run(theirs), truth, run)
 
 
 def test_packing_is_found_once_for_all_layers(monkeypatch):

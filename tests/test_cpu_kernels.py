@@ -4,18 +4,15 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from isa_cases import CAPABILITIES, run_at_level
 from spanbert_fast._extension import _C
 
 pytestmark = pytest.mark.skipif(_C is None, reason="needs the extension")
 
 LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
-# what ATEN_CPU_CAPABILITY may say, and the widest level of ours that it allows
-ALLOWED = {"default": "baseline", "avx2": "avx2", "avx512": "avx512"}
 CHOSEN = "not compile and not bad_input and not stand_in and not memory"  # independent of the level
 OPS = (
     "bias_gelu",
@@ -26,33 +23,13 @@ OPS = (
 )
 
 
-def widest_level() -> str:
-    code = "from spanbert_fast._extension import _C; print(_C.isa_level())"
-    environment = {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    return done.stdout.split()[-1]
-
-
-@pytest.mark.parametrize("capability", ALLOWED)
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_the_ops_at_every_level(capability):
     """The ops' own tests again, in a process that is held to one level."""
-    expected = min(ALLOWED[capability], widest_level(), key=LEVELS.index)
-    code = (
-        "import sys, pytest; from spanbert_fast._extension import _C; "
-        f"assert _C.isa_level() == {expected!r}, _C.isa_level(); "
-        "sys.exit(pytest.main(sys.argv[1:]))"
+    files = [f"test_{op}.py" for op in OPS]
+    run_at_level(
+        CAPABILITIES[capability], files, CHOSEN, at_least=100, ATEN_CPU_CAPABILITY=capability
     )
-    files = [str(Path(__file__).with_name(f"test_{op}.py")) for op in OPS]
-    done = subprocess.run(
-        [sys.executable, "-c", code, "-q", "-p", "no:cacheprovider", "-k", CHOSEN, *files],
-        env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert int(re.search(r"(\d+) passed", done.stdout).group(1)) > 100
 
 
 @pytest.mark.skipif(

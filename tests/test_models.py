@@ -5,11 +5,11 @@ import torch
 from transformers import AutoTokenizer, BertModel
 
 from bert_cases import SIZES, large_init, widened
-from model_cases import batch, compare, packed, pair
+from model_cases import batch, packed, pair
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.models import SpanBertModel
 from spanbert_fast.models.encoder import SpanBertModel as Encoder
-from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
+from spanbert_fast.testing import assert_bitwise_equal, assert_models_agree, gradients_of
 
 KINDS = (
     "padded",
@@ -27,19 +27,22 @@ KINDS = (
 @pytest.mark.parametrize("kind", KINDS)
 def test_model_equals_bert(kind):
     inputs, real = batch(kind)
-    models = pair(SpanBertModel, BertModel)
+    ours, theirs, truth = pair(SpanBertModel, BertModel)
     weights = torch.randn(*real.shape, 64, dtype=torch.float64), torch.randn(len(real), 64).double()
-    outputs = []
-    for model in models:
+
+    def run(model):
         given = widened(inputs) if model.dtype == torch.float64 else inputs
         output = model(**given)
         hidden, pooled = output.last_hidden_state, output.pooler_output
         loss = (hidden * weights[0].to(hidden.dtype))[real].sum()
+        model.zero_grad()
         (loss + (pooled * weights[1].to(pooled.dtype)).sum()).backward()
-        outputs.append((hidden[real], pooled))
-    compare(outputs, [model.named_parameters() for model in models])
-    ours = models[0](**inputs).last_hidden_state
-    assert not ours[~real].any(), "padding must come out as zeros"
+        outputs = {"last_hidden_state": hidden[real].detach(), "pooler_output": pooled.detach()}
+        return {**outputs, **gradients_of(model)}
+
+    assert_models_agree(run(ours), run(theirs), truth, run)
+    hidden = ours(**inputs).last_hidden_state
+    assert not hidden[~real].any(), "padding must come out as zeros"
 
 
 @pytest.mark.parametrize("kind", ["padded", "everything", "length 1"])
@@ -226,10 +229,10 @@ def test_real_weights_equal_stock_bert():
     ours = SpanBertModel.from_pretrained(directory)
     theirs = BertModel.from_pretrained(directory, attn_implementation="eager")
     truth = BertModel.from_pretrained(directory, attn_implementation="eager").double()
-    with torch.no_grad():
-        hidden = [model(**batch).last_hidden_state[real] for model in (ours, theirs, truth)]
-        pooled = [model(**batch).pooler_output for model in (ours, theirs, truth)]
-    # 16 roundings of the largest element, where the peer is exact by luck
-    floor = 16 * torch.finfo(torch.float32).eps * hidden[2].abs().max().item()
-    assert_no_worse_than(*hidden, floor=floor, name="last_hidden_state")
-    assert_no_worse_than(*pooled, floor=floor, name="pooler_output")
+
+    @torch.no_grad()
+    def run(model):
+        output = model(**batch)
+        return {"hidden": output.last_hidden_state[real], "pooled": output.pooler_output}
+
+    assert_models_agree(run(ours), run(theirs), truth, run)

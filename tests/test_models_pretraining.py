@@ -5,11 +5,11 @@ import torch
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
-from bert_cases import SIZES, floor_of, large_init, widened
-from model_cases import SPAN_SIZES, batch, compare, packed, pair
+from bert_cases import SIZES, large_init, widened
+from model_cases import SPAN_SIZES, batch, packed, pair
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.models import SpanBertForPreTraining
-from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
+from spanbert_fast.testing import assert_bitwise_equal, assert_models_agree, gradients_of
 
 
 def targets(real):
@@ -68,17 +68,17 @@ def test_pretraining_losses_and_gradients(offset):
     ours, peer, truth = pretraining_models(offset)
     output = ours(**inputs, **wanted)
     output.loss.backward()
-    by_hand = []
-    for model in (peer, truth):
+    losses = {name: output[name].detach() for name in ("loss", "mlm_loss", "sbo_loss")}
+
+    def by_hand(model):
         mlm, sbo_sum = losses_by_hand(model, model.bert, widened(inputs), wanted)
         loss = mlm + 0.7 * sbo_sum / (6 + offset)
+        model.zero_grad()
         loss.backward()
-        by_hand.append((loss, mlm, sbo_sum / 6))
-    compare(
-        [(output.loss, output.mlm_loss, output.sbo_loss), *by_hand],
-        [model.named_parameters() for model in (ours, peer, truth)],
-        ("loss", "mlm_loss", "sbo_loss"),
-    )
+        losses = {"loss": loss, "mlm_loss": mlm, "sbo_loss": sbo_sum / 6}
+        return {**{name: value.detach() for name, value in losses.items()}, **gradients_of(model)}
+
+    assert_models_agree({**losses, **gradients_of(ours)}, by_hand(peer), truth, by_hand)
     assert (int(output.mlm_count), int(output.sbo_count)) == (5, 6)
 
 
@@ -128,8 +128,11 @@ def test_pretraining_with_one_kind_of_target_and_given_denominators():
 def test_pretraining_without_targets_gives_the_masked_lm_scores():
     inputs, real = batch("everything")
     ours, theirs, truth = pair(SpanBertForPreTraining, BertForMaskedLM)
-    logits = [model(**inputs).logits[real] for model in (ours, theirs, truth)]
-    assert_no_worse_than(*logits, floor=floor_of(logits[2]), name="logits")
+
+    def run(model):
+        return {"logits": model(**inputs).logits[real].detach()}
+
+    assert_models_agree(run(ours), run(theirs), truth, run)
     assert ours(**inputs).loss is None
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers.models.bert import modeling_bert as stock
 
-from bert_cases import assert_same_gradients, floor_of
 from nn_bert_cases import (
     LENGTHS,
     four_dimensional,
@@ -16,7 +15,7 @@ from nn_bert_cases import (
 )
 from spanbert_fast.nn import bert, bert_parts
 from spanbert_fast.nn.bert import BertEncoder, BertLayer, BertModel, BertSelfAttention
-from spanbert_fast.testing import assert_no_worse_than
+from spanbert_fast.testing import assert_models_agree, gradients_of
 
 PARTS = {
     "attention": (BertSelfAttention, stock.BertSelfAttention, ()),
@@ -33,7 +32,7 @@ def first_tensor(output):
 @pytest.mark.parametrize("kind", ["none", "additive", "boolean", "boolean row", "2-D"])
 def test_part_equals_transformers(part, kind):
     ours_class, theirs_class, args = PARTS[part]
-    models = trio(ours_class, theirs_class, *args)
+    ours, theirs, truth = trio(ours_class, theirs_class, *args)
     padding = mask_of(LENGTHS, 19)
     additive = four_dimensional(padding)
     boolean = padding.bool()[:, None, None, :]
@@ -46,20 +45,20 @@ def test_part_equals_transformers(part, kind):
     }[kind]
     real = torch.ones(4, 19, dtype=torch.bool) if mask is None else padding.bool()
     hidden, weight = torch.randn(4, 19, 64), torch.randn(4, 19, 64).double()
-    outputs = []
-    for model in models:
-        dtype = torch.float64 if model is models[2] else torch.float32
+
+    def run(model):
+        dtype = next(model.parameters()).dtype
         x = hidden.to(dtype, copy=True).requires_grad_()
         # transformers' eager code adds its mask
-        given = mask if model is models[0] else (None if mask is None else additive)
+        given = mask if model is ours else (None if mask is None else additive)
         if given is not None and given.is_floating_point():
             given = given.to(dtype)
         output = first_tensor(model(x, given))
+        model.zero_grad()
         (output * weight.to(dtype))[real].sum().backward()
-        outputs.append((output.detach()[real], x.grad[real]))
-    for a, b, c in zip(*outputs, strict=True):
-        assert_no_worse_than(a, b, c, floor=floor_of(c))
-    assert_same_gradients(*(model.named_parameters() for model in models))
+        return {"output": output.detach()[real], "input": x.grad[real], **gradients_of(model)}
+
+    assert_models_agree(run(ours), run(theirs), truth, run)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -97,8 +96,11 @@ def test_signatures_are_transformers_own(name):
 def test_other_activations_stay_right():
     ids, mask = padded_batch()
     ours, theirs, truth = trio(BertModel, stock.BertModel, hidden_act="relu")
-    outputs = [m(ids, attention_mask=mask)[0][mask.bool()] for m in (ours, theirs, truth)]
-    assert_no_worse_than(*outputs, floor=floor_of(outputs[2]))
+
+    def run(model):
+        return {"output": model(ids, attention_mask=mask)[0][mask.bool()].detach()}
+
+    assert_models_agree(run(ours), run(theirs), truth, run)
 
 
 def test_what_stands_in_a_modules_place_is_called():
@@ -114,5 +116,8 @@ def test_what_stands_in_a_modules_place_is_called():
         words, places = model.embeddings.word_embeddings, model.embeddings.position_embeddings
         words.register_forward_hook(lambda module, args, out: out - 0.5)
         places.register_forward_hook(lambda module, args, out: out * 2)
-    outputs = [m(ids, attention_mask=mask)[0][mask.bool()] for m in (ours, theirs, truth)]
-    assert_no_worse_than(*outputs, floor=floor_of(outputs[2]))
+
+    def run(model):
+        return {"output": model(ids, attention_mask=mask)[0][mask.bool()].detach()}
+
+    assert_models_agree(run(ours), run(theirs), truth, run)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from isa_cases import CAPABILITIES, run_at_level
 from spanbert_fast._extension import _C
 from spanbert_fast.ops import _common
 from spanbert_fast.ops._attention_composite import (
@@ -33,8 +34,6 @@ LENGTHS = {
     "equal": [16, 16, 16],
     "empty batch": [],
 }
-# what ATEN_CPU_CAPABILITY may say, and the level of kernels that it stands for
-LEVELS = {"default": "baseline", "avx2": "avx2", "avx512": "avx512"}
 OF_THE_KERNELS = "(no_worse and (ragged or one) and (64 or 96)) or exactly or any_head or level"
 
 
@@ -326,23 +325,13 @@ def test_large_scores_do_not_overflow():
     assert all(g.isfinite().all() for g in torch.autograd.grad(out, (q, k, v), dout))
 
 
-def run_again(environment: dict[str, str], tests: str, *options: str) -> None:
-    """Tests of the kernels in a process of its own."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, __file__]
-    done = subprocess.run(
-        [*command, "-k", f"({tests}) and not every and not matrix_unit"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
 @pytest.mark.skipif(_C is None, reason="needs the extension")
-@pytest.mark.parametrize("capability", LEVELS)
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_instruction_set(capability):
     """PyTorch and the kernels are held to a level."""
-    run_again({"ATEN_CPU_CAPABILITY": capability}, f"{OF_THE_KERNELS} or bits")
+    chosen = f"({OF_THE_KERNELS} or bits) and not every"
+    files, level = [Path(__file__).name], CAPABILITIES[capability]
+    run_at_level(level, files, chosen, at_least=40, ATEN_CPU_CAPABILITY=capability)
 
 
 @pytest.mark.skipif(
@@ -356,8 +345,11 @@ def test_matrix_unit(tmp_path):
     command = [os.environ.get("CXX", "c++"), "-O3", "-Wall", "-Werror", "-shared", "-fPIC"]
     source = Path(__file__).with_name("matrix_unit.cpp")
     subprocess.run([*command, str(source), "-o", str(library)], check=True)
+    # the library takes the signal that faulthandler would take
+    options = ("-p", "no:faulthandler")
     environment = {"LD_PRELOAD": str(library), "SPANBERT_FAST_ASSUME_AMX": "1"}
-    run_again(environment, OF_THE_KERNELS, "-p", "no:faulthandler")  # it takes the same signal
+    chosen = f"({OF_THE_KERNELS}) and not every"
+    run_at_level("amx", [Path(__file__).name], chosen, *options, at_least=40, **environment)
 
 
 @pytest.mark.skipif(_C is None or sys.platform != "linux", reason="needs the extension, on Linux")
@@ -369,7 +361,7 @@ def test_built_with_threads():
 def test_level_is_what_the_environment_allows():
     order = ["baseline", "avx2", "avx512", "avx512_bf16", "amx"]
     capability = os.environ.get("ATEN_CPU_CAPABILITY", "")
-    assert order.index(_C.isa_level()) <= order.index(LEVELS.get(capability, order[-1]))
+    assert order.index(_C.isa_level()) <= order.index(CAPABILITIES.get(capability, order[-1]))
     if os.environ.get("SPANBERT_FAST_ASSUME_AMX") == "1":
         assert _C.isa_level() == "amx"
 

@@ -13,6 +13,8 @@
 namespace spanbert_fast {
 namespace {
 
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
+
 // A matrix unit for bfloat16, and leave of the system to use it: its state is large, and each
 // process has to ask (Linux, Documentation/arch/x86/xstate.rst).
 bool has_amx() {
@@ -30,7 +32,7 @@ bool has_amx() {
 #endif
 }
 
-IsaLevel cpu_level() {
+IsaLevel detected_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   // Every CPU with AVX2 and FMA converts half precision (F16C) too.
@@ -58,20 +60,16 @@ IsaLevel allowed_level() {
 
 }  // namespace
 
-IsaLevel isa_level() {
-  static const IsaLevel level = std::min(cpu_level(), allowed_level());
+IsaLevel cpu_isa_level() {
+  static const IsaLevel level = detected_level();
   return level;
 }
 
-const char* isa_level_name() {
-  switch (isa_level()) {
-    case IsaLevel::baseline: return "baseline";
-    case IsaLevel::avx2: return "avx2";
-    case IsaLevel::avx512: return "avx512";
-    case IsaLevel::avx512_bf16: return "avx512_bf16";
-    case IsaLevel::amx: return "amx";
-  }
-  return "unknown";
+IsaLevel isa_level() {
+  static const IsaLevel level = std::min(cpu_isa_level(), allowed_level());
+  return level;
 }
+
+const char* name_of(IsaLevel level) { return kNames[static_cast<int>(level)]; }
 
 }  // namespace spanbert_fast

@@ -23,7 +23,10 @@ enum class IsaLevel : int { baseline, avx2, avx512, avx512_bf16, amx };
 // which something else carries out the instructions that the CPU refuses (tests/matrix_unit.cpp).
 IsaLevel isa_level();
 
-const char* isa_level_name();
+// The widest level that this CPU has, whatever the environment allows.
+IsaLevel cpu_isa_level();
+
+const char* name_of(IsaLevel level);
 
 }  // namespace spanbert_fast
 

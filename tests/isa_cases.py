@@ -1,0 +1,42 @@
+"""What the tests at forced instruction sets share."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from spanbert_fast._extension import _C
+
+# What ATEN_CPU_CAPABILITY may say, and the level of our kernels that it stands for, of those that
+# this CPU has: PyTorch itself dies of an instruction that is not there.
+CAPABILITIES = {
+    capability: level
+    for capability, level in {"default": "baseline", "avx2": "avx2", "avx512": "avx512"}.items()
+    if _C is not None and level in _C.isa_levels()
+}
+
+
+def run_at_level(
+    level: str, files: list[str], chosen: str, *options: str, at_least: int, **environment: str
+) -> None:
+    """Tests that `-k chosen` selects, in a process of their own whose kernels run at `level`.
+
+    Raises:
+        AssertionError: another level runs, a test fails, or fewer than `at_least` pass.
+    """
+    code = (
+        "import sys, pytest; from spanbert_fast._extension import _C; "
+        f"assert _C.isa_level() == {level!r}, _C.isa_level(); "
+        "sys.exit(pytest.main(sys.argv[1:]))"
+    )
+    paths = [str(Path(__file__).with_name(file)) for file in files]
+    options = ("-q", "-p", "no:cacheprovider", *options, "-k", chosen)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options, *paths],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert int(re.search(r"(\d+) passed", done.stdout).group(1)) >= at_least
