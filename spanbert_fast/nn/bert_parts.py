@@ -114,16 +114,17 @@ class BertEmbeddings(stock.BertEmbeddings):
         token_type_ids=None,
         position_ids=None,
         inputs_embeds=None,
-        past_key_values_length: int = 0,
-        *,
+        *others,
         packing: Packing | None = None,
         dropout_seed: torch.Tensor | None = None,
         dropout_site: int = 0,
+        **named,
     ) -> torch.Tensor:
         """As transformers'; with the inputs' `packing`, (total_tokens, hidden_size)."""
         if packing is None:
+            # what else there is differs from version to version
             return super().forward(
-                input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length
+                input_ids, token_type_ids, position_ids, inputs_embeds, *others, **named
             )
 
         def packed_ids(ids: torch.Tensor) -> torch.Tensor:
