@@ -1,58 +1,192 @@
 """Builds `spanbert_fast._C` and maps the top-level `kernels/` folder into the package.
 
-Environment: SPANBERT_FAST_NO_EXTENSION=1 installs the pure-PyTorch package (no compiler needed);
-SPANBERT_FAST_SANITIZE=1 builds with -fsanitize=address,undefined (see `make check-sanitize`).
+One binary serves every PyTorch from 2.11 on: it is written for the stable ABI.
+
+Environment:
+    SPANBERT_FAST_NO_EXTENSION=1  installs the pure-PyTorch package; no compiler is needed.
+    SPANBERT_FAST_CUDA=0 or 1     leaves out the CUDA sources, or insists on them; by default an
+                                  editable install has them beside a PyTorch with CUDA, a wheel
+                                  wherever there is a toolkit.
+    SPANBERT_FAST_LEVELS          "native" builds the instruction sets of this CPU alone, "all"
+                                  every one; the default is native for an editable install.
+    SPANBERT_FAST_SANITIZE        "address,undefined" or "thread": builds with these sanitizers.
 """
 
 import os
 import platform
+import shlex
+import shutil
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 
-# csrc/cpu/kernels/*.cpp are compiled once for each of these (csrc/cpu/dispatch.h says why); all
-# other sources once, for any CPU of the architecture.
-ISA_FLAGS = {"baseline": []}
+# csrc/cpu/kernels/*.cpp are compiled once for each level (csrc/cpu/dispatch.h says why), all other
+# sources once, for any CPU of the architecture. A level: its flags, and the macros by which the
+# compiler tells that a CPU has it.
+LEVELS = {"baseline": ([], [])}
 if platform.machine() in ("x86_64", "AMD64"):
-    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
-    ISA_FLAGS["avx512"] = [
-        *ISA_FLAGS["avx2"],
-        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"),
-    ]
-    ISA_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
+    AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+    AVX512 = [*AVX2, *("-mavx512" + part for part in ("f", "bw", "vl", "dq"))]
+    AVX512 += ["-mprefer-vector-width=512"]
+    LEVELS["avx2"] = (AVX2, ["__AVX2__", "__FMA__"])
+    LEVELS["avx512"] = (AVX512, ["__AVX512BW__", "__AVX512VL__", "__AVX512DQ__"])
+    LEVELS["avx512_bf16"] = ([*AVX512, "-mavx512bf16"], ["__AVX512BF16__"])
     # The matrix unit's instructions are written out in tile_unit.h: no compiler flag is needed.
-    ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512_bf16"], "-DSPANBERT_FAST_MATRIX_UNIT"]
-# The kernels that a level has a form of its own of; it takes the others from avx512_bf16.
-OWN_KERNELS = {"amx": ("varlen_attention.cpp",)}
+    MATRIX_UNIT = "-DSPANBERT_FAST_MATRIX_UNIT"
+    LEVELS["amx"] = ([*AVX512, "-mavx512bf16", MATRIX_UNIT], ["__AMX_BF16__", "__AMX_TILE__"])
+elif platform.machine() == "aarch64":
+    LEVELS["neon_bf16"] = (["-march=armv8.6-a+bf16"], ["__ARM_FEATURE_BF16_VECTOR_ARITHMETIC"])
+# The kernels that a level has a form of its own of; it takes the others from the level below.
+OWN_KERNELS = {"amx": ("varlen_attention.cpp",), "neon_bf16": ("varlen_attention.cpp",)}
+
+TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11, the first whose stable ABI has all that we use
+CUDA_ARCHITECTURES = (80, 90, 100, 120)
 
 
-def with_isa_levels(build_ext: type) -> type:
-    """`build_ext` that also compiles the kernels, level by level, and links them in."""
+def native_levels(compiler: list[str]) -> list[str]:
+    """The levels that this CPU has, told by the compiler's macros for it."""
+    flag = "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
+    command = [*compiler, flag, "-dM", "-E", "-x", "c++", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return list(LEVELS)
+    macros = {line.split()[1] for line in done.stdout.splitlines()}
+    return [level for level, (_, needed) in LEVELS.items() if macros.issuperset(needed)]
 
-    class BuildWithIsaLevels(build_ext):
-        def build_extension(self, ext) -> None:
-            flags = ext.extra_compile_args
-            flags = flags["cxx"] if isinstance(flags, dict) else flags
-            sources = sorted(ROOT.glob("csrc/cpu/kernels/*.cpp"))
-            ext.extra_objects = []
-            for level, isa_flags in ISA_FLAGS.items():
-                own = OWN_KERNELS.get(level)
-                kernels = [p for p in sources if own is None or p.name in own]
-                kernels = [str(path.relative_to(ROOT)) for path in kernels]
-                ext.extra_objects += self.compiler.compile(
-                    kernels,
-                    output_dir=str(Path(self.build_temp) / level),
-                    macros=[("SPANBERT_FAST_ISA", level)],
-                    include_dirs=[str(ROOT / "csrc")],
-                    extra_postargs=[*flags, "-ffp-contract=fast", *isa_flags],
-                    depends=ext.depends,
-                )
-            super().build_extension(ext)
 
-    return BuildWithIsaLevels
+def cuda_toolkit() -> Path | None:
+    """The folder of a CUDA toolkit: CUDA_HOME, that of the nvcc on the PATH (which may be a wrapper
+    that calls the real one), or that of the nvidia-cuda-nvcc wheels."""
+    if home := os.environ.get("CUDA_HOME"):
+        return Path(home) if (Path(home) / "bin/nvcc").exists() else None
+    if nvcc := shutil.which("nvcc"):
+        done = subprocess.run(
+            [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull],
+            capture_output=True,
+            text=True,
+        )
+        for line in done.stderr.splitlines():
+            name, _, value = line.removeprefix("#$ ").partition("=")
+            if name == "TOP" and (Path(value) / "bin/nvcc").exists():
+                return Path(value).resolve()
+    for folder in ("nvidia/cu13", "nvidia/cuda_nvcc"):
+        found = Path(sysconfig.get_paths()["purelib"]) / folder
+        if (found / "bin/nvcc").exists():
+            return found
+    return None
+
+
+def wanted_cuda(torch, editable: bool) -> Path | None:
+    """The toolkit to build the CUDA sources with; None for the CPU part alone."""
+    asked = os.environ.get("SPANBERT_FAST_CUDA", "")
+    if asked == "0" or (asked != "1" and editable and torch.version.cuda is None):
+        return None
+    toolkit = cuda_toolkit()
+    if toolkit is None and (asked == "1" or torch.version.cuda is not None):
+        hint = "set CUDA_HOME to the folder that has bin/nvcc, or SPANBERT_FAST_CUDA=0"
+        if asked == "1":
+            sys.exit(f"spanbert-fast: no CUDA toolkit was found: {hint}")
+        print(f"spanbert-fast: no CUDA toolkit, the span sampler runs on the CPU alone: {hint}")
+    return toolkit
+
+
+class BuildWithNinja(build_ext):
+    """Compiles every source, the kernels level by level, and links them, on all cores."""
+
+    def build_extension(self, ext) -> None:
+        import torch
+
+        editable = bool(self.inplace or self.editable_mode)
+        cxx = shlex.split(os.environ.get("CXX", "c++"))
+        toolkit = wanted_cuda(torch, editable)
+        folder = Path(self.build_temp).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        package = Path(torch.__file__).parent
+        flags, link = self.flags(torch, toolkit), [f"-L{package / 'lib'}", "-ltorch_cpu", "-ldl"]
+        if sanitizers := os.environ.get("SPANBERT_FAST_SANITIZE"):
+            # -O1 keeps the reports' line numbers honest; the first report ends the run.
+            flags += ["-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+            flags += ["-fno-omit-frame-pointer"]
+            link.append(f"-fsanitize={sanitizers}")
+        includes = [ROOT / "csrc", package / "include", sysconfig.get_paths()["include"]]
+        flags += [f"-I{path}" for path in includes]
+
+        edges = []
+
+        def compile(source: Path, rule: str, extra: list[str], where: str) -> None:
+            target = folder / where / (source.name + ".o")
+            edges.append((target, rule, source, extra))
+
+        chosen = os.environ.get("SPANBERT_FAST_LEVELS", "native" if editable else "all")
+        levels = native_levels(cxx) if chosen == "native" else list(LEVELS)
+        for level in reversed(levels):  # the widest compile longest
+            for source in sorted(ROOT.glob("csrc/cpu/kernels/*.cpp"), key=lambda p: p.name)[::-1]:
+                if source.name in OWN_KERNELS.get(level, (source.name,)):
+                    isa = [f"-DSPANBERT_FAST_ISA={level}", "-ffp-contract=fast", *LEVELS[level][0]]
+                    compile(source, "cxx", isa, level)
+        for pattern in ("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/sample_spans/*.cpp"):
+            for source in sorted(ROOT.glob(pattern)):
+                compile(source, "cxx", [], source.parent.name)
+        if toolkit is not None:
+            link += [f"-L{toolkit / 'lib64'}", f"-L{toolkit / 'lib'}", "-lcudart_static", "-lrt"]
+            link.append("-lpthread")
+            for source in sorted(ROOT.glob("csrc/cuda/*.cu")):
+                compile(source, "nvcc", [], "cuda")
+        nvcc = str(toolkit / "bin/nvcc") if toolkit else "nvcc"
+        self.write_ninja(folder / "build.ninja", cxx, nvcc, flags, link, edges, output)
+        subprocess.run([self.ninja(), "-C", str(folder), "--quiet"], check=True)
+
+    @staticmethod
+    def ninja() -> str:
+        beside = Path(sys.executable).with_name("ninja")
+        return str(beside) if beside.exists() else shutil.which("ninja") or "ninja"
+
+    @staticmethod
+    def flags(torch, toolkit: Path | None) -> list[str]:
+        flags = ["-std=c++20", "-O3", "-g0", "-fPIC", "-fvisibility=hidden"]
+        flags += ["-Wall", "-Wextra", "-Wno-unused-parameter"]
+        if os.environ.get("SPANBERT_FAST_WERROR") == "1":
+            flags.append("-Werror")
+        flags.append(f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}")
+        flags.append(f'-DSPANBERT_FAST_TORCH_VERSION=\\"{torch.__version__}\\"')
+        return flags + (["-DSPANBERT_FAST_WITH_CUDA"] if toolkit else [])
+
+    @staticmethod
+    def write_ninja(path, cxx, nvcc, flags, link, edges, output) -> None:
+        quoted = {"cxx": shlex.join(cxx), "nvcc": shlex.quote(nvcc)}
+        architectures = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
+        newest = CUDA_ARCHITECTURES[-1]  # later chips compile its PTX
+        architectures.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+        lines = [
+            "rule cxx",
+            f"  command = {quoted['cxx']} -MMD -MF $out.d {' '.join(map(str, flags))} $extra -c $in "
+            "-o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule nvcc",
+            f"  command = {quoted['nvcc']} -std=c++20 -O3 -Xcompiler -fPIC,-fvisibility=hidden "
+            f"-I{ROOT / 'csrc'} {' '.join(architectures)} -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            f"  command = {quoted['cxx']} -shared $in -o $out {' '.join(map(str, link))}",
+        ]
+        objects = []
+        for target, rule, source, extra in edges:
+            lines += [f"build {target}: {rule} {source.resolve()}", f"  extra = {' '.join(extra)}"]
+            objects.append(str(target))
+        lines += [f"build {output}: link {' '.join(objects)}", ""]
+        text = "\n".join(lines)
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
 
 
 def extension() -> dict:
@@ -60,49 +194,17 @@ def extension() -> dict:
     if os.environ.get("SPANBERT_FAST_NO_EXTENSION") == "1":
         return {}
     try:
-        import torch
+        import torch  # noqa: F401
     except ModuleNotFoundError:
         sys.exit(
             "spanbert-fast: building needs an installed torch: install it first and use "
             "`pip install --no-build-isolation`, or set SPANBERT_FAST_NO_EXTENSION=1"
         )
-    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
-
-    with_cuda = torch.version.cuda is not None and CUDA_HOME is not None
-    sources = [*sorted((ROOT / "csrc").glob("*.cpp")), *sorted((ROOT / "csrc/cpu").glob("*.cpp"))]
-    flags = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden"]
-    flags += ["-Wall", "-Wextra", "-Wno-unused-parameter"]
-    link = []
-    if sys.platform == "linux":
-        # at::parallel_for is compiled here; without OpenMP it would run on one thread.
-        flags += ["-fopenmp"]
-        link += ["-fopenmp"]
-    if os.environ.get("SPANBERT_FAST_SANITIZE") == "1":
-        # -O1 keeps the reports' line numbers honest; the first report of either kind ends the run.
-        flags += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-        flags += ["-fno-omit-frame-pointer"]
-        link += ["-fsanitize=address,undefined"]
-    macros = [("SPANBERT_FAST_TORCH_VERSION", f'"{torch.__version__}"')]
-    cxx, nvcc = list(flags), ["-std=c++20", "-O3", "--threads=2"]
-    if with_cuda:
-        sources += sorted((ROOT / "csrc/cuda").glob("*.cu"))
-        macros.append(("SPANBERT_FAST_WITH_CUDA", None))
-    kind = CUDAExtension if with_cuda else CppExtension
-    module = kind(
-        "spanbert_fast._C",
-        [str(path.relative_to(ROOT)) for path in sources],
-        include_dirs=[str(ROOT / "csrc")],
-        # without ninja a kernel alone that has changed would be compiled and not linked
-        depends=[
-            str(path.relative_to(ROOT))
-            for pattern in ("csrc/**/*.h", "csrc/cpu/kernels/*.cpp")
-            for path in sorted(ROOT.glob(pattern))
-        ],
-        define_macros=macros,
-        extra_compile_args={"cxx": cxx, "nvcc": nvcc} if with_cuda else cxx,
-        extra_link_args=link,
-    )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": with_isa_levels(BuildExtension)}}
+    # the sources of every device, for the sdist, whatever this machine can build
+    patterns = ("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/cpu/kernels/*.cpp", "csrc/sample_spans/*.cpp")
+    sources = [str(p.relative_to(ROOT)) for pattern in patterns for p in sorted(ROOT.glob(pattern))]
+    module = Extension("spanbert_fast._C", sources, language="c++")
+    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildWithNinja}}
 
 
 setup(

@@ -99,8 +99,9 @@ def launch_bias_gelu_bwd(
     column_sums(partial, dbias)
 
 
-def bias_gelu_fwd(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """GELU(x + bias) of x (..., width), in x's dtype; arguments as the custom op's."""
+def bias_gelu_fwd(inputs) -> torch.Tensor:
+    """GELU(x + bias) of x (..., width), in x's dtype, of the op's `BiasGeluInputs`."""
+    x, bias = inputs
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     width = x.shape[-1]
     rows = x.numel() // width if width else 0
@@ -108,10 +109,9 @@ def bias_gelu_fwd(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def bias_gelu_bwd(
-    dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(dx in x's dtype, dbias in the bias's, summed in fp32); arguments as the custom op's."""
+def bias_gelu_bwd(dy: torch.Tensor, inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """(dx in x's dtype, dbias in the bias's, summed in fp32) of the op's `BiasGeluInputs`."""
+    x, bias = inputs
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dbias = torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
     width = x.shape[-1]

@@ -238,19 +238,9 @@ def launch_dropout_add_layer_norm_bwd(
         column_sums(partial[2], dx_bias)
 
 
-def dropout_add_layer_norm_fwd(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    x_bias: torch.Tensor | None,
-    seed: torch.Tensor | None,
-    rows: torch.Tensor | None,
-    threshold: int,
-    site: int,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(y in residual's dtype, mean, rstd); arguments as the custom op's."""
+def dropout_add_layer_norm_fwd(inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(y in residual's dtype, mean, rstd) of the op's `NormInputs`."""
+    x, residual, weight, bias, x_bias, seed, rows, threshold, site, eps = inputs
     y = torch.empty(x.shape, dtype=residual.dtype, device=x.device)
     mean = torch.empty((x.shape[0], 1), dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
@@ -260,20 +250,10 @@ def dropout_add_layer_norm_fwd(
 
 
 def dropout_add_layer_norm_bwd(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    x_bias: torch.Tensor | None,
-    seed: torch.Tensor | None,
-    rows: torch.Tensor | None,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    threshold: int,
-    site: int,
+    dy: torch.Tensor, inputs, mean: torch.Tensor, rstd: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dx, dresidual, dweight, dbias, dx_bias or (0,)); arguments as the custom op's."""
+    """(dx, dresidual, dweight, dbias, dx_bias or (0,)) of the op's `NormInputs`."""
+    x, residual, weight, bias, x_bias, seed, rows, threshold, site, _ = inputs
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dresidual = torch.empty(x.shape, dtype=residual.dtype, device=x.device)
     dweight, dbias = (torch.empty(t.shape, dtype=t.dtype, device=x.device) for t in (weight, bias))

@@ -31,7 +31,6 @@ def _table_row(table, ids, token, rows, column, fits, width):
 @triton.jit
 def _embedded(
     input_ids,
-    inputs_embeds,
     position_ids,
     token_type_ids,
     word,
@@ -45,20 +44,20 @@ def _embedded(
     fits,
     width,
 ):
-    """The sum of a token's three rows, (BLOCK,) in fp32, 0 outside `fits`."""
-    if inputs_embeds is not None:
-        z = _load(inputs_embeds, token * width + column, fits)
+    """The sum of a token's rows, (BLOCK,) in fp32, 0 outside `fits`."""
+    if input_ids is None:
+        z = _load(word, token * width + column, fits)
     else:
         z = _table_row(word, input_ids, token, words, column, fits, width)
     z += _table_row(position, position_ids, token, positions, column, fits, width)
-    z += _table_row(token_type, token_type_ids, token, token_types, column, fits, width)
+    if token_type is not None:
+        z += _table_row(token_type, token_type_ids, token, token_types, column, fits, width)
     return tl.where(fits, z, 0.0)
 
 
 @triton.jit(do_not_specialize=["site"])
 def _embedding_layer_norm_fwd_kernel(
     input_ids,
-    inputs_embeds,
     position_ids,
     token_type_ids,
     word,
@@ -84,15 +83,14 @@ def _embedding_layer_norm_fwd_kernel(
     """y = drop(LN(word[id] + position[p] + type[t]) weight + bias) scale, statistics in fp32.
 
     One program makes a token's row, whole in registers: (BLOCK,) with BLOCK >= width. Grid:
-    (tokens,). Absent: input_ids or inputs_embeds; seed (no dropout). Bytes: a row of the word table
-    read and y written once; positions and types come from the cache.
+    (tokens,). Absent: input_ids (`word` has a row for each token), token types, seed (no dropout).
+    Bytes: a row of the word table read and y written once; positions and types come from the cache.
     """
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     fits = column < width
     z = _embedded(
         input_ids,
-        inputs_embeds,
         position_ids,
         token_type_ids,
         word,
@@ -120,7 +118,6 @@ def _embedding_layer_norm_fwd_kernel(
 def _embedding_layer_norm_bwd_kernel(
     dy,
     input_ids,
-    inputs_embeds,
     position_ids,
     token_type_ids,
     word,
@@ -160,7 +157,6 @@ def _embedding_layer_norm_bwd_kernel(
         inside = fits & (part * steps + step < tokens)
         z = _embedded(
             input_ids,
-            inputs_embeds,
             position_ids,
             token_type_ids,
             word,
@@ -190,24 +186,10 @@ def _embedding_layer_norm_bwd_kernel(
     tl.store(partial_bias + at, dbias, mask=fits)
 
 
-def embedding_layer_norm_fwd(
-    input_ids: torch.Tensor | None,
-    inputs_embeds: torch.Tensor | None,
-    position_ids: torch.Tensor,
-    token_type_ids: torch.Tensor,
-    word: torch.Tensor,
-    position: torch.Tensor,
-    token_type: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    seed: torch.Tensor | None,
-    threshold: int,
-    site: int,
-    padding_idx: int,
-    eps: float,
-    out_dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(y, mean, rstd); arguments as the custom op's."""
+def embedding_layer_norm_fwd(inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(y, mean, rstd) of the op's `EmbeddingInputs`."""
+    word, input_ids, position, position_ids, token_type, token_type_ids, *rest = inputs
+    weight, bias, seed, threshold, site, _, eps, out_dtype = rest
     tokens, width = position_ids.shape[0], word.shape[1]
     y = torch.empty((tokens, width), dtype=out_dtype, device=word.device)
     mean = torch.empty((tokens, 1), dtype=torch.float32, device=word.device)
@@ -215,7 +197,7 @@ def embedding_layer_norm_fwd(
     if y.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
     t = tile_for("embedding_layer_norm_fwd", word.device, width=width)
-    tensors = (input_ids, inputs_embeds, position_ids, token_type_ids, word, position, token_type)
+    tensors = (input_ids, position_ids, token_type_ids, word, position, token_type)
     _embedding_layer_norm_fwd_kernel[(tokens,)](
         *contiguous(*tensors, weight, bias, seed if threshold else None),
         y,
@@ -223,7 +205,7 @@ def embedding_layer_norm_fwd(
         rstd,
         word.shape[0],
         position.shape[0],
-        token_type.shape[0],
+        0 if token_type is None else token_type.shape[0],
         width,
         threshold,
         256 / (256 - threshold),
@@ -246,24 +228,11 @@ def _table_gradient(
 
 
 def embedding_layer_norm_bwd(
-    dy: torch.Tensor,
-    input_ids: torch.Tensor | None,
-    inputs_embeds: torch.Tensor | None,
-    position_ids: torch.Tensor,
-    token_type_ids: torch.Tensor,
-    word: torch.Tensor,
-    position: torch.Tensor,
-    token_type: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    seed: torch.Tensor | None,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    threshold: int,
-    site: int,
-    padding_idx: int,
-) -> list[torch.Tensor]:
-    """[dword or dinputs_embeds, dposition, dtoken_type, dweight, dbias]; as the custom op's."""
+    dy: torch.Tensor, inputs, mean: torch.Tensor, rstd: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """(dwords, dpositions, dtoken_types, dweight, dbias) of the op's `EmbeddingInputs`."""
+    word, input_ids, position, position_ids, token_type, token_type_ids, *rest = inputs
+    weight, bias, seed, threshold, site, padding_idx, _, _ = rest
     tokens, width = dy.shape
     dz = torch.empty(dy.shape, dtype=torch.float32, device=dy.device)
     dweight, dbias = (torch.empty(t.shape, dtype=t.dtype, device=dy.device) for t in (weight, bias))
@@ -271,7 +240,7 @@ def embedding_layer_norm_bwd(
     partial = torch.empty((2, parts, width), dtype=torch.float32, device=dy.device)
     if dz.numel():
         t = tile_for("embedding_layer_norm_bwd", dy.device, width=width)
-        tensors = (dy, input_ids, inputs_embeds, position_ids, token_type_ids)
+        tensors = (dy, input_ids, position_ids, token_type_ids)
         tables = (word, position, token_type, weight, seed if threshold else None)
         _embedding_layer_norm_bwd_kernel[(parts,)](
             *contiguous(*tensors, *tables, mean, rstd),
@@ -279,7 +248,7 @@ def embedding_layer_norm_bwd(
             *partial,
             word.shape[0],
             position.shape[0],
-            token_type.shape[0],
+            0 if token_type is None else token_type.shape[0],
             tokens,
             width,
             steps,
@@ -292,9 +261,13 @@ def embedding_layer_norm_bwd(
         )
     column_sums(partial[0], dweight)
     column_sums(partial[1], dbias)
-    if inputs_embeds is None:
-        drows = _table_gradient(dz, input_ids, word, padding_idx)
+    if input_ids is None:
+        dwords = dz.to(word.dtype, copy=True)
     else:
-        drows = dz.to(inputs_embeds.dtype, copy=True)
-    dposition = _table_gradient(dz, position_ids, position)
-    return [drows, dposition, _table_gradient(dz, token_type_ids, token_type), dweight, dbias]
+        dwords = _table_gradient(dz, input_ids, word, padding_idx)
+    dpositions = _table_gradient(dz, position_ids, position)
+    if token_type is None:
+        dtoken_types = dz.new_empty(0)
+    else:
+        dtoken_types = _table_gradient(dz, token_type_ids, token_type)
+    return dwords, dpositions, dtoken_types, dweight, dbias

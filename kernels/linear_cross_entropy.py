@@ -133,15 +133,10 @@ def _join_parts_kernel(
 
 
 def linear_cross_entropy_fwd(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    targets: torch.Tensor,
-    group_sizes: list[int],
-    with_predictions: bool,
-    kept_columns: int,
+    inputs,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(losses, lse (2, rows), predictions, kept (rows, 0)); arguments as the custom op's."""
+    """(losses, predictions, lse (2, rows), kept (rows, 0)) of the op's `LossInputs`."""
+    hidden, weight, bias, targets, group_sizes, with_predictions, _ = inputs
     rows, vocab = hidden.shape[0], weight.shape[0]
     device = hidden.device
     losses = torch.empty((rows,), dtype=torch.float32, device=device)
@@ -149,7 +144,7 @@ def linear_cross_entropy_fwd(
     predictions = torch.empty((rows * with_predictions,), dtype=torch.int64, device=device)
     kept = torch.empty((rows, 0), dtype=hidden.dtype, device=device)
     if rows == 0 or vocab == 0:
-        return losses.fill_(torch.nan), lse.fill_(-torch.inf), predictions.zero_(), kept
+        return losses.fill_(torch.nan), predictions.zero_(), lse.fill_(-torch.inf), kept
     t = tile_for("linear_cross_entropy_fwd", device, itemsize=hidden.element_size())
     targets, bias = targets.contiguous(), bias.contiguous()
     weight = whole_blocks(weight.to(hidden.dtype).contiguous(), t)
@@ -191,4 +186,4 @@ def linear_cross_entropy_fwd(
         **t.blocks,
         num_warps=t.num_warps,
     )
-    return losses, lse, predictions, kept
+    return losses, predictions, lse, kept

@@ -83,16 +83,10 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def linear_cross_entropy_bwd(
-    dlosses: torch.Tensor,
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    targets: torch.Tensor,
-    lse: torch.Tensor,
-    kept: torch.Tensor,
-    group_sizes: list[int],
+    dlosses: torch.Tensor, inputs, lse: torch.Tensor, kept: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dhidden, dweight, dbias), summed in fp32; arguments as the custom op's."""
+    """(dhidden, dweight, dbias), summed in fp32, of the op's `LossInputs`."""
+    hidden, weight, bias, targets, group_sizes, _, _ = inputs
     rows, vocab = hidden.shape[0], weight.shape[0]
     dweight, dbias = (torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (weight, bias))
     dhidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)

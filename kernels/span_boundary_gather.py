@@ -162,16 +162,9 @@ def _place_sums_kernel(
     tl.store(dplaces + place.to(tl.int64) * width + column, out, mask=column < width)
 
 
-def span_boundary_gather_fwd(
-    spans: torch.Tensor,
-    places: torch.Tensor,
-    cu_span_lengths: torch.Tensor,
-    num_targets: int,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(y, mean, rstd); arguments as the custom op's."""
+def span_boundary_gather_fwd(inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(y, mean, rstd) of the op's `GatherInputs`."""
+    spans, places, cu_span_lengths, num_targets, weight, bias, eps = inputs
     num_spans, width = spans.shape
     y = torch.empty((num_targets, width), dtype=spans.dtype, device=spans.device)
     mean = torch.empty((num_targets, 1), dtype=torch.float32, device=spans.device)
@@ -197,16 +190,10 @@ def span_boundary_gather_fwd(
 
 
 def span_boundary_gather_bwd(
-    dy: torch.Tensor,
-    spans: torch.Tensor,
-    places: torch.Tensor,
-    cu_span_lengths: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
+    dy: torch.Tensor, inputs, mean: torch.Tensor, rstd: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dspans, dplaces, dweight, dbias), summed in fp32; arguments as the custom op's."""
+    """(dspans, dplaces, dweight, dbias), summed in fp32, of the op's `GatherInputs`."""
+    spans, places, cu_span_lengths, _, weight, bias, _ = inputs
     dy, spans, places, cu_span_lengths, weight, bias, mean, rstd = contiguous(
         dy, spans, places, cu_span_lengths, weight, bias, mean, rstd
     )

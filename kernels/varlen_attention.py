@@ -222,18 +222,9 @@ def launch_varlen_attention_fwd(
     )
 
 
-def varlen_attention_fwd(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    scale: float,
-    seed: torch.Tensor | None,
-    threshold: int,
-    site: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(out, lse) with arguments as the custom op's; q, k and v may be views of one tensor."""
+def varlen_attention_fwd(inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out, lse) of the op's `AttentionInputs`; q, k and v may be views of one tensor."""
+    q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, site = inputs
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     q, k, v, scale = readable(q, k, v, scale)

@@ -269,20 +269,10 @@ def launch_tiled_bwd(
 
 
 def varlen_attention_bwd(
-    dout: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    scale: float,
-    seed: torch.Tensor | None,
-    threshold: int,
-    site: int,
+    dout: torch.Tensor, inputs, out: torch.Tensor, lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dq, dk, dv) with arguments as the custom op's; the same bits in every run."""
+    """(dq, dk, dv) of the op's `AttentionInputs`; the same bits in every run."""
+    q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, site = inputs
     dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
     q, k, v, factor = readable(q, k, v, scale)
     if fits_one_tile(q, max_seqlen):

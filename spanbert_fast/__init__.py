@@ -29,8 +29,8 @@ _PUBLIC = {
     "decelerate": "spanbert_fast.integrations.accelerate",
     "sample_spans": "spanbert_fast.ops.sample_spans",
     "sample_spans_fixed": "spanbert_fast.ops.sample_spans",
-    "span_law": "spanbert_fast.ops.sample_spans",
-    "use_backend": "spanbert_fast.ops._common",
+    "SpanOptions": "spanbert_fast.ops.span_options",
+    "use_backend": "spanbert_fast.ops._backend",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

@@ -1,48 +1,66 @@
 // bias_gelu on the CPU: tasks over rows, kernels in kernels/bias_gelu.cpp. Its results are the
 // widest of a layer: mapping 25 MB of new pages takes longer than computing them.
-#include "cpu/common.h"
 #include "cpu/kernels/bias_gelu.h"
+
+#include "cpu/common.h"
 #include "cpu/large_memory.h"
-#include "cpu/ops.h"
 
 namespace spanbert_fast {
+namespace {
 
-at::Tensor bias_gelu_fwd(const at::Tensor& x_, const at::Tensor& bias_) {
-  const int format = format_of("x", x_);
-  const at::Tensor x = x_.contiguous();
-  const int64_t features = x.size(-1), rows = features == 0 ? 0 : x.numel() / features;
-  const at::Tensor bias = float_vector("bias", bias_, features);
-  const at::Tensor y = empty_large(x.sizes(), x.options());
+struct Rows {
+  int64_t features, count, bytes;
+
+  explicit Rows(const Tensor& x) {
+    SPANBERT_FAST_CHECK(x.dim() > 0, "x must have shape (..., features), got ()");
+    features = x.size(x.dim() - 1);
+    count = features == 0 ? 0 : x.numel() / features;
+    bytes = features * static_cast<int64_t>(x.element_size());
+  }
+};
+
+Tensor bias_gelu_fwd(const Tensor& x_, const Tensor& bias_) {
+  const Format format = format_of("x", x_);
+  const Tensor x = as_contiguous(x_);
+  const Rows rows(x);
+  const Tensor bias = float_vector("bias", bias_, rows.features);
+  const Tensor y = empty_large(shape_of(x), x.scalar_type());
   const auto forward = SPANBERT_FAST_KERNELS(bias_gelu_kernels).forward[format];
-  const int64_t row_bytes = features * x.element_size();
-  at::parallel_for(0, rows, rows_per_thread(features), [&](int64_t first, int64_t last) {
+  const char* from = bytes(x);
+  char* to = mutable_bytes(y);
+  parallel_for(0, rows.count, rows_per_thread(rows.features), [&](int64_t first, int64_t last) {
     forward(
-        bytes(x) + first * row_bytes, bias.const_data_ptr<float>(),
-        mutable_bytes(y) + first * row_bytes, last - first, features);
+        from + first * rows.bytes, data_of<float>(bias), to + first * rows.bytes, last - first,
+        rows.features);
   });
   return y;
 }
 
-std::tuple<at::Tensor, at::Tensor> bias_gelu_bwd(
-    const at::Tensor& dy_, const at::Tensor& x_, const at::Tensor& bias_) {
-  const int format = format_of("x", x_);
+std::tuple<Tensor, Tensor> bias_gelu_bwd(
+    const Tensor& dy_, const Tensor& x_, const Tensor& bias_) {
+  const Format format = format_of("x", x_);
   check_like("dy", dy_, x_);
-  const at::Tensor dy = dy_.contiguous(), x = x_.contiguous();
-  const int64_t features = x.size(-1), rows = features == 0 ? 0 : x.numel() / features;
-  const at::Tensor bias = float_vector("bias", bias_, features);
-  const at::Tensor dx = empty_large(x.sizes(), x.options());
-  const RowTasks tasks(rows);
-  const at::Tensor partials = at::zeros({tasks.count, features}, bias.options());
+  const Tensor dy = as_contiguous(dy_), x = as_contiguous(x_);
+  const Rows rows(x);
+  const Tensor bias = float_vector("bias", bias_, rows.features);
+  const Tensor dx = empty_large(shape_of(x), x.scalar_type());
+  const RowTasks tasks(rows.count);
+  Partials dbias(tasks.count, rows.features);
   const auto backward = SPANBERT_FAST_KERNELS(bias_gelu_kernels).backward[format];
-  const int64_t row_bytes = features * x.element_size();
-  tasks.run(features, [&](int64_t task) {
-    const int64_t offset = tasks.begin(task) * row_bytes;
+  tasks.run(rows.features, [&](int64_t task) {
+    const int64_t offset = tasks.begin(task) * rows.bytes;
     backward(
-        bytes(dy) + offset, bytes(x) + offset, bias.const_data_ptr<float>(),
-        mutable_bytes(dx) + offset, partials.mutable_data_ptr<float>() + task * features,
-        tasks.size(task), features);
+        bytes(dy) + offset, bytes(x) + offset, data_of<float>(bias), mutable_bytes(dx) + offset,
+        dbias.of(task), tasks.size(task), rows.features);
   });
-  return {dx, sum_partials(partials).to(bias_.scalar_type())};
+  return {dx, from_floats(dbias.total(), {rows.features}, bias_.scalar_type())};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(spanbert_fast, CPU, library) {
+  library.impl("bias_gelu_fwd", TORCH_BOX(&bias_gelu_fwd));
+  library.impl("bias_gelu_bwd", TORCH_BOX(&bias_gelu_bwd));
 }
 
 }  // namespace spanbert_fast

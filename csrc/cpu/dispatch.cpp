@@ -1,26 +1,35 @@
 #include "cpu/dispatch.h"
 
-#include <algorithm>
 #include <cstdlib>
 #include <string_view>
 
-#if defined(__x86_64__) && defined(__linux__)
-#include <cpuid.h>
+#include "cpu/kernels/varlen_attention.h"
+
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
 #endif
 
 namespace spanbert_fast {
 namespace {
 
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
+std::string_view environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+#if defined(__x86_64__)
 
 // A matrix unit for bfloat16, and leave of the system to use it: its state is large, and each
 // process has to ask (Linux, Documentation/arch/x86/xstate.rst).
-bool has_amx() {
-  const char* assumed = std::getenv("SPANBERT_FAST_ASSUME_AMX");
-  if (assumed != nullptr && std::string_view(assumed) == "1") return true;
-#if defined(__x86_64__) && defined(__linux__)
+bool has_matrix_unit() {
+  if (environment("SPANBERT_FAST_ASSUME_AMX") == "1") return true;
+#if defined(__linux__)
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kBfloat16 = 1u << 22, kTile = 1u << 24;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
@@ -32,44 +41,88 @@ bool has_amx() {
 #endif
 }
 
-IsaLevel detected_level() {
-#if defined(__x86_64__)
+// Every CPU with AVX2 and FMA converts half precision (F16C) too.
+bool cpu_has(IsaLevel level) {
   __builtin_cpu_init();
-  // Every CPU with AVX2 and FMA converts half precision (F16C) too.
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return IsaLevel::baseline;
-  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-      !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) {
-    return IsaLevel::avx2;
+  switch (level) {
+    case IsaLevel::baseline: return true;
+    case IsaLevel::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case IsaLevel::avx512:
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    case IsaLevel::avx512_bf16: return __builtin_cpu_supports("avx512bf16");
+    case IsaLevel::amx: return has_matrix_unit();
   }
-  if (!__builtin_cpu_supports("avx512bf16")) return IsaLevel::avx512;
-  return has_amx() ? IsaLevel::amx : IsaLevel::avx512_bf16;
-#else
-  return IsaLevel::baseline;
-#endif
+  return false;
 }
 
 // As PyTorch does, a value that is none of the known ones is passed over.
-IsaLevel allowed_level() {
-  const char* value = std::getenv("ATEN_CPU_CAPABILITY");
-  const std::string_view name = value == nullptr ? "" : value;
-  if (name == "default") return IsaLevel::baseline;
-  if (name == "avx2") return IsaLevel::avx2;
-  if (name == "avx512") return IsaLevel::avx512;
-  return IsaLevel::amx;
+bool is_allowed(IsaLevel level) {
+  const std::string_view capability = environment("ATEN_CPU_CAPABILITY");
+  if (capability == "default") return level <= IsaLevel::baseline;
+  if (capability == "avx2") return level <= IsaLevel::avx2;
+  if (capability == "avx512") return level <= IsaLevel::avx512;
+  return true;
 }
+
+#elif defined(__aarch64__)
+
+bool cpu_has(IsaLevel level) {
+  constexpr unsigned long kBfloat16 = 1ul << 14;  // HWCAP2_BF16
+  return level == IsaLevel::baseline || (getauxval(AT_HWCAP2) & kBfloat16) != 0;
+}
+
+bool is_allowed(IsaLevel level) {
+  return level == IsaLevel::baseline || environment("ATEN_CPU_CAPABILITY") != "default";
+}
+
+#else
+
+bool cpu_has(IsaLevel) { return true; }
+bool is_allowed(IsaLevel) { return true; }
+
+#endif
+
+// Of attention every level has a form of its own.
+const VarlenAttentionKernels* const kBuilt[] = {
+    SPANBERT_FAST_LEVELS(SPANBERT_FAST_TABLE_OF, varlen_attention_kernels)};
+
+#define SPANBERT_FAST_STRING_OF(level, _) #level,
+constexpr const char* kNames[] = {SPANBERT_FAST_LEVELS(SPANBERT_FAST_STRING_OF, _)};
+
+IsaLevel widest_level(bool (*counts)(IsaLevel)) {
+  int level = 0;
+  while (level + 1 < kNumLevels && counts(static_cast<IsaLevel>(level + 1))) ++level;
+  return static_cast<IsaLevel>(level);
+}
+
+bool cpu_and_environment_have(IsaLevel level) { return cpu_has(level) && is_allowed(level); }
 
 }  // namespace
 
-IsaLevel cpu_isa_level() {
-  static const IsaLevel level = detected_level();
-  return level;
+IsaLevel isa_level() {
+  static const IsaLevel found = [] {
+    int level = static_cast<int>(widest_level(&cpu_and_environment_have));
+    while (level > 0 && kBuilt[level] == nullptr) --level;
+    return static_cast<IsaLevel>(level);
+  }();
+  return found;
 }
 
-IsaLevel isa_level() {
-  static const IsaLevel level = std::min(cpu_isa_level(), allowed_level());
-  return level;
+bool has_level(IsaLevel level) {
+  return level <= widest_level(&cpu_has) && kBuilt[static_cast<int>(level)] != nullptr;
 }
 
 const char* name_of(IsaLevel level) { return kNames[static_cast<int>(level)]; }
+
+bool has_bfloat16_products() {
+#if defined(__x86_64__)
+  return isa_level() >= IsaLevel::avx512_bf16;
+#elif defined(__aarch64__)
+  return isa_level() >= IsaLevel::neon_bf16;
+#else
+  return false;
+#endif
+}
 
 }  // namespace spanbert_fast

@@ -1,72 +1,66 @@
 // Which instruction set the CPU kernels run with.
 //
 // Every source in cpu/kernels/ is compiled once per level, with that level's flags and with
-// SPANBERT_FAST_ISA naming it (see setup.py), and puts all it defines into the namespace
+// SPANBERT_FAST_ISA naming it (setup.py has the list), and puts all it defines into the namespace
 // spanbert_fast::SPANBERT_FAST_ISA. It exports one constant table of functions; the callers in
 // cpu/*.cpp, compiled once and for any CPU, take the table of the level that fits.
 //
-// A kernel source includes no ATen header and no standard template: an inline function that two
+// A kernel source includes no PyTorch header and no standard template: an inline function that two
 // levels emit under one name would be merged by the linker, and an old CPU could then be handed
 // the code of a new one.
 #pragma once
 
-#include <cstddef>
+// The levels in rising order; each can run everything that the ones before it can. A build may
+// leave out levels that its CPU does not have, and a level may have no form of its own of a kernel:
+// the tables that are not there are null, and the next lower one is taken.
+#if defined(__x86_64__)
+#define SPANBERT_FAST_LEVELS(X, ...)                                          \
+  X(baseline, __VA_ARGS__) X(avx2, __VA_ARGS__) X(avx512, __VA_ARGS__)        \
+  X(avx512_bf16, __VA_ARGS__) X(amx, __VA_ARGS__)
+#elif defined(__aarch64__)
+#define SPANBERT_FAST_LEVELS(X, ...) X(baseline, __VA_ARGS__) X(neon_bf16, __VA_ARGS__)
+#else
+#define SPANBERT_FAST_LEVELS(X, ...) X(baseline, __VA_ARGS__)
+#endif
+
+// Declares `const Table name` in the namespace of every level. For kernels/<op>.h.
+#define SPANBERT_FAST_DECLARE_KERNELS(Table, name) \
+  SPANBERT_FAST_LEVELS(SPANBERT_FAST_DECLARE_TABLE, Table, name)
+#define SPANBERT_FAST_DECLARE_TABLE(level, Table, name) \
+  namespace spanbert_fast::level { extern const Table name __attribute__((weak)); }
+
+// The table to call. For cpu/<op>.cpp.
+#define SPANBERT_FAST_KERNELS(name)                                            \
+  ::spanbert_fast::widest_table({SPANBERT_FAST_LEVELS(SPANBERT_FAST_TABLE_OF, name)})
+#define SPANBERT_FAST_TABLE_OF(level, name) &::spanbert_fast::level::name,
 
 namespace spanbert_fast {
 
-// In rising order; each level can run everything that the ones before it can.
-enum class IsaLevel : int { baseline, avx2, avx512, avx512_bf16, amx };
+#define SPANBERT_FAST_NAME_OF(level, _) level,
+enum class IsaLevel : int { SPANBERT_FAST_LEVELS(SPANBERT_FAST_NAME_OF, _) };
+#define SPANBERT_FAST_COUNT_ONE(level, _) + 1
+constexpr int kNumLevels = 0 SPANBERT_FAST_LEVELS(SPANBERT_FAST_COUNT_ONE, _);
 
-// The widest level that this CPU has and that ATEN_CPU_CAPABILITY (default, avx2, avx512) allows;
-// read once. Without that variable avx512_bf16 is taken where the CPU has it, and amx where it has
-// that and the system lets this process use it, or where SPANBERT_FAST_ASSUME_AMX=1: for tests, in
-// which something else carries out the instructions that the CPU refuses (tests/matrix_unit.cpp).
+// The widest level that this build and this CPU have and that ATEN_CPU_CAPABILITY (default, avx2,
+// avx512) allows; read once. Without that variable avx512_bf16 is taken where the CPU has it, and
+// amx where it has that and the system lets this process use it, or where
+// SPANBERT_FAST_ASSUME_AMX=1: for tests, in which something else carries out the instructions that
+// the CPU refuses (tests/matrix_unit.cpp).
 IsaLevel isa_level();
 
-// The widest level that this CPU has, whatever the environment allows.
-IsaLevel cpu_isa_level();
+// Whether this build and this CPU have the level, whatever the environment allows.
+bool has_level(IsaLevel level);
 
 const char* name_of(IsaLevel level);
 
-}  // namespace spanbert_fast
+// Whether products of bfloat16 are faster than those of float at isa_level().
+bool has_bfloat16_products();
 
-// Declares `const Table name` in the namespace of every level. For kernels/<op>.h.
-// SPANBERT_FAST_KERNELS(name) is the table to call. For cpu/<op>.cpp.
-#if defined(__x86_64__)
-#define SPANBERT_FAST_DECLARE_KERNELS(Table, name) \
-  namespace spanbert_fast::baseline { extern const Table name; }  \
-  namespace spanbert_fast::avx2 { extern const Table name; }      \
-  namespace spanbert_fast::avx512 { extern const Table name; }    \
-  namespace spanbert_fast::avx512_bf16 { extern const Table name; }
-#define SPANBERT_FAST_KERNELS(name)                                            \
-  (::spanbert_fast::at_isa_level(                                              \
-      ::spanbert_fast::baseline::name, ::spanbert_fast::avx2::name,            \
-      ::spanbert_fast::avx512::name, ::spanbert_fast::avx512_bf16::name))
-// For the kernels that make matrix products of their own: the others have no table of the level amx
-// and run that of avx512_bf16.
-#define SPANBERT_FAST_DECLARE_AMX_KERNELS(Table, name) \
-  namespace spanbert_fast::amx { extern const Table name; }
-#define SPANBERT_FAST_KERNELS_AND_AMX(name)                                    \
-  (::spanbert_fast::at_isa_level(                                              \
-      ::spanbert_fast::baseline::name, ::spanbert_fast::avx2::name,            \
-      ::spanbert_fast::avx512::name, ::spanbert_fast::avx512_bf16::name,       \
-      ::spanbert_fast::amx::name))
-#else
-#define SPANBERT_FAST_DECLARE_KERNELS(Table, name) \
-  namespace spanbert_fast::baseline { extern const Table name; }
-#define SPANBERT_FAST_KERNELS(name) (::spanbert_fast::baseline::name)
-#define SPANBERT_FAST_DECLARE_AMX_KERNELS(Table, name)
-#define SPANBERT_FAST_KERNELS_AND_AMX(name) SPANBERT_FAST_KERNELS(name)
-#endif
-
-namespace spanbert_fast {
-
-template <class Table, class... Tables>
-static inline const Table& at_isa_level(const Table& lowest, const Tables&... higher) {
-  const Table* tables[] = {&lowest, &higher...};
-  constexpr size_t kHighest = sizeof...(Tables);
-  const size_t level = static_cast<size_t>(isa_level());
-  return *tables[level < kHighest ? level : kHighest];
+template <class Table>
+const Table& widest_table(const Table* const (&tables)[kNumLevels]) {
+  int level = static_cast<int>(isa_level());
+  while (level > 0 && tables[level] == nullptr) --level;
+  return *tables[level];
 }
 
 }  // namespace spanbert_fast

@@ -3,78 +3,97 @@
 #include "cpu/kernels/embedding_layer_norm.h"
 
 #include <numeric>
-#include <vector>
 
 #include "cpu/common.h"
 #include "cpu/large_memory.h"
-#include "cpu/ops.h"
 
 namespace spanbert_fast {
 namespace {
 
-constexpr const char* kIdNames[] = {"input_ids", "position_ids", "token_type_ids"};
-
 // The ids into a table of `rows` rows, checked: a kernel that followed a wrong one would read
 // memory that is not the table's.
-at::Tensor checked_ids(const char* name, const at::Tensor& ids_, int64_t tokens, int64_t rows) {
-  const at::Tensor ids = int64_vector(name, ids_, tokens);
-  const int64_t* values = ids.const_data_ptr<int64_t>();
+Tensor checked_ids(const char* name, const Tensor& ids_, int64_t tokens, int64_t rows) {
+  const Tensor ids = int64_vector(name, ids_, tokens);
+  const int64_t* values = data_of<int64_t>(ids);
   for (int64_t i = 0; i < tokens; ++i) {
-    TORCH_CHECK_VALUE(
+    SPANBERT_FAST_CHECK(
         0 <= values[i] && values[i] < rows, name, " must be in [0, ", rows, "), got ", values[i]);
   }
   return ids;
 }
 
+// One of the three summands, as the kernels take it.
+struct Summand {
+  Tensor table;
+  std::optional<Tensor> ids;
+
+  // Without ids the table has a row for each token.
+  EmbeddingRows rows(
+      const char* table_name, const char* ids_name, const std::optional<Tensor>& ids_,
+      int64_t tokens, int64_t hidden_size) {
+    SPANBERT_FAST_CHECK(
+        table.dim() == 2 && table.size(1) == hidden_size, table_name, " must have shape (",
+        ids_ ? "rows" : "tokens", ", ", hidden_size, "), got ", shape_of(table));
+    if (!ids_) {
+      check_shape(table_name, table, {tokens, hidden_size});
+      return {table.const_data_ptr(), nullptr};
+    }
+    ids = checked_ids(ids_name, *ids_, tokens, table.size(0));
+    return {table.const_data_ptr(), data_of<int64_t>(*ids)};
+  }
+};
+
 // The op's inputs as the kernels take them; they live as long as `op` points into them.
 struct Inputs {
-  at::Tensor ids[3], tables[3], weight;
-  EmbeddingLayerNorm op;
+  Summand words, positions, token_types;
+  Tensor weight, bias;
+  int64_t tokens;
+  EmbeddingLayerNorm op{};
 
   Inputs(
-      const std::optional<at::Tensor>& input_ids, const std::optional<at::Tensor>& inputs_embeds,
-      const at::Tensor& position_ids, const at::Tensor& token_type_ids, const at::Tensor& word,
-      const at::Tensor& position, const at::Tensor& token_type, const at::Tensor& weight_,
-      const std::optional<at::Tensor>& seed, int64_t threshold, int64_t site) {
-    TORCH_CHECK_VALUE(
-        input_ids.has_value() != inputs_embeds.has_value(),
-        "exactly one of input_ids and inputs_embeds must be given");
-    const int64_t tokens = position_ids.size(0);
-    op = {};
-    op.hidden_size = word.size(1);
-    const at::Tensor* rows[] = {input_ids ? &word : &*inputs_embeds, &position, &token_type};
-    const at::Tensor* numbers[] = {
-        input_ids ? &*input_ids : nullptr, &position_ids, &token_type_ids};
-    EmbeddingRows* parts[] = {&op.words, &op.positions, &op.token_types};
+      const Tensor& words_, const std::optional<Tensor>& input_ids, const Tensor& positions_,
+      const Tensor& position_ids, const std::optional<Tensor>& token_types_,
+      const std::optional<Tensor>& token_type_ids, const Tensor& weight_, const Tensor& bias_,
+      const std::optional<Tensor>& seed, int64_t threshold, int64_t site, double eps)
+      : tokens(position_ids.numel()) {
+    SPANBERT_FAST_CHECK(
+        token_types_.has_value() == token_type_ids.has_value(),
+        "token_type_ids and token_types must be given together");
+    SPANBERT_FAST_CHECK(
+        words_.dim() == 2, "words must have shape (rows, hidden_size), got ", shape_of(words_));
+    op.hidden_size = words_.size(1);
     // the kernels take tables of one format: float where they differ
-    const bool alike = rows[0]->scalar_type() == position.scalar_type() &&
-                       position.scalar_type() == token_type.scalar_type();
-    for (int i = 0; i < 3; ++i) {
-      tables[i] = (alike ? *rows[i] : rows[i]->to(at::kFloat)).contiguous();
-      TORCH_CHECK_VALUE(
-          tables[i].dim() == 2 && tables[i].size(1) == op.hidden_size,
-          "tables must have shape (rows, ", op.hidden_size, "), got ", tables[i].sizes());
-      parts[i]->data = tables[i].const_data_ptr();
-      if (numbers[i] != nullptr) {
-        ids[i] = checked_ids(kIdNames[i], *numbers[i], tokens, tables[i].size(0));
-        parts[i]->ids = ids[i].const_data_ptr<int64_t>();
-      }
+    const ScalarType dtype = words_.scalar_type();
+    const bool alike = positions_.scalar_type() == dtype &&
+        (!token_types_ || token_types_->scalar_type() == dtype);
+    const auto table = [&](const Tensor& tensor) {
+      return alike ? as_contiguous(tensor) : cast(tensor, kFloat);
+    };
+    words.table = table(words_);
+    op.words = words.rows("words", "input_ids", input_ids, tokens, op.hidden_size);
+    positions.table = table(positions_);
+    op.positions =
+        positions.rows("positions", "position_ids", position_ids, tokens, op.hidden_size);
+    if (token_types_) {
+      token_types.table = table(*token_types_);
+      op.token_types =
+          token_types.rows("token_types", "token_type_ids", token_type_ids, tokens, op.hidden_size);
     }
-    op.format = format_of("tables", tables[0]);
-    TORCH_CHECK_VALUE(
-        input_ids || tables[0].size(0) == tokens, "inputs_embeds must have shape (", tokens, ", ",
-        op.hidden_size, "), got ", tables[0].sizes());
+    op.format = format_of("words", words.table);
     weight = float_vector("weight", weight_, op.hidden_size);
-    op.weight = weight.const_data_ptr<float>();
+    bias = float_vector("bias", bias_, op.hidden_size);
+    op.weight = data_of<float>(weight);
+    op.bias = data_of<float>(bias);
     op.dropout = dropout_key(seed, threshold, site);
+    op.eps = static_cast<float>(eps);
   }
 };
 
 // The gradient of `table` whose row ids[t] token t has read. Tokens are sorted by row, stably.
-at::Tensor table_gradient(
-    const at::Tensor& dz, const at::Tensor& ids_, const at::Tensor& table, int64_t skipped_row) {
-  const int64_t rows = table.size(0), hidden_size = table.size(1), tokens = dz.size(0);
-  const int64_t* ids = ids_.const_data_ptr<int64_t>();
+Tensor table_gradient(
+    const std::vector<float>& dz, const Tensor& ids_, const Tensor& table, int64_t skipped_row) {
+  const int64_t rows = table.size(0), hidden_size = table.size(1), tokens = ids_.numel();
+  const int64_t* ids = data_of<int64_t>(ids_);
   std::vector<int64_t> starts(rows + 1, 0), next, order(tokens);
   for (int64_t t = 0; t < tokens; ++t) starts[ids[t] + 1] += ids[t] != skipped_row;
   std::partial_sum(starts.begin(), starts.end(), starts.begin());
@@ -82,16 +101,15 @@ at::Tensor table_gradient(
   for (int64_t t = 0; t < tokens; ++t) {
     if (ids[t] != skipped_row) order[next[ids[t]]++] = t;
   }
-  const at::Tensor gradient = empty_large(table.sizes(), table.options());
+  const Tensor gradient = empty_large(shape_of(table), table.scalar_type());
   const EmbeddingGradient op = {
-      dz.const_data_ptr<float>(), starts.data(), order.data(), hidden_size,
-      gradient.mutable_data_ptr()};
+      dz.data(), starts.data(), order.data(), hidden_size, gradient.mutable_data_ptr()};
   const auto gradient_rows =
       SPANBERT_FAST_KERNELS(embedding_layer_norm_kernels).gradient_rows[format_of("table", table)];
   // A table of few rows with many tokens each is split by columns as well.
   const int64_t width = rows < 256 ? 128 : std::max<int64_t>(hidden_size, 1);
-  const int64_t blocks = at::divup(hidden_size, width);
-  at::parallel_for(0, rows * blocks, rows_per_thread(width), [&](int64_t first, int64_t last) {
+  const int64_t blocks = divide_up(hidden_size, width);
+  parallel_for(0, rows * blocks, rows_per_thread(width), [&](int64_t first, int64_t last) {
     std::vector<float> scratch(2 * width);
     for (int64_t i = first; i < last; ++i) {
       const int64_t row = i / blocks, column = i % blocks * width;
@@ -102,70 +120,71 @@ at::Tensor table_gradient(
   return gradient;
 }
 
-}  // namespace
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> embedding_layer_norm_fwd(
-    const std::optional<at::Tensor>& input_ids, const std::optional<at::Tensor>& inputs_embeds,
-    const at::Tensor& position_ids, const at::Tensor& token_type_ids, const at::Tensor& word,
-    const at::Tensor& position, const at::Tensor& token_type, const at::Tensor& weight,
-    const at::Tensor& bias_, const std::optional<at::Tensor>& seed, int64_t threshold,
-    int64_t site, int64_t padding_idx, double eps, at::ScalarType out_dtype) {
+std::tuple<Tensor, Tensor, Tensor> embedding_layer_norm_fwd(
+    const Tensor& words, const std::optional<Tensor>& input_ids, const Tensor& positions,
+    const Tensor& position_ids, const std::optional<Tensor>& token_types,
+    const std::optional<Tensor>& token_type_ids, const Tensor& weight, const Tensor& bias,
+    const std::optional<Tensor>& seed, int64_t threshold, int64_t site, int64_t padding_idx,
+    double eps, ScalarType out_dtype) {
   Inputs in(
-      input_ids, inputs_embeds, position_ids, token_type_ids, word, position, token_type, weight,
-      seed, threshold, site);
-  const int64_t tokens = position_ids.size(0), hidden_size = in.op.hidden_size;
-  const at::Tensor bias = float_vector("bias", bias_, hidden_size);
-  const at::Tensor y = at::empty({tokens, hidden_size}, word.options().dtype(out_dtype));
-  const at::Tensor mean = at::empty({tokens, 1}, bias.options());
-  const at::Tensor rstd = at::empty({tokens, 1}, bias.options());
-  in.op.bias = bias.const_data_ptr<float>();
-  in.op.eps = static_cast<float>(eps);
-  in.op.mean = mean.mutable_data_ptr<float>();
-  in.op.rstd = rstd.mutable_data_ptr<float>();
+      words, input_ids, positions, position_ids, token_types, token_type_ids, weight, bias, seed,
+      threshold, site, eps);
+  const int64_t hidden_size = in.op.hidden_size;
+  const Tensor y = empty({in.tokens, hidden_size}, out_dtype);
+  const Tensor mean = empty({in.tokens, 1}, kFloat), rstd = empty({in.tokens, 1}, kFloat);
+  in.op.mean = mutable_data_of<float>(mean);
+  in.op.rstd = mutable_data_of<float>(rstd);
   const auto forward =
       SPANBERT_FAST_KERNELS(embedding_layer_norm_kernels).forward[format_of("y", y)];
-  at::parallel_for(0, tokens, rows_per_thread(hidden_size), [&](int64_t first, int64_t last) {
+  parallel_for(0, in.tokens, rows_per_thread(hidden_size), [&](int64_t first, int64_t last) {
     std::vector<float> scratch(norm_scratch_size(hidden_size));
     forward(in.op, y.mutable_data_ptr(), first, last, scratch.data());
   });
   return {y, mean, rstd};
 }
 
-std::vector<at::Tensor> embedding_layer_norm_bwd(
-    const at::Tensor& dy_, const std::optional<at::Tensor>& input_ids,
-    const std::optional<at::Tensor>& inputs_embeds, const at::Tensor& position_ids,
-    const at::Tensor& token_type_ids, const at::Tensor& word, const at::Tensor& position,
-    const at::Tensor& token_type, const at::Tensor& weight, const at::Tensor& bias,
-    const std::optional<at::Tensor>& seed, const at::Tensor& mean, const at::Tensor& rstd,
-    int64_t threshold, int64_t site, int64_t padding_idx) {
+// The gradients of words, positions, token_types ((0,) where there are none), weight and bias.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> embedding_layer_norm_bwd(
+    const Tensor& dy_, const Tensor& words, const std::optional<Tensor>& input_ids,
+    const Tensor& positions, const Tensor& position_ids, const std::optional<Tensor>& token_types,
+    const std::optional<Tensor>& token_type_ids, const Tensor& weight, const Tensor& bias,
+    const std::optional<Tensor>& seed, int64_t threshold, int64_t site, int64_t padding_idx,
+    double eps, ScalarType out_dtype, const Tensor& mean, const Tensor& rstd) {
   Inputs in(
-      input_ids, inputs_embeds, position_ids, token_type_ids, word, position, token_type, weight,
-      seed, threshold, site);
-  const int64_t tokens = position_ids.size(0), hidden_size = in.op.hidden_size;
-  const at::Tensor dy = dy_.contiguous();
-  TORCH_CHECK_VALUE(
-      dy.dim() == 2 && dy.size(0) == tokens && dy.size(1) == hidden_size,
-      "dy must have shape (", tokens, ", ", hidden_size, "), got ", dy.sizes());
-  in.op.mean = mean.mutable_data_ptr<float>();
-  in.op.rstd = rstd.mutable_data_ptr<float>();
-  const at::Tensor dz = at::empty({tokens, hidden_size}, in.weight.options());
-  const RowTasks tasks(tokens);
-  const at::Tensor partials = at::zeros({tasks.count, 2, hidden_size}, in.weight.options());
+      words, input_ids, positions, position_ids, token_types, token_type_ids, weight, bias, seed,
+      threshold, site, eps);
+  const int64_t hidden_size = in.op.hidden_size;
+  check_shape("dy", dy_, {in.tokens, hidden_size});
+  const Tensor dy = as_contiguous(dy_);
+  in.op.mean = mutable_data_of<float>(mean);
+  in.op.rstd = mutable_data_of<float>(rstd);
+  std::vector<float> dz(in.tokens * hidden_size);
+  const RowTasks tasks(in.tokens);
+  Partials partials(tasks.count, 2 * hidden_size);
   const auto backward =
       SPANBERT_FAST_KERNELS(embedding_layer_norm_kernels).backward[format_of("dy", dy)];
   tasks.run(hidden_size, [&](int64_t task) {
     std::vector<float> scratch(norm_scratch_size(hidden_size));
-    float* sums = partials.mutable_data_ptr<float>() + task * 2 * hidden_size;
+    float* sums = partials.of(task);
     backward(
-        in.op, dy.const_data_ptr(), dz.mutable_data_ptr<float>(), sums, sums + hidden_size,
-        tasks.begin(task), tasks.begin(task + 1), scratch.data());
+        in.op, dy.const_data_ptr(), dz.data(), sums, sums + hidden_size, tasks.begin(task),
+        tasks.begin(task + 1), scratch.data());
   });
-  const at::Tensor sums = sum_partials(partials);
+  const float* sums = partials.total();
   return {
-      input_ids ? table_gradient(dz, in.ids[0], word, padding_idx)
-                : as_output(dz, inputs_embeds->scalar_type()),
-      table_gradient(dz, in.ids[1], position, -1), table_gradient(dz, in.ids[2], token_type, -1),
-      as_output(sums[0], weight.scalar_type()), as_output(sums[1], bias.scalar_type())};
+      input_ids ? table_gradient(dz, *in.words.ids, words, padding_idx)
+                : from_floats(dz.data(), {in.tokens, hidden_size}, words.scalar_type()),
+      table_gradient(dz, *in.positions.ids, positions, -1),
+      token_types ? table_gradient(dz, *in.token_types.ids, *token_types, -1) : empty({0}, kFloat),
+      from_floats(sums, {hidden_size}, weight.scalar_type()),
+      from_floats(sums + hidden_size, {hidden_size}, bias.scalar_type())};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(spanbert_fast, CPU, library) {
+  library.impl("embedding_layer_norm_fwd", TORCH_BOX(&embedding_layer_norm_fwd));
+  library.impl("embedding_layer_norm_bwd", TORCH_BOX(&embedding_layer_norm_bwd));
 }
 
 }  // namespace spanbert_fast

@@ -4,10 +4,12 @@
 #include <sys/mman.h>
 #endif
 
+#include <cmath>
 #include <cstdlib>
-#include <limits>
+#include <cstring>
 #include <list>
 #include <mutex>
+#include <new>
 
 namespace spanbert_fast {
 namespace {
@@ -25,20 +27,20 @@ class Store {
   Block take(size_t size) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      auto best = kept_.end();
-      for (auto block = kept_.begin(); block != kept_.end(); ++block) {
+      auto best = stored_.end();
+      for (auto block = stored_.begin(); block != stored_.end(); ++block) {
         const bool fits = size <= block->size && block->size <= 2 * size;
-        if (fits && (best == kept_.end() || block->size < best->size)) best = block;
+        if (fits && (best == stored_.end() || block->size < best->size)) best = block;
       }
-      if (best != kept_.end()) {
+      if (best != stored_.end()) {
         const Block found = *best;
         bytes_ -= found.size;
-        kept_.erase(best);
+        stored_.erase(best);
         return found;
       }
     }
     void* data = std::aligned_alloc(kHugePage, size);
-    TORCH_CHECK(data != nullptr, "out of memory: no ", size, " bytes for a result");
+    if (data == nullptr) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
     // mapping small pages takes up to a third of a product's time
     madvise(data, size, MADV_HUGEPAGE);
@@ -48,23 +50,35 @@ class Store {
 
   // The block goes first; the oldest ones go back to the system where there are too many.
   void give(const Block& block) {
-    if (block.size > kKeptBytes) return std::free(block.data);  // all others would have to go
+    if (block.size > kStoredBytes) return std::free(block.data);  // all others would have to go
     std::list<Block> freed;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      kept_.push_front(block);
+      stored_.push_front(block);
       bytes_ += block.size;
-      while (bytes_ > kKeptBytes) {
-        bytes_ -= kept_.back().size;
-        freed.splice(freed.end(), kept_, std::prev(kept_.end()));
+      while (bytes_ > kStoredBytes) {
+        bytes_ -= stored_.back().size;
+        freed.splice(freed.end(), stored_, std::prev(stored_.end()));
       }
     }
     for (const Block& old : freed) std::free(old.data);
   }
 
+  size_t release() {
+    std::list<Block> freed;
+    size_t bytes = 0;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      freed.swap(stored_);
+      std::swap(bytes, bytes_);
+    }
+    for (const Block& block : freed) std::free(block.data);
+    return bytes;
+  }
+
  private:
   std::mutex mutex_;
-  std::list<Block> kept_;
+  std::list<Block> stored_;
   size_t bytes_ = 0;
 };
 
@@ -73,19 +87,32 @@ Store& store() {
   return *made;
 }
 
+// Whether PyTorch is told to fill memory that nothing has been written to with NaN: asked by looking
+// at some, as the stable ABI has no word for it.
+bool fills_empty_memory() {
+  const Tensor probe = empty({4}, kFloat);
+  const float* values = data_of<float>(probe);
+  for (int i = 0; i < 4; ++i) {
+    if (!std::isnan(values[i])) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
-at::Tensor empty_large(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const size_t bytes = c10::multiply_integers(sizes) * options.dtype().itemsize();
-  if (bytes < kHugePage) return at::empty(sizes, options);
+Tensor empty_large(const Shape& shape, ScalarType dtype) {
+  const Tensor none = empty({0}, dtype);
+  size_t bytes = none.element_size();
+  for (const int64_t size : shape) bytes *= size;
+  if (bytes < kHugePage) return empty(shape, dtype);
   const Block block = store().take((bytes + kHugePage - 1) / kHugePage * kHugePage);
-  const at::Tensor tensor =
-      at::from_blob(block.data, sizes, [block](void*) { store().give(block); }, options);
-  const at::Context& context = at::globalContext();
-  if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory()) {
-    tensor.fill_(std::numeric_limits<double>::quiet_NaN());
-  }
-  return tensor;
+  if (fills_empty_memory()) std::memset(block.data, 0xff, bytes);  // NaN in every format
+  return torch::stable::from_blob(
+      block.data, shape, contiguous_strides(shape),
+      torch::stable::Device(torch::headeronly::DeviceType::CPU, 0), dtype,
+      [block](void*) { store().give(block); });
 }
+
+size_t release_memory() { return store().release(); }
 
 }  // namespace spanbert_fast

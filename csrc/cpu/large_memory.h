@@ -1,16 +1,19 @@
 // Tensors of tens of megabytes whose memory is kept for the next step.
 #pragma once
 
-#include <ATen/ATen.h>
+#include "tensor.h"
 
 namespace spanbert_fast {
 
-// As at::empty, for results such as the gradient of a vocabulary or a feed-forward's activations.
+// As empty, for results such as the gradient of a vocabulary or a feed-forward's activations.
 // malloc gives such memory back to the system when it is freed and takes it anew, page by page, at
 // the next step: two thirds of the embedding's backward pass and of bias_gelu. Here it goes to a
-// store of this process, of at most kKeptBytes.
-at::Tensor empty_large(at::IntArrayRef sizes, const at::TensorOptions& options);
+// store of this process, of at most kStoredBytes.
+Tensor empty_large(const Shape& shape, ScalarType dtype);
 
-constexpr size_t kKeptBytes = size_t{512} << 20;
+constexpr size_t kStoredBytes = size_t{512} << 20;
+
+// Gives all memory in the store back to the system; returns its bytes.
+size_t release_memory();
 
 }  // namespace spanbert_fast

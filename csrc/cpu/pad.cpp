@@ -1,20 +1,17 @@
 // unpad and pad on the CPU: rows of bytes, of any dtype, read and written once.
-#include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "cpu/common.h"
-#include "cpu/ops.h"
 
 namespace spanbert_fast {
 namespace {
 
-// The places of tokens in [0, rows), checked: a wrong one would be memory that is not the batch's.
-at::Tensor checked_indices(const at::Tensor& indices_, int64_t tokens, int64_t rows) {
-  const at::Tensor indices = int64_vector("indices", indices_, tokens);
-  const int64_t* first = indices.const_data_ptr<int64_t>();
+// Where tokens stand in [0, rows), checked: a wrong one would be memory that is not the batch's.
+Tensor checked_indices(const Tensor& indices_, int64_t tokens, int64_t rows) {
+  const Tensor indices = int64_vector("indices", indices_, tokens);
+  const int64_t* first = data_of<int64_t>(indices);
   const auto [low, high] = std::minmax_element(first, first + tokens);
-  TORCH_CHECK_VALUE(
+  SPANBERT_FAST_CHECK(
       tokens == 0 || (0 <= *low && *high < rows), "indices must be in [0, ", rows, "), got ",
       *low < 0 ? *low : *high);
   return indices;
@@ -23,19 +20,20 @@ at::Tensor checked_indices(const at::Tensor& indices_, int64_t tokens, int64_t r
 // Row i of the result is row from[i] of x, or zeros where that is kNoToken.
 constexpr int64_t kNoToken = -1;
 
-at::Tensor copied_rows(const at::Tensor& x_, const int64_t* from, int64_t rows) {
+Tensor copied_rows(const Tensor& x_, const int64_t* from, int64_t rows) {
   // A copy moves this much in the time that the other ops take for an element.
   constexpr int64_t kBytesPerElement = 16;
-  const at::Tensor x = x_.contiguous();
-  std::vector<int64_t> sizes = x.sizes().vec();
-  sizes[0] = rows;
-  const at::Tensor out = at::empty(sizes, x.options());
-  const int64_t row_bytes = c10::multiply_integers(x.sizes().slice(1)) * x.element_size();
+  const Tensor x = as_contiguous(x_);
+  Shape shape = shape_of(x);
+  int64_t row_bytes = x.element_size();
+  for (size_t i = 1; i < shape.size(); ++i) row_bytes *= shape[i];
+  shape[0] = rows;
+  const Tensor out = empty(shape, x.scalar_type());
   if (row_bytes == 0) return out;
   const char* source = bytes(x);
   char* target = mutable_bytes(out);
-  const int64_t grain = rows_per_thread(at::divup(row_bytes, kBytesPerElement));
-  at::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
+  const int64_t grain = rows_per_thread(divide_up(row_bytes, kBytesPerElement));
+  parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
     // a sequence's tokens lie side by side on both sides, and so does its padding: one copy each
     for (int64_t row = first, end; row < last; row = end) {
       const int64_t step = from[row] == kNoToken ? 0 : 1;
@@ -52,22 +50,31 @@ at::Tensor copied_rows(const at::Tensor& x_, const int64_t* from, int64_t rows) 
   return out;
 }
 
-}  // namespace
-
-at::Tensor unpad_fwd(const at::Tensor& x, const at::Tensor& indices_) {
-  TORCH_CHECK_VALUE(x.dim() > 0, "x must have shape (rows, ...), got ", x.sizes());
-  const at::Tensor indices = checked_indices(indices_, indices_.numel(), x.size(0));
-  return copied_rows(x, indices.const_data_ptr<int64_t>(), indices.numel());
+Tensor unpad_fwd(const Tensor& x, const Tensor& indices_) {
+  SPANBERT_FAST_CHECK(x.dim() > 0, "x must have shape (rows, ...), got ()");
+  const Tensor indices = checked_indices(indices_, indices_.numel(), x.size(0));
+  return copied_rows(x, data_of<int64_t>(indices), indices.numel());
 }
 
-at::Tensor pad_fwd(const at::Tensor& x, const at::Tensor& indices_, int64_t rows) {
-  TORCH_CHECK_VALUE(x.dim() > 0, "x must have shape (total_tokens, ...), got ", x.sizes());
-  TORCH_CHECK_VALUE(rows >= 0, "rows must not be negative, got ", rows);
-  const at::Tensor indices = checked_indices(indices_, x.size(0), rows);
-  const int64_t* places = indices.const_data_ptr<int64_t>();
+Tensor pad_fwd(const Tensor& x, const Tensor& indices_, int64_t rows) {
+  SPANBERT_FAST_CHECK(x.dim() > 0, "x must have shape (total_tokens, ...), got ()");
+  SPANBERT_FAST_CHECK(rows >= 0, "rows must not be negative, got ", rows);
+  const Tensor indices = checked_indices(indices_, x.size(0), rows);
+  const int64_t* places = data_of<int64_t>(indices);
   std::vector<int64_t> token(rows, kNoToken);  // that goes to each row
-  for (int64_t i = 0; i < x.size(0); ++i) token[places[i]] = i;
+  for (int64_t i = 0; i < x.size(0); ++i) {
+    SPANBERT_FAST_CHECK(
+        token[places[i]] == kNoToken, "indices must be distinct, got ", places[i], " twice");
+    token[places[i]] = i;
+  }
   return copied_rows(x, token.data(), rows);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(spanbert_fast, CPU, library) {
+  library.impl("unpad_fwd", TORCH_BOX(&unpad_fwd));
+  library.impl("pad_fwd", TORCH_BOX(&pad_fwd));
 }
 
 }  // namespace spanbert_fast

@@ -2,21 +2,13 @@
 // bits do not depend on how many there are.
 #pragma once
 
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include <atomic>
+
+#include "cpu/common.h"
+
 #if __has_include(<dlfcn.h>)
 #include <dlfcn.h>
 #endif
-
-#include <algorithm>
-#include <atomic>
-#include <cstdint>
-#include <vector>
 
 namespace spanbert_fast {
 
@@ -30,70 +22,128 @@ inline std::vector<Range> blocks_of(int64_t begin, int64_t end, int64_t width) {
   return blocks;
 }
 
-// Sets the calling thread's number of MKL threads and returns the one before, 0 for "as OpenMP
-// says". Does nothing where PyTorch was built without MKL.
-inline int set_mkl_threads(int threads) {
-#if __has_include(<dlfcn.h>)
-  using Set = int(int);
-  static Set* const set =
-      reinterpret_cast<Set*>(dlsym(RTLD_DEFAULT, "MKL_Set_Num_Threads_Local"));
-  if (set != nullptr) return set(threads);
-#endif
-  return 0;
+// A (rows, columns) matrix in memory that something else owns, rows `stride` elements apart.
+struct Matrix {
+  Tensor tensor;
+
+  static Matrix at(
+      const void* data, int64_t rows, int64_t columns, int64_t stride, ScalarType dtype) {
+    const int64_t sizes[] = {rows, columns}, strides[] = {stride, 1};
+    return {torch::stable::from_blob(
+        const_cast<void*>(data), sizes, strides,
+        torch::stable::Device(torch::headeronly::DeviceType::CPU, 0), dtype)};
+  }
+
+  static Matrix of(const Tensor& tensor) {
+    return at(
+        tensor.const_data_ptr(), tensor.size(0), tensor.size(1), tensor.stride(0),
+        tensor.scalar_type());
+  }
+
+  int64_t rows() const { return tensor.size(0); }
+  int64_t columns() const { return tensor.size(1); }
+  int64_t stride() const { return tensor.stride(0); }
+  ScalarType dtype() const { return tensor.scalar_type(); }
+
+  char* row(int64_t number) const {
+    return mutable_bytes(tensor) + number * stride() * static_cast<int64_t>(tensor.element_size());
+  }
+  Matrix row_range(Range rows) const {
+    return at(row(rows.first), rows.size, columns(), stride(), dtype());
+  }
+  Matrix column_range(Range columns) const {
+    const int64_t offset = columns.first * static_cast<int64_t>(tensor.element_size());
+    return at(row(0) + offset, rows(), columns.size, stride(), dtype());
+  }
+  Matrix transposed() const {
+    const int64_t sizes[] = {columns(), rows()}, strides[] = {1, stride()};
+    return {torch::stable::from_blob(
+        tensor.mutable_data_ptr(), sizes, strides,
+        torch::stable::Device(torch::headeronly::DeviceType::CPU, 0), tensor.scalar_type())};
+  }
+};
+
+// out = a b, in out's memory. Autocast has no part in a product whose result is given.
+inline void multiply(const Matrix& a, const Matrix& b, const Matrix& out) {
+  StableIValue stack[] = {
+      torch::stable::detail::from(a.tensor), torch::stable::detail::from(b.tensor),
+      torch::stable::detail::from(out.tensor)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack, TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);  // its reference goes
 }
 
-// While it lives, PyTorch's operators run on one thread, and compute in the dtypes they are given.
+// While it lives, PyTorch's operators run on one thread, and remember nothing for autograd.
 //
-// Both settings are needed. With OpenMP's alone MKL takes another code path on the workers of a
-// parallel region than on its first thread, and a product's bits depend on which thread made it.
+// Both settings of threads are needed. With OpenMP's alone MKL takes another code path on the
+// workers of a parallel region than on its first thread, and a product's bits depend on which
+// thread made it. The functions are those of the libraries that PyTorch has loaded; where it was
+// built without one of them there is nothing to set.
 class PlainOperators {
  public:
   PlainOperators() {
-#ifdef _OPENMP
-    omp_set_num_threads(1);
-#endif
+    aoti_torch_grad_mode_set_enabled(false);
+    set_openmp_threads(1);
   }
   PlainOperators(const PlainOperators&) = delete;
   ~PlainOperators() {
     set_mkl_threads(mkl_threads_);
-#ifdef _OPENMP
-    omp_set_num_threads(threads_);
-#endif
+    set_openmp_threads(openmp_threads_);
+    aoti_torch_grad_mode_set_enabled(grad_mode_);
   }
 
  private:
-#ifdef _OPENMP
-  int threads_ = omp_get_max_threads();
+  template <class Function>
+  static Function* loaded(const char* name) {
+#if __has_include(<dlfcn.h>)
+    return reinterpret_cast<Function*>(dlsym(RTLD_DEFAULT, name));
+#else
+    return nullptr;
 #endif
-  int mkl_threads_ = set_mkl_threads(1);
-  at::AutoDispatchBelowADInplaceOrView below_autograd_;
-  c10::impl::ExcludeDispatchKeyGuard below_autocast_{c10::autocast_dispatch_keyset};
+  }
+
+  static void set_openmp_threads(int threads) {
+    static auto* const set = loaded<void(int)>("omp_set_num_threads");
+    if (set != nullptr) set(threads);
+  }
+  static int openmp_threads() {
+    static auto* const get = loaded<int()>("omp_get_max_threads");
+    return get == nullptr ? 1 : get();
+  }
+  // Of the calling thread; returns the number before, 0 for "as OpenMP says".
+  static int set_mkl_threads(int threads) {
+    static auto* const set = loaded<int(int)>("MKL_Set_Num_Threads_Local");
+    return set == nullptr ? 0 : set(threads);
+  }
+
+  const bool grad_mode_ = aoti_torch_grad_mode_is_enabled();
+  const int openmp_threads_ = openmp_threads();
+  const int mkl_threads_ = set_mkl_threads(1);
 };
 
-// Memory of a thread for parts of at most the first one's size.
+// Memory for a matrix of at most the first one's size.
 class Buffer {
  public:
-  at::Tensor get(int64_t rows, int64_t columns, const at::TensorOptions& options) {
-    const int64_t size = rows * columns;
-    if (!memory_.defined() || memory_.numel() < size) memory_ = at::empty({size}, options);
-    return memory_.narrow(0, 0, size).view({rows, columns});
+  Matrix get(int64_t rows, int64_t columns, ScalarType dtype) {
+    if (!memory_ || memory_->numel() < rows * columns) memory_ = empty({rows * columns}, dtype);
+    return Matrix::at(memory_->const_data_ptr(), rows, columns, columns, dtype);
   }
 
  private:
-  at::Tensor memory_;
+  std::optional<Tensor> memory_;
 };
 
+// Of a thread.
 struct Buffers {
   Buffer scores, weight, product;
 };
 
-// body(buffers, i) for i in [0, count).
+// body(buffers, i) for i in [0, count), each on one thread, with PlainOperators. Two threads at
+// least: inside a parallel region no library takes a second thread for a product.
 template <class Body>
 void run_product_tasks(int64_t count, const Body& body) {
   std::atomic<int64_t> next{0};
-  // Two at least: inside a parallel region no library takes a second thread for a product.
-  const int64_t threads = std::max<int64_t>(2, std::min<int64_t>(count, at::get_num_threads()));
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+  const int64_t threads = std::max<int64_t>(2, std::min<int64_t>(count, num_threads()));
+  parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     const PlainOperators guard;
     Buffers buffers;
     for (int64_t i; (i = next.fetch_add(1)) < count;) body(buffers, i);

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.data.static_shapes import StaticShapes
 from spanbert_fast.data.tokenizer import vocabulary_size, word_start_table
-from spanbert_fast.ops._common import IGNORED_TARGET
-from spanbert_fast.ops._span_law import derived_seed, signed64, span_law
 from spanbert_fast.ops.sample_spans import SpanSample, sample_spans
+from spanbert_fast.ops.span_options import SpanOptions, derived_seed, signed64
+from spanbert_fast.values import IGNORED_TARGET
 
 OUTPUTS = ("packed", "padded", "masked_lm", "raw")
 _SHARED = ("cu_seqlens", "max_seqlen", "dropout_seed")  # of raw and packed batches
@@ -53,6 +53,7 @@ class DataCollatorForSpanMasking:
 
     Args:
         tokenizer: a fast WordPiece tokenizer, or any other where examples bring `word_starts`.
+        options: how spans are drawn; default: those of the paper.
         seed: any 64-bit integer.
         epoch: in [0, 2**23); also an attribute to set.
         output: "packed" (no padding: input_ids (total_tokens,), cu_seqlens, max_seqlen and the span
@@ -67,7 +68,6 @@ class DataCollatorForSpanMasking:
             example_id of the first example).
         static_shapes: sizes that every batch is filled up to, "packed", and "raw" by `mask`, only.
         pad_to_multiple_of: what seqlen is rounded up to, "padded" and "masked_lm" only.
-        options: `sample_spans`'s, by the same names: mask_ratio, geometric_p, scheme, ...
 
     Raises:
         ValueError: the tokenizer has no mask token; an option or an example is not as above.
@@ -76,6 +76,7 @@ class DataCollatorForSpanMasking:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
+        options: SpanOptions = SpanOptions(),  # noqa: B008
         *,
         seed: int = 0,
         epoch: int = 0,
@@ -84,7 +85,6 @@ class DataCollatorForSpanMasking:
         dropout_seeds: bool = False,
         static_shapes: StaticShapes | None = None,
         pad_to_multiple_of: int | None = None,
-        **options: Any,
     ):
         if tokenizer.mask_token_id is None:
             raise ValueError("tokenizer must have a mask token, got one whose mask_token is None")
@@ -94,8 +94,7 @@ class DataCollatorForSpanMasking:
             raise ValueError("tokenizer must have a pad token, got one whose pad_token is None")
         if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
             raise ValueError(f"pad_to_multiple_of must be at least 1, got {pad_to_multiple_of}")
-        # Raises on a bad option here, not in the first batch.
-        law = span_law(**options)
+        law = options.law()
         self._uses_given = law.scheme_thresholds[0] > 0
         if static_shapes is not None:
             _check_static_shapes(static_shapes, output, law.max_span_targets)
@@ -172,8 +171,8 @@ class DataCollatorForSpanMasking:
             mask_token_id=self.mask_token_id,
             random_token_pool=self.random_token_pool,
             special_mask=raw["special_mask"],
+            options=self.options,
             given_spans=raw.get("given_spans"),
-            **self.options,
         )
 
     def _check_ids(self, ids: np.ndarray, cu_seqlens: torch.Tensor) -> None:

@@ -1,13 +1,13 @@
 """Packed batches whose shapes depend on no data, for CUDA graphs and compiled steps."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
-from spanbert_fast.ops._common import IGNORED_TARGET
-from spanbert_fast.ops._span_law import span_law
+from spanbert_fast.ops.span_options import SpanOptions
+from spanbert_fast.values import IGNORED_TARGET
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,27 +51,24 @@ class StaticShapes:
         cls,
         token_budget: int,
         max_seqlen: int,
+        options: SpanOptions = SpanOptions(),  # noqa: B008
         *,
         max_sequences: int | None = None,
         mlm_capacity: int | None = None,
         span_capacity: int | None = None,
         target_capacity: int | None = None,
-        **options: Any,
     ) -> "StaticShapes":
-        """Sizes for `sample_spans`'s options.
+        """Sizes for batches that are masked with these options.
 
         Args:
+            options: as the collator gets them.
             max_sequences: default: four times as many as of full length.
             mlm_capacity: default: what mask_ratio can mask at most, its budget being rounded up in
                 each sequence (with complete_words it may be exceeded: give more then).
             span_capacity, target_capacity: default mlm_capacity. No batch can have more, most have
                 a quarter as many spans.
-            options: `sample_spans`'s, as the collator gets them.
-
-        Raises:
-            ValueError: an option is out of its range.
         """
-        law = span_law(**options)
+        law = options.law()
         if max_sequences is None:
             max_sequences = 4 * -(-token_budget // max(max_seqlen, 1))
         if mlm_capacity is None:
@@ -144,17 +141,33 @@ class StaticShapes:
         }
 
 
-def own_sizes(batch: Mapping[str, Any]) -> torch.Tensor:
-    """What a packed batch on the CPU holds, without what `StaticShapes.fill` may have added.
+class BatchSizes(NamedTuple):
+    """How much one or more packed batches hold, int64 0-dim tensors on the CPU.
 
-    Returns:
-        int64 (4,): masked-LM targets, span boundary targets, tokens, spans with targets.
+    Attributes:
+        mlm_targets, sbo_targets: targets of the two heads.
+        tokens: word pieces.
+        spans: spans with targets.
     """
+
+    mlm_targets: torch.Tensor
+    sbo_targets: torch.Tensor
+    tokens: torch.Tensor
+    spans: torch.Tensor
+
+    @classmethod
+    def sum_of(cls, batches: Sequence[Mapping[str, Any]]) -> "BatchSizes":
+        """Of all these batches."""
+        return cls(*torch.stack([torch.stack(own_sizes(b)) for b in batches]).sum(0).unbind())
+
+
+def own_sizes(batch: Mapping[str, Any]) -> BatchSizes:
+    """What a packed batch on the CPU holds, without what `StaticShapes.fill` may have added."""
     mlm, sbo = ((batch[name] != IGNORED_TARGET).sum() for name in ("mlm_targets", "sbo_targets"))
     tokens = torch.as_tensor(batch.get("num_tokens", len(batch["input_ids"])))
     # a span has at least one target; those that were added begin where the batch's own end
     spans = (batch["cu_span_lengths"][:-1] < sbo).sum()
-    return torch.stack([mlm, sbo, tokens, spans])
+    return BatchSizes(mlm, sbo, tokens, spans)
 
 
 def _filled(values: torch.Tensor, size: int, value: int) -> torch.Tensor:

@@ -15,8 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function
 
 from spanbert_fast.nn.key_masks import packing_of_mask
-from spanbert_fast.nn.linear import draw_dropout_seed
 from spanbert_fast.nn.packing import Packing
+from spanbert_fast.ops.dropout import DropoutPlan
 from spanbert_fast.ops.varlen_attention import varlen_attention
 
 NAME = "spanbert_fast"
@@ -74,6 +74,7 @@ def attention_forward(
             f"one of shape {tuple(attention_mask.shape)} that does more"
         )
     q, k, v = (packing.pack(x.transpose(1, 2)) for x in (query, key, value))
+    layer = getattr(module, "layer_idx", None) or 0
     context = varlen_attention(
         q,
         k,
@@ -81,9 +82,7 @@ def attention_forward(
         packing.cu_seqlens,
         packing.max_seqlen,
         softmax_scale=scaling,
-        dropout_p=dropout,
-        dropout_seed=draw_dropout_seed(q.device) if dropout else None,
-        dropout_site=getattr(module, "layer_idx", None) or 0,
+        dropout=DropoutPlan.draw(q.device).attention(layer, dropout) if dropout else None,
     )
     return packing.unpack(context), None
 

@@ -12,13 +12,13 @@ from transformers import (
 
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.models.encoder import SpanBertModel
-from spanbert_fast.models.masked_lm import SpanBertForMaskedLM
-from spanbert_fast.models.pretraining import SpanBertForPreTraining, SpanBertForPreTrainingOutput
-from spanbert_fast.models.tasks import (
+from spanbert_fast.models.heads import (
     SpanBertForQuestionAnswering,
     SpanBertForSequenceClassification,
     SpanBertForTokenClassification,
 )
+from spanbert_fast.models.masked_lm import SpanBertForMaskedLM
+from spanbert_fast.models.pretraining import SpanBertForPreTraining, SpanBertForPreTrainingOutput
 
 AutoConfig.register(SpanBertConfig.model_type, SpanBertConfig)
 for _auto, _model in (

@@ -104,16 +104,10 @@ class SpanBertPreTrainedModel(PreTrainedModel):
         """The caller's choice, else the configuration's."""
         return bool(self.config.output_hidden_states if argument is None else argument)
 
-    def refuse_attentions(self, output_attentions: bool | None, kwargs: dict) -> None:
-        """Attention probabilities are never stored here; and no argument is ignored in silence."""
+    def refuse_attentions(self, output_attentions: bool | None) -> None:
+        """Raise where attention probabilities are wanted: they are never stored here."""
         if output_attentions if output_attentions is not None else self.config.output_attentions:
             raise ValueError(
                 "output_attentions must be False: attention probabilities are not kept; "
                 "transformers.BertModel with the same checkpoint returns them"
             )
-        # what Trainer and pipelines pass to every model, and means nothing here
-        harmless = {"return_dict", "num_items_in_batch", "use_cache"}
-        given = {name for name, value in kwargs.items() if value is not None}
-        unknown = sorted(given - harmless)
-        if unknown:
-            raise TypeError(f"{type(self).__name__} got an unexpected argument {unknown[0]!r}")

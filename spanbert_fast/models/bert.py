@@ -17,7 +17,7 @@ from spanbert_fast.models.bert_masked_lm import (
 )
 from spanbert_fast.nn.bert import BertModel
 from spanbert_fast.nn.bert_parts import FAST, in_place_of, make_fast
-from spanbert_fast.nn.packing import first_token_rows
+from spanbert_fast.nn.packing import Packing
 
 __all__ = [
     "FAST",
@@ -39,7 +39,7 @@ def _first_rows_only(forward: Callable) -> Callable:
 
     @functools.wraps(forward)
     def first_rows_only(self, *args, **kwargs):
-        return forward(self, *args, **kwargs, **only_rows(self, first_token_rows))
+        return forward(self, *args, **kwargs, **only_rows(self, Packing.first_rows))
 
     return first_rows_only
 

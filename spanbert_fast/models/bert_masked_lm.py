@@ -14,8 +14,7 @@ from spanbert_fast.nn.bert_parts import in_place_of, make_fast, warn_once
 from spanbert_fast.nn.linear import is_plain
 from spanbert_fast.nn.packing import Packing
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
-
-IGNORED = -100  # the label that takes no part in a loss, throughout transformers
+from spanbert_fast.values import IGNORED_TARGET
 
 
 def stock_where_padding_has_labels(
@@ -24,11 +23,11 @@ def stock_where_padding_has_labels(
     """kwargs, with `spanbert_fast=False` where a loss reads padding, which is not computed."""
     if labels is None or attention_mask is None or labels.shape != attention_mask.shape:
         return kwargs
-    if not ((labels != IGNORED) & (attention_mask == 0)).any():
+    if not ((labels != IGNORED_TARGET) & (attention_mask == 0)).any():
         return kwargs
     warn_once(
         "transformers' own code runs in place of spanbert_fast's: labels are given where "
-        f"attention_mask is 0; pad them with {IGNORED} to compute no padding"
+        f"attention_mask is 0; pad them with {IGNORED_TARGET} to compute no padding"
     )
     return {**kwargs, "spanbert_fast": False}
 
@@ -63,14 +62,14 @@ class _LabelledRowsOnly(nn.Module):
 
     def _only_labelled(self, labels: torch.Tensor) -> dict:
         def rows_of(packing: Packing) -> torch.Tensor:
-            return torch.nonzero(packing.pack(labels) != IGNORED).squeeze(1)
+            return torch.nonzero(packing.pack(labels) != IGNORED_TARGET).squeeze(1)
 
         return only_rows(self, rows_of)
 
     def _masked_lm_loss(self, hidden_states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """0-dim, the mean over labelled positions; NaN where there is none, as in transformers."""
         head, labels = self.cls.predictions, labels.view(-1)
-        rows = torch.nonzero(labels != IGNORED).squeeze(1)
+        rows = torch.nonzero(labels != IGNORED_TARGET).squeeze(1)
         return linear_cross_entropy(
             head.transform(hidden_states.flatten(0, 1)[rows]),
             head.decoder.weight,

@@ -6,14 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import can_return_tuple
 
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.models.base import SpanBertPreTrainedModel
-from spanbert_fast.nn.layer import TransformerLayer
-from spanbert_fast.nn.linear import draw_dropout_seed
-from spanbert_fast.nn.packing import Packing, first_token_rows
-from spanbert_fast.ops.embedding_layer_norm import embedding_layer_norm
+from spanbert_fast.models.inputs import EncoderInputs, takes_encoder_inputs
+from spanbert_fast.nn.embeddings import EmbeddingTables, PackedIds, embed
+from spanbert_fast.nn.layer import NormOptions, TransformerLayer
+from spanbert_fast.nn.linear import apply_linear
+from spanbert_fast.nn.packing import Packing
+from spanbert_fast.ops.dropout import DropoutPlan
 
 
 class SpanBertEmbeddings(nn.Module):
@@ -29,28 +30,25 @@ class SpanBertEmbeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
         self.LayerNorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.dropout = config.hidden_dropout_prob
-        self.dropout_site = 2 * config.num_hidden_layers
+        self.num_layers = config.num_hidden_layers
         self.residual_in_fp32 = config.residual_in_fp32
 
-    def forward(self, input_ids, position_ids, token_type_ids, inputs_embeds, dropout_seed):
-        padding_idx = self.word_embeddings.padding_idx
-        return embedding_layer_norm(
-            input_ids,
-            position_ids,
-            token_type_ids,
-            self.word_embeddings.weight,
-            self.position_embeddings.weight,
-            self.token_type_embeddings.weight,
-            self.LayerNorm.weight,
-            self.LayerNorm.bias,
-            inputs_embeds=inputs_embeds,
-            padding_idx=-1 if padding_idx is None else padding_idx,
-            dropout_p=self.dropout if self.training else 0.0,
-            dropout_seed=dropout_seed,
-            dropout_site=self.dropout_site,
-            eps=self.LayerNorm.eps,
-            residual_in_fp32=self.residual_in_fp32
-            and torch.is_autocast_enabled(position_ids.device.type),
+    def forward(self, inputs: EncoderInputs, plan: DropoutPlan | None) -> torch.Tensor:
+        tables = EmbeddingTables(
+            self.word_embeddings,
+            self.position_embeddings,
+            self.token_type_embeddings,
+            self.LayerNorm,
+        )
+        ids = PackedIds(
+            inputs.input_ids, inputs.position_ids, inputs.token_type_ids, inputs.inputs_embeds
+        )
+        autocast = torch.is_autocast_enabled(inputs.position_ids.device.type)
+        return embed(
+            tables,
+            ids,
+            dropout=None if plan is None else plan.embeddings(self.num_layers, self.dropout),
+            residual_in_fp32=self.residual_in_fp32 and autocast,
         )
 
 
@@ -59,33 +57,40 @@ class SpanBertEncoder(nn.Module):
 
     def __init__(self, config: SpanBertConfig):
         super().__init__()
+        norm = NormOptions(
+            config.hidden_dropout_prob, config.layer_norm_eps, config.residual_in_fp32
+        )
         self.layer = nn.ModuleList(
             TransformerLayer(
                 config.hidden_size,
                 config.num_attention_heads,
                 config.intermediate_size,
                 attention_dropout=config.attention_probs_dropout_prob,
-                hidden_dropout=config.hidden_dropout_prob,
-                layer_norm_eps=config.layer_norm_eps,
+                norm=norm,
                 layer_index=index,
-                residual_in_fp32=config.residual_in_fp32,
             )
             for index in range(config.num_hidden_layers)
         )
         self.gradient_checkpointing = False  # switched by gradient_checkpointing_enable()
 
-    def forward(self, x, packing: Packing, rows, dropout_seed, keep_hidden_states: bool):
+    def forward(
+        self,
+        x: torch.Tensor,
+        packing: Packing,
+        *,
+        rows: torch.Tensor | None = None,
+        plan: DropoutPlan | None = None,
+        every_stage: bool = False,
+    ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
         """(hidden states, those of every stage or None); with `rows`, those rows at the end."""
-        stages = [x] if keep_hidden_states else None
+        stages = [x] if every_stage else None
         for index, layer in enumerate(self.layer):
             is_last = index == len(self.layer) - 1
-            run = functools.partial(
-                layer, rows=rows if is_last else None, dropout_seed=dropout_seed
-            )
+            run = functools.partial(layer, rows=rows if is_last else None, plan=plan)
             if self.gradient_checkpointing and self.training:
-                # the seed is an argument: the second forward drops what the first one dropped
+                # the plan is an argument: the second forward drops what the first one dropped
                 run = functools.partial(self._gradient_checkpointing_func, run)
-            x = run(x, packing.cu_seqlens, packing.max_seqlen)
+            x = run(x, packing)
             if stages is not None:
                 stages.append(x)
         return x, stages
@@ -98,8 +103,8 @@ class SpanBertPooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, first_rows: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.dense(first_rows))
+    def forward(self, first_tokens: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(apply_linear(self.dense, first_tokens))
 
 
 class Encoded(NamedTuple):
@@ -115,13 +120,19 @@ class Encoded(NamedTuple):
             return None
         return tuple(self.packing.unpack(stage) for stage in self.stages)
 
+    def first_tokens(self) -> torch.Tensor:
+        """(batch, hidden_size): each sequence's first token, [CLS] in BERT; zeros for an empty
+        one."""
+        return self.packing.of_first_tokens(self.hidden_states[self.packing.first_rows()])
+
 
 class SpanBertModel(SpanBertPreTrainedModel):
     """A BERT encoder that computes no padding (contract C7).
 
     Takes the inputs of `transformers.BertModel`, or packed ones: `input_ids` (total_tokens,) with
     `cu_seqlens` int32 (batch + 1,). With the same weights its outputs equal BertModel's at every
-    real position; where `attention_mask` is 0 they are zero.
+    real position; where `attention_mask` is 0 they are zero. A sequence without any token has a
+    zero vector in the place of its first token, in the pooler and in every head that reads it.
     """
 
     def __init__(self, config: SpanBertConfig, add_pooling_layer: bool = True):
@@ -137,110 +148,42 @@ class SpanBertModel(SpanBertPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings.word_embeddings = value
 
-    def packing_of(
-        self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        cu_seqlens: torch.Tensor | None,
-        max_seqlen: int | None,
-    ) -> Packing:
-        """How the given inputs are packed; raises where they are not an encoder's input."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("exactly one of input_ids and inputs_embeds must be given")
-        if inputs_embeds is None:
-            name, given, shape = "input_ids", input_ids, input_ids.shape
-        else:
-            name, given, shape = "inputs_embeds", inputs_embeds, inputs_embeds.shape[:-1]
-        if len(shape) == 1:
-            if attention_mask is not None:
-                raise ValueError(f"attention_mask must be None with packed {name}")
-            return Packing.of_packed(cu_seqlens, max_seqlen, shape[0])
-        if len(shape) != 2 or cu_seqlens is not None:
-            raise ValueError(
-                f"{name} must be padded (batch, seqlen, ...), or packed (total_tokens, ...) with "
-                f"cu_seqlens, got {tuple(given.shape)} and cu_seqlens "
-                f"{'given' if cu_seqlens is not None else 'None'}"
-            )
-        return Packing.of_padded(tuple(shape), attention_mask, given.device)
-
     def encode(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        cu_seqlens: torch.Tensor | None = None,
-        max_seqlen: int | None = None,
+        inputs: EncoderInputs,
         *,
-        packing: Packing | None = None,
         rows: torch.Tensor | None = None,
-        output_hidden_states: bool = False,
-        dropout_seed: torch.Tensor | None = None,
+        plan: DropoutPlan | None = None,
     ) -> Encoded:
         """Run the encoder and leave the result packed.
 
         Args:
-            packing: as `packing_of` gives it, where the caller has needed it before.
             rows: int64 packed rows that the caller needs; the last layer computes no others, and
-                `hidden_states` holds them in this order.
-            dropout_seed: int64 0-dim, which gives all dropout masks while training; drawn from
-                torch's generator where it is None.
+                `hidden_states` holds them in this order. Not with inputs.every_stage.
+            plan: gives all dropout masks while training; drawn from torch's generator where it is
+                None.
         """
-        if packing is None:
-            packing = self.packing_of(
-                input_ids, attention_mask, inputs_embeds, cu_seqlens, max_seqlen
-            )
-        if position_ids is None:
-            limit = self.config.max_position_embeddings
-            is_packed = packing.padded_shape is None
-            longest = packing.max_seqlen if is_packed else packing.padded_shape[1]
-            if longest > limit:
-                raise ValueError(
-                    f"sequences must not be longer than max_position_embeddings = {limit}, "
-                    f"got {longest}"
-                )
-            position_ids = packing.position_ids()
-        else:
-            position_ids = packing.pack(self._expanded(position_ids, packing))
-        if token_type_ids is None:
-            token_type_ids = torch.zeros_like(position_ids)
-        else:
-            token_type_ids = packing.pack(self._expanded(token_type_ids, packing))
-        if dropout_seed is None and self.training:
-            dropout_seed = draw_dropout_seed(position_ids.device)
-        x = self.embeddings(
-            None if input_ids is None else packing.pack(input_ids),
-            position_ids,
-            token_type_ids,
-            None if inputs_embeds is None else packing.pack(inputs_embeds),
-            dropout_seed,
+        if not self.training:
+            plan = None
+        elif plan is None:
+            plan = DropoutPlan.draw(inputs.position_ids.device)
+        x = self.embeddings(inputs, plan)
+        x, stages = self.encoder(
+            x, inputs.packing, rows=rows, plan=plan, every_stage=inputs.every_stage
         )
-        x, stages = self.encoder(x, packing, rows, dropout_seed, output_hidden_states)
-        return Encoded(x, packing, stages)
+        return Encoded(x, inputs.packing, stages)
 
-    @staticmethod
-    def _expanded(ids: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """(1, seqlen) ids serve every sequence of a padded batch, as in BertModel."""
-        if packing.padded_shape is None:
-            return ids
-        return ids.expand(packing.padded_shape)
+    def encode_first_tokens(self, inputs: EncoderInputs) -> tuple[Encoded, torch.Tensor]:
+        """What was encoded, and the first tokens' rows; of the last layer only these are computed
+        where nobody asks for every stage."""
+        if inputs.every_stage:
+            encoded = self.encode(inputs)
+            return encoded, encoded.first_tokens()
+        encoded = self.encode(inputs, rows=inputs.packing.first_rows())
+        return encoded, inputs.packing.of_first_tokens(encoded.hidden_states)
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        cu_seqlens: torch.Tensor | None = None,
-        max_seqlen: int | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
-    ) -> BaseModelOutputWithPooling:
+    @takes_encoder_inputs
+    def forward(self, inputs: EncoderInputs) -> BaseModelOutputWithPooling:
         """Encode a batch.
 
         Args:
@@ -257,27 +200,9 @@ class SpanBertModel(SpanBertPreTrainedModel):
             last_hidden_state, shaped as the input with hidden_size added; pooler_output
             (batch, hidden_size).
         """
-        self.refuse_attentions(output_attentions, kwargs)
-        encoded = self.encode(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            cu_seqlens,
-            max_seqlen,
-            output_hidden_states=self.wants_hidden_states(output_hidden_states),
-        )
-        pooled = None
-        if self.pooler is not None:
-            pooled = self.pooler(first_rows(encoded))
+        encoded = self.encode(inputs)
         return BaseModelOutputWithPooling(
             last_hidden_state=encoded.packing.unpack(encoded.hidden_states),
-            pooler_output=pooled,
+            pooler_output=None if self.pooler is None else self.pooler(encoded.first_tokens()),
             hidden_states=encoded.padded_stages(),
         )
-
-
-def first_rows(encoded: Encoded) -> torch.Tensor:
-    """(batch, hidden_size): each sequence's first token, [CLS] in BERT."""
-    return encoded.hidden_states[first_token_rows(encoded.packing)]

@@ -4,12 +4,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import MaskedLMOutput
-from transformers.utils.generic import can_return_tuple
 
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.models.base import SpanBertPreTrainedModel
 from spanbert_fast.models.encoder import SpanBertModel
+from spanbert_fast.models.inputs import EncoderInputs, takes_encoder_inputs
 from spanbert_fast.nn.heads import MaskedLMHead
+from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
+from spanbert_fast.values import IGNORED_TARGET
 
 TIED_DECODER = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
@@ -28,9 +30,14 @@ class MaskedLMHeads(nn.Module):
 
 
 class SpanBertForMaskedLM(SpanBertPreTrainedModel):
-    """Drop-in for `transformers.BertForMaskedLM`, with packed input beside it."""
+    """Drop-in for `transformers.BertForMaskedLM`, with packed input beside it.
+
+    One difference: while training with labels it returns no logits, unless `full_logits` asks for
+    them.
+    """
 
     _tied_weights_keys = TIED_DECODER
+    full_logits = False
 
     def __init__(self, config: SpanBertConfig):
         super().__init__(config)
@@ -45,48 +52,47 @@ class SpanBertForMaskedLM(SpanBertPreTrainedModel):
         self.cls.predictions.decoder = new_embeddings
         self.cls.predictions.bias = new_embeddings.bias
 
-    @can_return_tuple
+    @takes_encoder_inputs
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
+        inputs: EncoderInputs,
         labels: torch.Tensor | None = None,
-        cu_seqlens: torch.Tensor | None = None,
-        max_seqlen: int | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
+        full_logits: bool | None = None,
     ) -> MaskedLMOutput:
-        """Scores of every vocabulary entry at every position.
+        """Scores of every vocabulary entry at every position, or the loss of the labelled ones.
+
+        While training with labels, only the labelled rows are decoded, their loss is made without
+        their scores being whole in memory, and the output has no logits.
 
         Args:
             labels: int64, shaped as input_ids; -100 where no loss is taken.
+            full_logits: return all logits while training, too; the attribute of this name is the
+                default.
             others: see `SpanBertModel.forward`.
 
         Returns:
             logits, shaped as the input with vocab_size added (zero where attention_mask is 0);
             loss, the mean over labelled positions.
         """
-        self.refuse_attentions(output_attentions, kwargs)
-        encoded = self.bert.encode(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            cu_seqlens,
-            max_seqlen,
-            output_hidden_states=self.wants_hidden_states(output_hidden_states),
-        )
-        logits = self.cls.predictions.logits(encoded.hidden_states)
-        loss = None
+        wants_logits = self.full_logits if full_logits is None else full_logits
         if labels is not None:
-            loss = F.cross_entropy(logits.float(), encoded.packing.pack(labels))
+            labels = inputs.packing.pack(labels)
+        if labels is not None and self.training and not wants_logits:
+            return self._labelled_rows_alone(inputs, labels)
+        encoded = self.bert.encode(inputs)
+        logits = self.cls.predictions.logits(encoded.hidden_states)
         return MaskedLMOutput(
-            loss=loss,
+            loss=None if labels is None else F.cross_entropy(logits.float(), labels),
             logits=encoded.packing.unpack(logits),
             hidden_states=encoded.padded_stages(),
         )
+
+    def _labelled_rows_alone(self, inputs: EncoderInputs, labels: torch.Tensor) -> MaskedLMOutput:
+        rows = torch.nonzero(labels != IGNORED_TARGET).squeeze(1)
+        encoded = self.bert.encode(inputs, rows=None if inputs.every_stage else rows)
+        hidden = encoded.hidden_states[rows] if inputs.every_stage else encoded.hidden_states
+        head = self.cls.predictions
+        losses = linear_cross_entropy(
+            head(hidden), head.decoder.weight, head.bias, labels[rows]
+        ).losses
+        return MaskedLMOutput(loss=losses.mean(), hidden_states=encoded.padded_stages())

@@ -6,16 +6,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import ModelOutput
-from transformers.utils.generic import can_return_tuple
 
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.models.base import SpanBertPreTrainedModel
 from spanbert_fast.models.encoder import SpanBertModel
+from spanbert_fast.models.inputs import EncoderInputs, takes_encoder_inputs
 from spanbert_fast.models.masked_lm import TIED_DECODER
 from spanbert_fast.nn.heads import MaskedLMHead, SpanBoundaryHead, SpanPretrainingLoss
+from spanbert_fast.nn.packing import Packing
 from spanbert_fast.nn.pair_losses import span_pair_losses
-from spanbert_fast.ops._common import IGNORED_TARGET
+from spanbert_fast.nn.targets import Denominators, SpanTargets
+from spanbert_fast.ops.dropout import DropoutPlan
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
+from spanbert_fast.values import IGNORED_TARGET
 
 
 @dataclasses.dataclass
@@ -43,31 +46,6 @@ class SpanBertForPreTrainingOutput(ModelOutput):
     sbo_predictions: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclasses.dataclass
-class SpanTargets:
-    """What the two heads are asked, in packed rows."""
-
-    mlm_positions: torch.Tensor
-    mlm_targets: torch.Tensor
-    span_boundaries: torch.Tensor
-    cu_span_lengths: torch.Tensor
-    sbo_targets: torch.Tensor
-
-    def rows(self) -> torch.Tensor:
-        """Every packed row that a head reads: the masked tokens', then the boundaries'."""
-        return torch.cat([self.mlm_positions, self.span_boundaries.flatten()])
-
-    def on_rows(self) -> "SpanTargets":
-        """The same, numbered within `rows()`."""
-        masked, spans = self.mlm_positions.shape[0], self.span_boundaries.shape[0]
-        numbers = torch.arange(masked + 2 * spans, device=self.mlm_positions.device)
-        return dataclasses.replace(
-            self,
-            mlm_positions=numbers[:masked],
-            span_boundaries=numbers[masked:].view(spans, 2),
-        )
 
 
 class SpanBertForPreTraining(SpanBertPreTrainedModel):
@@ -109,17 +87,11 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
         self.cls.span_boundary.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
         return embeddings
 
-    @can_return_tuple
+    @takes_encoder_inputs
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
+        inputs: EncoderInputs,
         labels: torch.Tensor | None = None,
-        cu_seqlens: torch.Tensor | None = None,
-        max_seqlen: int | None = None,
         mlm_positions: torch.Tensor | None = None,
         mlm_targets: torch.Tensor | None = None,
         span_boundaries: torch.Tensor | None = None,
@@ -131,9 +103,6 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
         num_tokens: torch.Tensor | None = None,
         return_predictions: bool = False,
         dropout_seed: torch.Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
     ) -> SpanBertForPreTrainingOutput:
         """Both losses of a batch, or, with no targets, the masked-LM scores.
 
@@ -141,8 +110,6 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
         flat rows: of the packed batch, or of (batch * seqlen) where the input is padded.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens,
-                max_seqlen: see `SpanBertModel.forward`.
             labels: int64, shaped as input_ids, -100 where no loss is taken: another way to give
                 mlm_positions and mlm_targets (costs a host sync on a GPU).
             mlm_positions, mlm_targets: int64 (num_masked,); a target that is -100, and so of
@@ -158,6 +125,7 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
             return_predictions: also return each target's best token.
             dropout_seed: int64 0-dim, in place of one drawn from torch's generator: makes dropout
                 a function of the batch, whatever ran before it.
+            others: see `SpanBertModel.forward`.
 
         Returns:
             `SpanBertForPreTrainingOutput`: losses, counts and predictions where targets are given;
@@ -168,113 +136,100 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
                 output_attentions.
             TypeError: an argument is none of these.
         """
-        self.refuse_attentions(output_attentions, kwargs)
-        packing = self.bert.packing_of(
-            input_ids, attention_mask, inputs_embeds, cu_seqlens, max_seqlen
-        )
-        targets = self._targets(
-            packing,
-            labels,
-            mlm_positions,
-            mlm_targets,
-            span_boundaries,
-            cu_span_lengths,
-            sbo_targets,
-        )
-        every_row = self.wants_hidden_states(output_hidden_states)
-        every_row = every_row or targets is None or self.config.pair_loss_weight != 0
-        encoded = self.bert.encode(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            packing=packing,
-            rows=None if every_row else targets.rows(),
-            output_hidden_states=self.wants_hidden_states(output_hidden_states),
-            dropout_seed=dropout_seed,
-        )
+        given = (mlm_positions, mlm_targets, span_boundaries, cu_span_lengths, sbo_targets)
+        targets = packed_targets(inputs.packing, labels, *given)
+        plan = None if dropout_seed is None else DropoutPlan(dropout_seed)
         if targets is None:
+            encoded = self.bert.encode(inputs, plan=plan)
             logits = self.cls.predictions.logits(encoded.hidden_states)
             return SpanBertForPreTrainingOutput(
-                logits=packing.unpack(logits), hidden_states=encoded.padded_stages()
+                logits=encoded.packing.unpack(logits), hidden_states=encoded.padded_stages()
             )
+        every_row = inputs.every_stage or self.config.pair_loss_weight != 0
+        encoded = self.bert.encode(inputs, rows=None if every_row else targets.rows(), plan=plan)
+        denominators = Denominators(mlm_denominator, sbo_denominator, pair_denominator)
         losses = self.cls(
             encoded.hidden_states,
             self.cls.predictions.decoder.weight,
-            **vars(targets if every_row else targets.on_rows()),
-            mlm_denominator=mlm_denominator,
-            sbo_denominator=sbo_denominator,
-            return_predictions=return_predictions,
+            targets if every_row else targets.on_rows(),
+            denominators,
+            return_predictions,
         )
         loss, pair_loss = losses.loss, None
         if self.config.pair_loss_weight:
-            if input_ids is None:
-                raise ValueError("input_ids must be given with pair_loss_weight > 0, got None")
-            packed_ids = packing.pack(input_ids)
-            pair_sum = self._pair_sum(encoded.hidden_states, packed_ids, targets, num_tokens)
-            tokens = max(len(packed_ids), 1) if num_tokens is None else num_tokens.clamp(min=1)
+            pair_sum, tokens = self._pair_sum(inputs, encoded.hidden_states, targets, num_tokens)
             pair_loss = pair_sum.detach() / tokens
-            pair_divisor = tokens if pair_denominator is None else pair_denominator
-            loss = loss + self.config.pair_loss_weight * (pair_sum / pair_divisor)
+            divisor = tokens if denominators.pair is None else denominators.pair
+            loss = loss + self.config.pair_loss_weight * (pair_sum / divisor)
         return SpanBertForPreTrainingOutput(
             **{**losses._asdict(), "loss": loss},
             pair_loss=pair_loss,
             hidden_states=encoded.padded_stages(),
         )
 
-    def _targets(
-        self, packing, labels, mlm_positions, mlm_targets, boundaries, cu_lengths, sbo_targets
-    ) -> SpanTargets | None:
-        """The targets in packed rows; None where there are none at all."""
-        for name, group in (
-            ("mlm_positions and mlm_targets", (mlm_positions, mlm_targets)),
-            (
-                "span_boundaries, cu_span_lengths and sbo_targets",
-                (boundaries, cu_lengths, sbo_targets),
-            ),
-        ):
-            if any(t is None for t in group) and any(t is not None for t in group):
-                raise ValueError(f"{name} must be given together or not at all")
-        if labels is not None and mlm_positions is not None:
-            raise ValueError("labels must be None where mlm_positions is given")
-        if labels is None and mlm_positions is None and boundaries is None:
-            return None
-        device = packing.cu_seqlens.device
-        to_row = None
-        if packing.indices is not None:
-            batch, seqlen = packing.padded_shape
-            # -1, which the gathers refuse, for a target that lies on padding
-            to_row = torch.full((batch * seqlen,), -1, dtype=torch.int64, device=device)
-            to_row[packing.indices] = torch.arange(packing.total_tokens, device=device)
-        if labels is not None:
-            packed_labels = packing.pack(labels)
-            mlm_positions = (packed_labels != IGNORED_TARGET).nonzero().squeeze(1)
-            mlm_targets = packed_labels[mlm_positions]
-        elif mlm_positions is None:
-            mlm_positions = mlm_targets = torch.zeros(0, dtype=torch.int64, device=device)
-        elif to_row is not None:
-            mlm_positions = to_row[mlm_positions]
-        if boundaries is None:
-            boundaries = torch.zeros((0, 2), dtype=torch.int64, device=device)
-            cu_lengths = torch.zeros(1, dtype=torch.int32, device=device)
-            sbo_targets = torch.zeros(0, dtype=torch.int64, device=device)
-        elif to_row is not None:
-            boundaries = to_row[boundaries]
-        return SpanTargets(mlm_positions, mlm_targets, boundaries, cu_lengths, sbo_targets)
-
     def _pair_sum(
-        self, hidden, packed_ids, targets: SpanTargets, num_tokens: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The pair-likelihood loss of every token's own probability, summed over tokens."""
-        head, tokens = self.cls.predictions, len(packed_ids)
+        self,
+        inputs: EncoderInputs,
+        hidden: torch.Tensor,
+        targets: SpanTargets,
+        num_tokens: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | int]:
+        """The pair-likelihood loss of every token's own probability, summed over tokens; and the
+        number of tokens, at least 1."""
+        if inputs.input_ids is None:
+            raise ValueError("input_ids must be given with pair_loss_weight > 0, got None")
+        head, tokens = self.cls.predictions, inputs.packing.total_tokens
         # what counts for nothing is written beyond the last token
         masked = torch.where(targets.mlm_targets == IGNORED_TARGET, tokens, targets.mlm_positions)
-        originals = F.pad(packed_ids, (0, 1)).index_put((masked,), targets.mlm_targets)[:-1]
+        originals = F.pad(inputs.input_ids, (0, 1)).index_put((masked,), targets.mlm_targets)[:-1]
         in_span = originals.new_zeros(tokens + 1, dtype=torch.bool).index_fill(0, masked, True)[:-1]
         weight = head.decoder.weight
         log_p = -linear_cross_entropy(head(hidden), weight, head.bias, originals).losses
         if num_tokens is not None:
             # outside the spans a probability of 0 has no loss, and here no gradient
             log_p = log_p.where(torch.arange(tokens, device=log_p.device) < num_tokens, -torch.inf)
-        return span_pair_losses(log_p, in_span, form=self.config.pair_loss_form).negative
+        total = span_pair_losses(log_p, in_span, form=self.config.pair_loss_form).negative
+        return total, max(tokens, 1) if num_tokens is None else num_tokens.clamp(min=1)
+
+
+def packed_targets(
+    packing: Packing,
+    labels: torch.Tensor | None,
+    mlm_positions: torch.Tensor | None,
+    mlm_targets: torch.Tensor | None,
+    span_boundaries: torch.Tensor | None,
+    cu_span_lengths: torch.Tensor | None,
+    sbo_targets: torch.Tensor | None,
+) -> SpanTargets | None:
+    """The targets of a forward in packed rows; None where there are none at all.
+
+    Raises:
+        ValueError: they are given in part, or labels beside mlm_positions.
+    """
+    spans = (span_boundaries, cu_span_lengths, sbo_targets)
+    for name, group in (
+        ("mlm_positions and mlm_targets", (mlm_positions, mlm_targets)),
+        ("span_boundaries, cu_span_lengths and sbo_targets", spans),
+    ):
+        if any(t is None for t in group) and any(t is not None for t in group):
+            raise ValueError(f"{name} must be given together or not at all")
+    if labels is not None and mlm_positions is not None:
+        raise ValueError("labels must be None where mlm_positions is given")
+    if labels is None and mlm_positions is None and span_boundaries is None:
+        return None
+    device = packing.cu_seqlens.device
+    if labels is not None:
+        packed_labels = packing.pack(labels)
+        mlm_positions = (packed_labels != IGNORED_TARGET).nonzero().squeeze(1)
+        mlm_targets = packed_labels[mlm_positions]
+    elif mlm_positions is None:
+        mlm_positions = mlm_targets = torch.zeros(0, dtype=torch.int64, device=device)
+    else:
+        mlm_positions = packing.packed_rows(mlm_positions)
+    if span_boundaries is None:
+        span_boundaries = torch.zeros((0, 2), dtype=torch.int64, device=device)
+        cu_span_lengths = torch.zeros(1, dtype=torch.int32, device=device)
+        sbo_targets = torch.zeros(0, dtype=torch.int64, device=device)
+    else:
+        span_boundaries = packing.packed_rows(span_boundaries)
+    return SpanTargets(mlm_positions, mlm_targets, span_boundaries, cu_span_lengths, sbo_targets)

@@ -1,7 +1,7 @@
 """torch.nn modules on packed tokens: building blocks for a model of one's own.
 
-Each takes packed input, (total_tokens, hidden_size) with `cu_seqlens`, or padded input, (batch,
-seqlen, hidden_size) with an optional `attention_mask`, where it attends across tokens.
+Each takes packed input, (total_tokens, hidden_size) with a `Packing` or `cu_seqlens`, or padded
+input, (batch, seqlen, hidden_size) with an optional `attention_mask`, where it attends across tokens.
 """
 
 from spanbert_fast.nn.attention import PackedSelfAttention
@@ -10,15 +10,21 @@ from spanbert_fast.nn.heads import (
     SpanBoundaryHead,
     SpanPretrainingLoss,
 )
-from spanbert_fast.nn.layer import DropoutAddLayerNorm, TransformerLayer
+from spanbert_fast.nn.layer import DropoutAddLayerNorm, NormOptions, TransformerLayer
+from spanbert_fast.nn.packing import Packing
 from spanbert_fast.nn.pair_losses import span_pair_losses
+from spanbert_fast.nn.targets import Denominators, SpanTargets
 
 __all__ = [
+    "Denominators",
     "DropoutAddLayerNorm",
     "MaskedLMHead",
+    "NormOptions",
     "PackedSelfAttention",
+    "Packing",
     "SpanBoundaryHead",
     "SpanPretrainingLoss",
+    "SpanTargets",
     "TransformerLayer",
     "span_pair_losses",
 ]

@@ -3,18 +3,24 @@
 import torch
 from torch import nn
 
-from spanbert_fast.nn.linear import draw_dropout_seed, reset_linear
+from spanbert_fast.nn.linear import apply_linear, reset_linear
 from spanbert_fast.nn.packing import Packing
-from spanbert_fast.ops import _common
+from spanbert_fast.ops._precision import compute_dtype
+from spanbert_fast.ops.dropout import Dropout, DropoutPlan
 from spanbert_fast.ops.varlen_attention import varlen_attention
 
 
 class PackedSelfAttention(nn.Module):
     """Multi-head self-attention within each sequence; heads are concatenated, not yet projected.
 
+        >>> attention = PackedSelfAttention(hidden_size=8, num_attention_heads=2)
+        >>> attention(torch.zeros(2, 5, 8)).shape  # padded; or packed, with a Packing
+        torch.Size([2, 5, 8])
+
     Shapes:
-        hidden_states: (total_tokens, hidden_size) with cu_seqlens int32 (batch + 1,), or
-            (batch, seqlen, hidden_size) with an optional attention_mask (batch, seqlen).
+        hidden_states: (total_tokens, hidden_size) with a `packing` or cu_seqlens int32
+            (batch + 1,); or (batch, seqlen, hidden_size) with an optional attention_mask (batch,
+            seqlen).
         output: as hidden_states; zeros where attention_mask is 0.
 
     Args:
@@ -51,31 +57,24 @@ class PackedSelfAttention(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        cu_seqlens: torch.Tensor | None = None,
-        max_seqlen: int | None = None,
+        packing: Packing | None = None,
         *,
-        attention_mask: torch.Tensor | None = None,
-        dropout_seed: torch.Tensor | None = None,
-        dropout_site: int = 0,
+        dropout: Dropout | None = None,
+        **layout,
     ) -> torch.Tensor:
-        packing = Packing.of(hidden_states, attention_mask, cu_seqlens, max_seqlen)
-        rows = packing.pack(hidden_states)
-        rows = rows.to(_common.compute_dtype(rows))  # once, and not by autocast for each product
-        dropout_p = self.attention_dropout if self.training else 0.0
-        if dropout_p and dropout_seed is None:
-            dropout_seed = draw_dropout_seed(rows.device)
+        """`layout` is what `Packing.of` takes in place of `packing`. Without `dropout` the module
+        draws its own while training."""
+        if packing is None:
+            packing = Packing.of(hidden_states, **layout)
+            return packing.unpack(self(packing.pack(hidden_states), packing, dropout=dropout))
+        rows = hidden_states.to(compute_dtype(hidden_states))  # once, not for each product
+        if not self.training:
+            dropout = None
+        elif dropout is None and self.attention_dropout:
+            dropout = DropoutPlan.draw(rows.device).attention(0, self.attention_dropout)
         q, k, v = (
-            linear(rows).unflatten(1, (self.num_attention_heads, -1))
+            apply_linear(linear, rows).unflatten(1, (self.num_attention_heads, -1))
             for linear in (self.query, self.key, self.value)
         )
-        context = varlen_attention(
-            q,
-            k,
-            v,
-            packing.cu_seqlens,
-            packing.max_seqlen,
-            dropout_p=dropout_p,
-            dropout_seed=dropout_seed,
-            dropout_site=dropout_site,
-        )
-        return packing.unpack(context.flatten(1))
+        context = varlen_attention(q, k, v, packing.cu_seqlens, packing.max_seqlen, dropout=dropout)
+        return context.flatten(1)

@@ -9,7 +9,7 @@ padding, padding in front) runs transformers' own code and says so once; so does
 call with `spanbert_fast=False`.
 
 Between these modules hidden states are (total_tokens, hidden_size), with the keyword arguments
-`packing` and `dropout_seed` beside them: this is what a hook on one of them sees.
+`packing` and `plan` (of dropout) beside them: this is what a hook on one of them sees.
 """
 
 import dataclasses
@@ -28,14 +28,15 @@ from spanbert_fast.nn.bert_parts import (
     BertEmbeddings,
     BertSelfAttention,
     OnTokens,
+    active_p,
     in_place_of,
     make_fast,
     not_covered,
     warn_once,
 )
 from spanbert_fast.nn.key_masks import packing_of_mask, starts_are_tokens
-from spanbert_fast.nn.linear import draw_dropout_seed
 from spanbert_fast.nn.packing import Packing
+from spanbert_fast.ops.dropout import DropoutPlan
 
 __all__ = ["BertEmbeddings", "BertEncoder", "BertLayer", "BertModel", "BertSelfAttention"]
 
@@ -57,7 +58,7 @@ class BertLayer(OnTokens, stock.BertLayer):
         past_key_values=None,
         *,
         packing: Packing | None = None,
-        dropout_seed: torch.Tensor | None = None,
+        plan: DropoutPlan | None = None,
         rows: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
@@ -66,7 +67,7 @@ class BertLayer(OnTokens, stock.BertLayer):
         With `packing`, `rows` int64 (num_rows,) are those that are needed after attention.
         """
         if packing is not None:
-            return self._packed(hidden_states, packing, dropout_seed, rows)
+            return self._packed(hidden_states, packing, plan, rows)
         given = (encoder_hidden_states, encoder_attention_mask, past_key_values)
         config, others = self.attention.self.config, {**kwargs, "past_key_values": past_key_values}
         output = self.on_tokens(self._packed, hidden_states, attention_mask, config, others)
@@ -74,15 +75,12 @@ class BertLayer(OnTokens, stock.BertLayer):
             return super().forward(hidden_states, attention_mask, *given, **kwargs)
         return output
 
-    def _packed(self, x, packing: Packing, dropout_seed, rows=None) -> torch.Tensor:
-        x, _ = self.attention(x, packing=packing, dropout_seed=dropout_seed, rows=rows)
-        return self.output(
-            self.intermediate(x),
-            x,
-            dropout_seed=dropout_seed,
-            dropout_site=2 * (self.attention.self.layer_idx or 0) + 1,
-            dropout_rows=rows,
-        )
+    def _packed(self, x, packing: Packing, plan, rows=None) -> torch.Tensor:
+        x, _ = self.attention(x, packing=packing, plan=plan, rows=rows)
+        dropout, p = None, active_p(self.output.dropout)
+        if plan is not None and p:
+            dropout = plan.after_feed_forward(self.attention.self.layer_idx or 0, p, rows)
+        return self.output(self.intermediate(x), x, dropout=dropout)
 
 
 @in_place_of(stock.BertEncoder)
@@ -103,7 +101,7 @@ class BertEncoder(OnTokens, stock.BertEncoder):
         use_cache: bool | None = None,
         *,
         packing: Packing | None = None,
-        dropout_seed: torch.Tensor | None = None,
+        plan: DropoutPlan | None = None,
         stages: list[torch.Tensor] | None = None,
         rows: torch.Tensor | None = None,
         **kwargs,
@@ -114,7 +112,7 @@ class BertEncoder(OnTokens, stock.BertEncoder):
         and of the last layer only the packed `rows` are computed.
         """
         if packing is not None:
-            output = self._packed(hidden_states, packing, dropout_seed, stages, rows)
+            output = self._packed(hidden_states, packing, plan, stages, rows)
             return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=output)
         given = (encoder_hidden_states, encoder_attention_mask, past_key_values)
         others = {**kwargs, "past_key_values": past_key_values}
@@ -123,15 +121,15 @@ class BertEncoder(OnTokens, stock.BertEncoder):
             return super().forward(hidden_states, attention_mask, *given, use_cache, **kwargs)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=output)
 
-    def _packed(self, x, packing: Packing, dropout_seed, stages=None, rows=None) -> torch.Tensor:
-        if dropout_seed is None and self.training:
-            dropout_seed = draw_dropout_seed(x.device)  # one for all layers, which have sites
+    def _packed(self, x, packing: Packing, plan, stages=None, rows=None) -> torch.Tensor:
+        if plan is None and self.training:
+            plan = DropoutPlan.draw(x.device)  # one for all layers, which have sites
         if stages is not None:
             stages.append(x)
         for index, layer in enumerate(self.layer):
             last = {"rows": rows} if rows is not None and index == len(self.layer) - 1 else {}
-            # hidden states by position, the seed as an argument: checkpointing needs both
-            x = layer(x, packing=packing, dropout_seed=dropout_seed, **last)
+            # hidden states by position, the plan as an argument: checkpointing needs both
+            x = layer(x, packing=packing, plan=plan, **last)
             if stages is not None:
                 stages.append(x)
         return x
@@ -193,27 +191,27 @@ class BertModel(stock.BertModel):
                 use_cache=use_cache,
                 **{**kwargs, "spanbert_fast": False},
             )
-        dropout_seed = draw_dropout_seed(packing.cu_seqlens.device) if self.training else None
+        plan = DropoutPlan.draw(packing.cu_seqlens.device) if self.training else None
         x = self.embeddings(
             input_ids,
             token_type_ids,
             position_ids,
             inputs_embeds,
             packing=packing,
-            dropout_seed=dropout_seed,
-            dropout_site=2 * self.config.num_hidden_layers,
+            plan=plan,
+            num_layers=self.config.num_hidden_layers,
         )
         wanted = kwargs.get("output_hidden_states")
         wanted = self.config.output_hidden_states if wanted is None else wanted
         stages = [] if wanted else None
         if rows_of is not None and stages is None:
             rows = rows_of(packing)
-            x = self.encoder(x, packing=packing, dropout_seed=dropout_seed, rows=rows)
+            x = self.encoder(x, packing=packing, plan=plan, rows=rows)
             packing = dataclasses.replace(
                 packing, indices=rows if packing.indices is None else packing.indices[rows]
             )
         else:
-            x = self.encoder(x, packing=packing, dropout_seed=dropout_seed, stages=stages)
+            x = self.encoder(x, packing=packing, plan=plan, stages=stages)
         hidden_states = _padded(x.last_hidden_state, packing)
         output = BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=hidden_states,

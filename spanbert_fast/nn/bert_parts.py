@@ -10,16 +10,12 @@ from transformers import BertConfig
 from transformers.activations import GELUActivation
 from transformers.models.bert import modeling_bert as stock
 
+from spanbert_fast.nn.embeddings import EmbeddingTables, PackedIds, embed
 from spanbert_fast.nn.key_masks import packing_of_mask, starts_are_tokens
-from spanbert_fast.nn.linear import (
-    draw_dropout_seed,
-    is_plain,
-    linear_gelu,
-    linear_without_bias,
-)
+from spanbert_fast.nn.linear import apply_linear, is_plain, linear_gelu, linear_without_bias
 from spanbert_fast.nn.packing import Packing
+from spanbert_fast.ops.dropout import Dropout, DropoutPlan
 from spanbert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
-from spanbert_fast.ops.embedding_layer_norm import embedding_layer_norm
 from spanbert_fast.ops.varlen_attention import varlen_attention
 
 # What callers pass to every model and means nothing here, or is looked at by name.
@@ -74,12 +70,10 @@ def not_covered(config: BertConfig, kwargs: dict) -> str | None:
     return None
 
 
-def dropout_of(module: nn.Dropout, seed: torch.Tensor | None, like: torch.Tensor) -> dict:
-    """What the ops want to know of a dropout module, which counts by its own training mode."""
-    p = module.p if module.training else 0.0
-    if p and seed is None:
-        seed = draw_dropout_seed(like.device)
-    return {"dropout_p": p, "dropout_seed": seed}
+def active_p(module: nn.Module) -> float:
+    """The probability that a plain dropout module drops with now: it goes by its own training
+    mode. 0 for what stands in the place of one, which is called as it is."""
+    return module.p if is_plain(module, nn.Dropout) and module.training else 0.0
 
 
 class OnTokens(nn.Module):
@@ -88,7 +82,7 @@ class OnTokens(nn.Module):
     def on_tokens(
         self, run: Callable, hidden_states: torch.Tensor, attention_mask, config, kwargs: dict
     ) -> torch.Tensor | None:
-        """`run(packed, packing, dropout_seed=None)`, padded; None where that is not covered."""
+        """`run(packed, packing, plan=None)`, padded; None where that is not covered."""
         if kwargs.get("spanbert_fast") is False:
             return None
         reason = not_covered(config, kwargs)
@@ -116,8 +110,8 @@ class BertEmbeddings(stock.BertEmbeddings):
         inputs_embeds=None,
         *others,
         packing: Packing | None = None,
-        dropout_seed: torch.Tensor | None = None,
-        dropout_site: int = 0,
+        plan: DropoutPlan | None = None,
+        num_layers: int = 0,
         **named,
     ) -> torch.Tensor:
         """As transformers'; with the inputs' `packing`, (total_tokens, hidden_size)."""
@@ -126,47 +120,28 @@ class BertEmbeddings(stock.BertEmbeddings):
             return super().forward(
                 input_ids, token_type_ids, position_ids, inputs_embeds, *others, **named
             )
-
-        def packed_ids(ids: torch.Tensor) -> torch.Tensor:
-            return packing.pack(ids.expand(packing.padded_shape)).long()
-
-        words = None if input_ids is None else packed_ids(input_ids)
+        words = None if input_ids is None else packing.pack_ids(input_ids).long()
         embeds = None if inputs_embeds is None else packing.pack(inputs_embeds)
-        places = packing.position_ids() if position_ids is None else packed_ids(position_ids)
-        types = torch.zeros_like(places) if token_type_ids is None else packed_ids(token_type_ids)
-        table = self.word_embeddings
-        if embeds is None and not (
-            is_plain(table, nn.Embedding)
-            and table.max_norm is None
-            and not (table.sparse or table.scale_grad_by_freq)
-        ):
-            words, embeds = None, table(words)
-        plain = (
-            is_plain(self.position_embeddings, nn.Embedding)
-            and is_plain(self.token_type_embeddings, nn.Embedding)
-            and is_plain(self.LayerNorm, nn.LayerNorm)
-            and is_plain(self.dropout, nn.Dropout)
+        places = packing.position_ids() if position_ids is None else packing.pack_ids(position_ids)
+        places = places.long()
+        if token_type_ids is None:
+            types = torch.zeros_like(places)
+        else:
+            types = packing.pack_ids(token_type_ids).long()
+        dropout = None
+        if p := active_p(self.dropout):
+            dropout = (plan or DropoutPlan.draw(places.device)).embeddings(num_layers, p)
+        x = embed(
+            EmbeddingTables(
+                self.word_embeddings,
+                self.position_embeddings,
+                self.token_type_embeddings,
+                self.LayerNorm,
+            ),
+            PackedIds(words, places, types, embeds),
+            dropout=dropout,
         )
-        if not plain:
-            rows = (words, types, places, embeds)
-            rows = (None if row is None else row.unsqueeze(0) for row in rows)
-            return super().forward(*rows).squeeze(0)
-        padding_idx = getattr(table, "padding_idx", None)
-        return embedding_layer_norm(
-            words,
-            places,
-            types,
-            table.weight,
-            self.position_embeddings.weight,
-            self.token_type_embeddings.weight,
-            self.LayerNorm.weight,
-            self.LayerNorm.bias,
-            inputs_embeds=embeds,
-            padding_idx=-1 if padding_idx is None else padding_idx,
-            **dropout_of(self.dropout, dropout_seed, places),
-            dropout_site=dropout_site,
-            eps=self.LayerNorm.eps,
-        )
+        return x if is_plain(self.dropout, nn.Dropout) else self.dropout(x)
 
 
 @in_place_of(stock.BertSelfAttention)
@@ -180,26 +155,28 @@ class BertSelfAttention(OnTokens, stock.BertSelfAttention):
         past_key_values=None,
         *,
         packing: Packing | None = None,
-        dropout_seed: torch.Tensor | None = None,
+        plan: DropoutPlan | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(context, attention probabilities or None), shaped as hidden_states."""
         if packing is not None:
-            return self._packed(hidden_states, packing, dropout_seed), None
+            return self._packed(hidden_states, packing, plan), None
         others = {**kwargs, "past_key_values": past_key_values}
         output = self.on_tokens(self._packed, hidden_states, attention_mask, self.config, others)
         if output is None:
             return super().forward(hidden_states, attention_mask, past_key_values, **kwargs)
         return output, None
 
-    def _packed(self, hidden_states, packing: Packing, dropout_seed) -> torch.Tensor:
+    def _packed(self, hidden_states, packing: Packing, plan: DropoutPlan | None) -> torch.Tensor:
         q, k, v = (
-            linear(hidden_states).unflatten(1, (self.num_attention_heads, -1))
+            apply_linear(linear, hidden_states).unflatten(1, (self.num_attention_heads, -1))
             for linear in (self.query, self.key, self.value)
         )
-        dropout_p = self.dropout.p if self.training else 0.0
-        if dropout_p and dropout_seed is None:
-            dropout_seed = draw_dropout_seed(hidden_states.device)
+        # transformers' attention goes by its own mode, whatever its dropout module's
+        dropout = None
+        if self.training and (p := self.dropout.p):
+            plan = plan or DropoutPlan.draw(hidden_states.device)
+            dropout = plan.attention(self.layer_idx or 0, p)
         context = varlen_attention(
             q,
             k,
@@ -207,9 +184,7 @@ class BertSelfAttention(OnTokens, stock.BertSelfAttention):
             packing.cu_seqlens,
             packing.max_seqlen,
             softmax_scale=self.scaling,
-            dropout_p=dropout_p,
-            dropout_seed=dropout_seed,
-            dropout_site=self.layer_idx or 0,
+            dropout=dropout,
         )
         return context.flatten(1)
 
@@ -222,23 +197,22 @@ class _Output(nn.Module):
         hidden_states: torch.Tensor,
         input_tensor: torch.Tensor,
         *,
-        dropout_seed: torch.Tensor | None = None,
-        dropout_site: int = 0,
-        dropout_rows: torch.Tensor | None = None,
+        dropout: Dropout | None = None,
     ) -> torch.Tensor:
+        """Without `dropout` the module draws its own where its dropout module is training."""
         norm = self.LayerNorm
         if not (is_plain(norm, nn.LayerNorm) and is_plain(self.dropout, nn.Dropout)):
             return super().forward(hidden_states, input_tensor)
         y, bias = linear_without_bias(self.dense, hidden_states)
+        if dropout is None and (p := active_p(self.dropout)):
+            dropout = DropoutPlan.draw(y.device).after_attention(0, p)
         output = dropout_add_layer_norm(
             y.flatten(0, -2),
             input_tensor.flatten(0, -2),
             norm.weight,
             norm.bias,
             x_bias=bias,
-            **dropout_of(self.dropout, dropout_seed, y),
-            dropout_site=dropout_site,
-            dropout_rows=dropout_rows,
+            dropout=dropout,
             eps=norm.eps,
         )
         # FSDP warns of views that leave its units
@@ -279,20 +253,16 @@ class BertAttention(stock.BertAttention):
         attention_mask: torch.Tensor | None = None,
         *args,
         packing: Packing | None = None,
-        dropout_seed: torch.Tensor | None = None,
+        plan: DropoutPlan | None = None,
         rows: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if packing is None:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
-        context, _ = self.self(hidden_states, packing=packing, dropout_seed=dropout_seed)
+        context, _ = self.self(hidden_states, packing=packing, plan=plan)
         if rows is not None:
             context, hidden_states = context[rows], hidden_states[rows]
-        output = self.output(
-            context,
-            hidden_states,
-            dropout_seed=dropout_seed,
-            dropout_site=2 * (self.self.layer_idx or 0),
-            dropout_rows=rows,
-        )
-        return output, None
+        dropout, p = None, active_p(self.output.dropout)
+        if plan is not None and p:
+            dropout = plan.after_attention(self.self.layer_idx or 0, p, rows)
+        return self.output(context, hidden_states, dropout=dropout), None

@@ -4,12 +4,14 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from spanbert_fast.nn.linear import linear_gelu, reset_linear
-from spanbert_fast.ops import _common
+from spanbert_fast.nn.linear import apply_linear, linear_gelu, reset_linear
+from spanbert_fast.nn.targets import Denominators, SpanTargets
+from spanbert_fast.ops import _checks
+from spanbert_fast.ops.linear import linear
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
 from spanbert_fast.ops.span_boundary_gather import span_boundary_gather
+from spanbert_fast.values import IGNORED_TARGET
 
 
 def _normalised(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
@@ -71,7 +73,7 @@ class MaskedLMHead(nn.Module):
 
     def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., vocab_size): every entry's score at every position."""
-        return self.decoder(self(hidden_states))
+        return apply_linear(self.decoder, self(hidden_states))
 
 
 class SpanBoundaryHead(nn.Module):
@@ -122,8 +124,8 @@ class SpanBoundaryHead(nn.Module):
     def reset_parameters(self) -> None:
         """Normal(0, 0.02) weights and embeddings, zero biases, identity norms, as BERT starts."""
         nn.init.normal_(self.position_embeddings.weight, std=0.02)
-        for linear in (self.linear1, self.linear2):
-            reset_linear(linear)
+        for layer in (self.linear1, self.linear2):
+            reset_linear(layer)
         for norm in (self.layer_norm1, self.layer_norm2):
             norm.reset_parameters()
         nn.init.zeros_(self.bias)
@@ -141,13 +143,13 @@ class SpanBoundaryHead(nn.Module):
         cu_span_lengths: torch.Tensor,
         num_targets: int,
     ) -> torch.Tensor:
-        _common.check_shape("span_boundaries", span_boundaries, ("num_spans", 2))
+        _checks.check_shape("span_boundaries", span_boundaries, ("num_spans", 2))
         boundaries = _rows("span_boundaries", hidden_states, span_boundaries).flatten(1)
         size = self.position_embeddings.embedding_dim
         of_boundaries, of_places = self.linear1.weight.split([boundaries.shape[1], size], dim=1)
         x = span_boundary_gather(
-            F.linear(boundaries, of_boundaries),
-            F.linear(self.position_embeddings.weight, of_places, self.linear1.bias),
+            linear(boundaries, of_boundaries),
+            linear(self.position_embeddings.weight, of_places, self.linear1.bias),
             cu_span_lengths,
             num_targets,
             self.layer_norm1.weight,
@@ -160,8 +162,8 @@ class SpanBoundaryHead(nn.Module):
 def _rows(name: str, hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """hidden_states' rows at `positions`, of which some may come twice."""
     rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-    _common.check_integer(name, positions, (torch.int64,))
-    _common.check_ids(name, positions, rows.shape[0])  # indexing would take -1 for the last row
+    _checks.check_integer(name, positions, (torch.int64,))
+    _checks.check_ids(name, positions, rows.shape[0])  # indexing would take -1 for the last row
     return rows[positions]
 
 
@@ -197,10 +199,7 @@ class SpanPretrainingLoss(nn.Module):
         hidden_states: (total_tokens, hidden_size), or (batch, seqlen, hidden_size), whose rows are
             then numbered through.
         decoder_weight: (vocab_size, hidden_size), as a rule the word embeddings.
-        mlm_positions, mlm_targets: int64 (num_masked,), rows of hidden_states and what they hide.
-        span_boundaries: int64 (num_spans, 2), rows of hidden_states left and right of each span.
-        cu_span_lengths: int32 (num_spans + 1,), prefix sums of the spans' target counts.
-        sbo_targets: int64 (num_targets,). A target of either that is -100 counts for nothing.
+        targets: `SpanTargets`, in rows of hidden_states.
         output: `SpanPretrainingLosses`, losses in fp32 (fp64 for fp64).
 
     Args:
@@ -209,9 +208,9 @@ class SpanPretrainingLoss(nn.Module):
         sbo_weight: weight of the span boundary loss.
         denominator_offset: added to the count of span boundary targets; the released code has 1.
 
-    `mlm_denominator` and `sbo_denominator` (a number or a 0-dim tensor) take the place of the
-    counts in `loss`: those of a whole global batch, where this is a part of it. A denominator of 0
-    counts as 1: there is nothing to divide, and the gradient is 0 and not NaN.
+    `denominators` take the place of the counts in `loss`, where this batch is a part of a larger
+    one. A denominator of 0 counts as 1: there is nothing to divide, and the gradient is 0 and not
+    NaN.
     """
 
     def __init__(
@@ -240,28 +239,24 @@ class SpanPretrainingLoss(nn.Module):
         self,
         hidden_states: torch.Tensor,
         decoder_weight: torch.Tensor,
-        mlm_positions: torch.Tensor,
-        mlm_targets: torch.Tensor,
-        span_boundaries: torch.Tensor,
-        cu_span_lengths: torch.Tensor,
-        sbo_targets: torch.Tensor,
-        mlm_denominator: torch.Tensor | float | None = None,
-        sbo_denominator: torch.Tensor | float | None = None,
+        targets: SpanTargets,
+        denominators: Denominators = Denominators(),  # noqa: B008
         return_predictions: bool = False,
     ) -> SpanPretrainingLosses:
-        _common.check_shape("mlm_positions", mlm_positions, ("num_masked",))
-        _common.check_shape("mlm_targets", mlm_targets, tuple(mlm_positions.shape))
-        _common.check_shape("sbo_targets", sbo_targets, ("num_targets",))
+        mlm_positions, mlm_targets, span_boundaries, cu_span_lengths, sbo_targets = targets
+        _checks.check_shape("mlm_positions", mlm_positions, ("num_masked",))
+        _checks.check_shape("mlm_targets", mlm_targets, tuple(mlm_positions.shape))
+        _checks.check_shape("sbo_targets", sbo_targets, ("num_targets",))
         sizes = [mlm_targets.shape[0], sbo_targets.shape[0]]
-        targets = torch.cat([mlm_targets, sbo_targets])
-        real = targets != _common.IGNORED_TARGET
+        both = torch.cat([mlm_targets, sbo_targets])
+        real = both != IGNORED_TARGET
         masked = self.predictions(_rows("mlm_positions", hidden_states, mlm_positions))
         in_spans = self.span_boundary(hidden_states, span_boundaries, cu_span_lengths, sizes[1])
         losses, predictions = linear_cross_entropy(
             torch.cat([masked, in_spans]),
             decoder_weight,
             torch.stack([self.predictions.bias, self.span_boundary.bias]),
-            torch.where(real, targets, 0),
+            torch.where(real, both, 0),
             group_sizes=sizes,
             return_predictions=return_predictions,
         )
@@ -269,8 +264,8 @@ class SpanPretrainingLoss(nn.Module):
         mlm_sum, sbo_sum = (part.sum() for part in losses.split(sizes))
         # counted on the device: where shapes are fixed, only the data knows
         mlm_count, sbo_count = (part.sum() for part in real.split(sizes))
-        mlm_divisor = mlm_count if mlm_denominator is None else mlm_denominator
-        sbo_divisor = sbo_count if sbo_denominator is None else sbo_denominator
+        mlm_divisor = mlm_count if denominators.mlm is None else denominators.mlm
+        sbo_divisor = sbo_count if denominators.sbo is None else denominators.sbo
         sbo_term = sbo_sum / _nonzero(sbo_divisor + self.denominator_offset)
         return SpanPretrainingLosses(
             mlm_sum / _nonzero(mlm_divisor) + self.sbo_weight * sbo_term,

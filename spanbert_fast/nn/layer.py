@@ -1,22 +1,38 @@
 """One BERT layer on packed tokens. Submodules carry Hugging Face's names (contract C1)."""
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
 from spanbert_fast.nn.attention import PackedSelfAttention
-from spanbert_fast.nn.linear import (
-    draw_dropout_seed,
-    linear_gelu,
-    linear_without_bias,
-    reset_linear,
-)
+from spanbert_fast.nn.linear import linear_gelu, linear_without_bias, reset_linear
 from spanbert_fast.nn.packing import Packing
-from spanbert_fast.ops import _common
+from spanbert_fast.ops import _checks
+from spanbert_fast.ops.dropout import Dropout, DropoutPlan
 from spanbert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
+
+
+class NormOptions(NamedTuple):
+    """What the norms of a layer have in common.
+
+    Attributes:
+        dropout: probability of dropping an element of x while training.
+        eps: added to the variance.
+        residual_in_fp32: under autocast, read the residual and give the output in fp32.
+    """
+
+    dropout: float = 0.1
+    eps: float = 1e-12
+    residual_in_fp32: bool = False
 
 
 class DropoutAddLayerNorm(nn.LayerNorm):
     """y = LayerNorm(dropout(x + x_bias) + residual).
+
+        >>> norm = DropoutAddLayerNorm(4, NormOptions(dropout=0.0))
+        >>> norm(torch.zeros(2, 4), torch.tensor([[1.0, -1.0, 1.0, -1.0]]).expand(2, 4))[0].tolist()
+        [1.0, -1.0, 1.0, -1.0]
 
     Shapes:
         x, residual, output: (..., hidden_size).
@@ -24,24 +40,15 @@ class DropoutAddLayerNorm(nn.LayerNorm):
 
     Args:
         hidden_size: features.
-        dropout: probability of dropping an element of x while training.
-        eps: added to the variance.
-        residual_in_fp32: under autocast, read the residual and give the output in fp32.
+        options: see `NormOptions`.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        dropout: float = 0.1,
-        eps: float = 1e-12,
-        residual_in_fp32: bool = False,
-    ):
-        super().__init__(hidden_size, eps=eps)
-        self.dropout = dropout
-        self.residual_in_fp32 = residual_in_fp32
+    def __init__(self, hidden_size: int, options: NormOptions = NormOptions()):  # noqa: B008
+        super().__init__(hidden_size, eps=options.eps)
+        self.options = options
 
     def extra_repr(self) -> str:
-        return f"{self.normalized_shape[0]}, dropout={self.dropout}, eps={self.eps}"
+        return f"{self.normalized_shape[0]}, dropout={self.options.dropout}, eps={self.eps}"
 
     def forward(
         self,
@@ -49,25 +56,23 @@ class DropoutAddLayerNorm(nn.LayerNorm):
         residual: torch.Tensor,
         x_bias: torch.Tensor | None = None,
         *,
-        dropout_seed: torch.Tensor | None = None,
-        dropout_site: int = 0,
-        dropout_rows: torch.Tensor | None = None,
+        dropout: Dropout | None = None,
     ) -> torch.Tensor:
-        dropout_p = self.dropout if self.training else 0.0
-        if dropout_p and dropout_seed is None:
-            dropout_seed = draw_dropout_seed(x.device)
+        """Without `dropout` the module draws its own while training."""
+        if not self.training:
+            dropout = None
+        elif dropout is None and self.options.dropout:
+            dropout = DropoutPlan.draw(x.device).after_attention(0, self.options.dropout)
+        in_fp32 = self.options.residual_in_fp32 and torch.is_autocast_enabled(x.device.type)
         y = dropout_add_layer_norm(
             x.reshape(-1, x.shape[-1]),
             residual.reshape(-1, residual.shape[-1]),
             self.weight,
             self.bias,
             x_bias=x_bias,
-            dropout_p=dropout_p,
-            dropout_seed=dropout_seed,
-            dropout_site=dropout_site,
-            dropout_rows=dropout_rows,
+            dropout=dropout,
             eps=self.eps,
-            residual_in_fp32=self.residual_in_fp32 and torch.is_autocast_enabled(x.device.type),
+            residual_in_fp32=in_fp32,
         )
         return y.view(x.shape)
 
@@ -75,23 +80,25 @@ class DropoutAddLayerNorm(nn.LayerNorm):
 class ProjectionOutput(nn.Module):
     """A linear layer back to hidden_size, then DropoutAddLayerNorm with the residual."""
 
-    def __init__(self, in_features: int, hidden_size: int, *norm):
+    def __init__(self, in_features: int, hidden_size: int, norm: NormOptions):
         super().__init__()
         self.dense = nn.Linear(in_features, hidden_size)
-        self.LayerNorm = DropoutAddLayerNorm(hidden_size, *norm)
+        self.LayerNorm = DropoutAddLayerNorm(hidden_size, norm)
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor, **dropout) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor, dropout: Dropout | None
+    ) -> torch.Tensor:
         y, bias = linear_without_bias(self.dense, x)
-        return self.LayerNorm(y, residual, bias, **dropout)
+        return self.LayerNorm(y, residual, bias, dropout=dropout)
 
 
 class SelfAttentionBlock(nn.Module):
     """Self-attention and its output projection, under the names `self` and `output`."""
 
-    def __init__(self, hidden_size, num_heads, attention_dropout, *norm):
+    def __init__(self, attention: PackedSelfAttention, hidden_size: int, norm: NormOptions):
         super().__init__()
-        self.self = PackedSelfAttention(hidden_size, num_heads, attention_dropout)
-        self.output = ProjectionOutput(hidden_size, hidden_size, *norm)
+        self.self = attention
+        self.output = ProjectionOutput(hidden_size, hidden_size, norm)
 
 
 class Intermediate(nn.Module):
@@ -108,9 +115,14 @@ class Intermediate(nn.Module):
 class TransformerLayer(nn.Module):
     """Self-attention, then a feed-forward network, each with dropout, residual and LayerNorm.
 
+        >>> layer = TransformerLayer(8, num_attention_heads=2, intermediate_size=16)
+        >>> layer(torch.zeros(2, 5, 8), attention_mask=torch.ones(2, 5)).shape
+        torch.Size([2, 5, 8])
+
     Shapes:
-        hidden_states: (total_tokens, hidden_size) with cu_seqlens int32 (batch + 1,), or
-            (batch, seqlen, hidden_size) with an optional attention_mask (batch, seqlen).
+        hidden_states: (total_tokens, hidden_size) with a `packing` or cu_seqlens int32
+            (batch + 1,); or (batch, seqlen, hidden_size) with an optional attention_mask (batch,
+            seqlen).
         rows: int64 (num_rows,), with packed input only: the rows that are needed after
             attention; everything behind attention is computed for them alone, with the same
             values as without `rows`.
@@ -118,11 +130,9 @@ class TransformerLayer(nn.Module):
 
     Args:
         hidden_size, num_attention_heads, intermediate_size: sizes.
-        attention_dropout, hidden_dropout: probabilities while training.
-        layer_norm_eps: added to the variance.
+        attention_dropout: probability of dropping an attention probability while training.
+        norm: dropout, eps and precision of both residual branches.
         layer_index: the layer's number, which gives its dropout masks their sites (C4).
-        residual_in_fp32: under autocast, keep the residual stream, the layer's output too, in fp32;
-            the default keeps it in autocast's dtype.
     """
 
     def __init__(
@@ -130,20 +140,17 @@ class TransformerLayer(nn.Module):
         hidden_size: int,
         num_attention_heads: int,
         intermediate_size: int,
+        *,
         attention_dropout: float = 0.1,
-        hidden_dropout: float = 0.1,
-        layer_norm_eps: float = 1e-12,
+        norm: NormOptions = NormOptions(),  # noqa: B008
         layer_index: int = 0,
-        residual_in_fp32: bool = False,
     ):
         super().__init__()
         self.layer_index = layer_index
-        norm = (hidden_dropout, layer_norm_eps, residual_in_fp32)
-        self.attention = SelfAttentionBlock(
-            hidden_size, num_attention_heads, attention_dropout, *norm
-        )
+        attention = PackedSelfAttention(hidden_size, num_attention_heads, attention_dropout)
+        self.attention = SelfAttentionBlock(attention, hidden_size, norm)
         self.intermediate = Intermediate(hidden_size, intermediate_size)
-        self.output = ProjectionOutput(intermediate_size, hidden_size, *norm)
+        self.output = ProjectionOutput(intermediate_size, hidden_size, norm)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -160,32 +167,34 @@ class TransformerLayer(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        cu_seqlens: torch.Tensor | None = None,
-        max_seqlen: int | None = None,
+        packing: Packing | None = None,
         *,
-        attention_mask: torch.Tensor | None = None,
         rows: torch.Tensor | None = None,
-        dropout_seed: torch.Tensor | None = None,
+        plan: DropoutPlan | None = None,
+        **layout,
     ) -> torch.Tensor:
-        packing = Packing.of(hidden_states, attention_mask, cu_seqlens, max_seqlen)
-        if rows is not None and packing.padded_shape is not None:
-            raise ValueError("rows must be None with padded hidden_states")
-        x = packing.pack(hidden_states)
-        if self.training and dropout_seed is None:
-            dropout_seed = draw_dropout_seed(x.device)
-        context = self.attention.self(
-            x,
-            packing.cu_seqlens,
-            packing.max_seqlen,
-            dropout_seed=dropout_seed,
-            dropout_site=self.layer_index,
-        )
+        """`layout` is what `Packing.of` takes in place of `packing`; `plan` is the model's dropout,
+        drawn anew while training where it is None."""
+        if packing is None:
+            packing = Packing.of(hidden_states, **layout)
+            if rows is not None and packing.padded_shape is not None:
+                raise ValueError("rows must be None with padded hidden_states")
+            x = self(packing.pack(hidden_states), packing, rows=rows, plan=plan)
+            return x if rows is not None else packing.unpack(x)
+        x, layer = hidden_states, self.layer_index
+        after_attention = after_feed_forward = of_attention = None
+        if self.training:
+            plan = plan or DropoutPlan.draw(x.device)
+            p = self.attention.output.LayerNorm.options.dropout
+            of_attention = plan.attention(layer, self.attention.self.attention_dropout)
+            after_attention = plan.after_attention(layer, p, rows)
+            p = self.output.LayerNorm.options.dropout
+            after_feed_forward = plan.after_feed_forward(layer, p, rows)
+        context = self.attention.self(x, packing, dropout=of_attention)
         if rows is not None:
-            _common.check_ids("rows", rows, x.shape[0])  # indexing would take -1 for the last row
+            _checks.check_ids("rows", rows, x.shape[0])  # indexing would take -1 for the last row
             # Plain indexing: its backward sorts the rows on a GPU, so that rows that come twice
             # add up in a fixed order.
             x, context = x[rows], context[rows]
-        dropout = {"dropout_seed": dropout_seed, "dropout_rows": rows}
-        x = self.attention.output(context, x, dropout_site=2 * self.layer_index, **dropout)
-        x = self.output(self.intermediate(x), x, dropout_site=2 * self.layer_index + 1, **dropout)
-        return packing.unpack(x)
+        x = self.attention.output(context, x, after_attention)
+        return self.output(self.intermediate(x), x, after_feed_forward)

@@ -2,9 +2,9 @@
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from spanbert_fast.ops.bias_gelu import bias_gelu
+from spanbert_fast.ops.linear import linear
 
 
 def reset_linear(linear: nn.Linear, std: float = 0.02) -> None:
@@ -12,12 +12,6 @@ def reset_linear(linear: nn.Linear, std: float = 0.02) -> None:
     nn.init.normal_(linear.weight, std=std)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
-
-
-def draw_dropout_seed(device: torch.device) -> torch.Tensor:
-    """int64 0-dim seed from torch's generator of `device`: torch.manual_seed governs it, and a
-    restored generator state gives the same masks again."""
-    return torch.randint(2**63 - 1, (), device=device)
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -32,6 +26,11 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and not hooks and "forward" not in vars(module)
 
 
+def apply_linear(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """x W^T + bias by the op `linear`; what is not a plain nn.Linear is called as it is."""
+    return linear(x, module.weight, module.bias) if is_plain(module, nn.Linear) else module(x)
+
+
 def linear_without_bias(
     module: nn.Module, x: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -41,7 +40,7 @@ def linear_without_bias(
     forward of its own) is called as it is, and its bias comes back as None: already added.
     """
     if is_plain(module, nn.Linear):
-        return F.linear(x, module.weight), module.bias
+        return linear(x, module.weight), module.bias
     return module(x), None
 
 

@@ -7,7 +7,7 @@ import torch
 from spanbert_fast.ops.pad import pad, take_tokens, unpad_indices
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
 class Packing:
     """How the sequences of one batch lie in packed rows, and how to give padded rows back.
 
@@ -87,6 +87,10 @@ class Packing:
             return x
         return x.flatten(0, 1) if self.indices is None else take_tokens(x, self.indices)
 
+    def pack_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        """As `pack`; (1, seqlen) ids serve every sequence of a padded batch, as in BertModel."""
+        return ids if self.padded_shape is None else self.pack(ids.expand(self.padded_shape))
+
     def unpack(self, x: torch.Tensor) -> torch.Tensor:
         """(total_tokens, ...) -> (batch, seqlen, ...), zeros where there is no token."""
         if self.padded_shape is None:
@@ -94,6 +98,16 @@ class Packing:
         if self.indices is None:
             return x.unflatten(0, self.padded_shape)
         return pad(x, self.indices, *self.padded_shape)
+
+    def packed_rows(self, positions: torch.Tensor) -> torch.Tensor:
+        """int64 packed rows of positions in the flat (batch * seqlen), or in packed input; -1,
+        which gathers refuse, for one that is padding."""
+        if self.indices is None:
+            return positions
+        batch, seqlen = self.padded_shape
+        rows = torch.full((batch * seqlen,), -1, dtype=torch.int64, device=positions.device)
+        rows[self.indices] = torch.arange(self.total_tokens, device=positions.device)
+        return rows[positions]
 
     def position_ids(self) -> torch.Tensor:
         """int64 (total_tokens,): each row's place in its sequence."""
@@ -109,6 +123,15 @@ class Packing:
         return torch.arange(self.total_tokens, device=starts.device) - starts
 
 
-def first_token_rows(packing: Packing) -> torch.Tensor:
-    """int64 (batch,): the packed row of each sequence's first token."""
-    return packing.cu_seqlens[:-1].long()
+    def first_rows(self) -> torch.Tensor:
+        """int64 (batch,): the packed row of each sequence's first token; of an empty sequence some
+        row, or none where every sequence is empty."""
+        starts = self.cu_seqlens[:-1].long()
+        return starts.clamp(max=self.total_tokens - 1) if self.total_tokens else starts[:0]
+
+    def of_first_tokens(self, rows: torch.Tensor) -> torch.Tensor:
+        """(batch, hidden_size) out of the rows at `first_rows()`: zeros for an empty sequence."""
+        if self.total_tokens == 0:
+            return rows.new_zeros((len(self.cu_seqlens) - 1, rows.shape[-1]))
+        is_empty = self.cu_seqlens.diff() == 0
+        return rows.masked_fill(is_empty[:, None], 0)

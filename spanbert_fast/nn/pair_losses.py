@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from spanbert_fast.ops import _common
+from spanbert_fast.ops import _checks
+from spanbert_fast.ops._precision import opmath_dtype
 
 FORMS = ("printed", "likelihood")
 
@@ -52,13 +53,13 @@ def span_pair_losses(
     Raises:
         ValueError, TypeError: another form, unlike shapes, or dtypes other than these.
     """
-    _common.check_floating("log_p", log_p)
-    _common.check_shape("in_span", in_span, tuple(log_p.shape))
+    _checks.check_floating("log_p", log_p)
+    _checks.check_shape("in_span", in_span, tuple(log_p.shape))
     if in_span.dtype != torch.bool:
         raise TypeError(f"in_span must be bool, got {in_span.dtype}")
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
-    log_p = log_p.to(_common.opmath_dtype(log_p.dtype))
+    log_p = log_p.to(opmath_dtype(log_p.dtype))
     log_not_p = _log1mexp(log_p)
     sign = 1 if form == "printed" else -1
     # chosen, not multiplied by 0: log p = -inf of a token in the other sum must not become NaN

@@ -1,1 +1,17 @@
-"""One public, differentiable function per op: validation, dispatch, autograd."""
+"""One public, differentiable function per op: validation, dispatch, autograd.
+
+Each is in the module of its name: `from spanbert_fast.ops.varlen_attention import
+varlen_attention`.
+"""
+
+OPS = (
+    "bias_gelu",
+    "dropout_add_layer_norm",
+    "embedding_layer_norm",
+    "linear",
+    "linear_cross_entropy",
+    "pad",
+    "sample_spans",
+    "span_boundary_gather",
+    "varlen_attention",
+)

@@ -1,4 +1,4 @@
-"""`varlen_attention` out of PyTorch's own operators, for devices that have no kernel of ours.
+"""`varlen_attention` out of PyTorch's own operators, for float64 and devices without a kernel.
 
 With P = softmax(S), S = scale q k^T, and M the dropout multiplier (0 or the scale of what is kept):
 
@@ -10,37 +10,54 @@ On the CPU sequences of equal length run together and nothing is padded. On a GP
 unknown to the host, and asking for them would stop it: there the batch is padded to max_seqlen.
 """
 
-import functools
+from typing import NamedTuple
 
 import torch
 
-from spanbert_fast.ops import _common
+from spanbert_fast.ops import _checks
+from spanbert_fast.ops._precision import opmath_dtype
+from spanbert_fast.ops.dropout import of_flat
 from spanbert_fast.reference.dropout import attention_keep_mask, dropout_scale
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def _multiplier(seed, site, sequences, like, threshold: int) -> torch.Tensor | None:
-    if threshold == 0:
+class AttentionInputs(NamedTuple):
+    """What the registered functions of `varlen_attention` take."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+    scale: float
+    seed: torch.Tensor | None
+    threshold: int
+    site: int
+
+
+def composite_fwd(inputs: AttentionInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out, lse): lse (total_tokens, num_heads) is the log of each row's softmax denominator."""
+    return (padded_fwd if inputs.q.is_cuda else grouped_fwd)(inputs)
+
+
+def composite_bwd(
+    dout: torch.Tensor, inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(dq, dk, dv); probabilities are made again from lse, dropout from its seed."""
+    return (padded_bwd if inputs.q.is_cuda else grouped_bwd)(dout, inputs, out, lse)
+
+
+def _multiplier(inputs: AttentionInputs, sequences, like: torch.Tensor) -> torch.Tensor | None:
+    dropout = of_flat(inputs.seed, inputs.threshold, inputs.site)
+    if dropout is None:
         return None
     _, heads, seqlen, _ = like.shape
-    keep = attention_keep_mask(seed, site, sequences, heads, seqlen, threshold)
-    return keep.to(like.dtype) * dropout_scale(threshold)
+    keep = attention_keep_mask(dropout, sequences, heads, seqlen)
+    return keep.to(like.dtype) * dropout_scale(inputs.threshold)
 
 
-def _without_autocast(function):
-    """Its products in the dtype of its arguments: autocast would make those of fp32 in bf16."""
-
-    @functools.wraps(function)
-    def plain(*arguments):
-        with torch.autocast(arguments[0].device.type, enabled=False):
-            return function(*arguments)
-
-    return plain
-
-
-@_without_autocast
 def _dense_fwd(q, k, v, scale, multiplier, key_bias=None):
     """(out, lse) of (batch, heads, seqlen, head_dim) in the dtype of statistics."""
     scores = q @ k.transpose(2, 3) * scale
@@ -53,7 +70,6 @@ def _dense_fwd(q, k, v, scale, multiplier, key_bias=None):
     return probabilities @ v, lse
 
 
-@_without_autocast
 def _dense_bwd(dout, q, k, v, out, lse, scale, multiplier, key_bias=None):
     scores = q @ k.transpose(2, 3) * scale
     if key_bias is not None:
@@ -68,17 +84,18 @@ def _dense_bwd(dout, q, k, v, out, lse, scale, multiplier, key_bias=None):
     return ds @ k, ds.transpose(2, 3) @ q, dv
 
 
-def _groups(cu_seqlens, max_seqlen: int, total: int):
+def _groups(inputs: AttentionInputs):
     """(seqlen, sequence numbers, token indices (batch * seqlen,)) of sequences of equal length."""
+    cu_seqlens = inputs.cu_seqlens
     bounds = cu_seqlens.tolist()
-    _common.check_cu_values("cu_seqlens", bounds, total)
+    _checks.check_cu_values("cu_seqlens", bounds, inputs.q.shape[0])
     by_length: dict[int, list[int]] = {}
     for sequence, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
         by_length.setdefault(end - start, []).append(sequence)
     longest = max(by_length, default=0)
-    if longest > max_seqlen:
+    if longest > inputs.max_seqlen:
         raise ValueError(
-            f"max_seqlen must be at least the longest length {longest}, got {max_seqlen}"
+            f"max_seqlen must be at least the longest length {longest}, got {inputs.max_seqlen}"
         )
     for seqlen, members in by_length.items():
         if seqlen == 0:
@@ -92,53 +109,61 @@ def _take(tensor: torch.Tensor, tokens: torch.Tensor, seqlen: int) -> torch.Tens
     """(total, heads, ...) -> (batch, heads, seqlen, ...); a view where it is one sequence."""
     if len(tokens) == seqlen:
         start = int(tokens[0])
-        return tensor[start : start + seqlen].unsqueeze(0).transpose(1, 2)
-    return tensor[tokens].unflatten(0, (-1, seqlen)).transpose(1, 2)
+        taken = tensor[start : start + seqlen].unsqueeze(0)
+    else:
+        taken = tensor[tokens].unflatten(0, (-1, seqlen))
+    # PyTorch's flash attention reads rows as if their elements lay side by side
+    return (taken if taken.stride(-1) == 1 else taken.contiguous()).transpose(1, 2)
 
 
 def _put(target: torch.Tensor, tokens: torch.Tensor, value: torch.Tensor) -> None:
     target[tokens] = value.transpose(1, 2).flatten(0, 1).to(target.dtype)
 
 
-def grouped_fwd(q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, site):
+def grouped_fwd(inputs: AttentionInputs) -> tuple[torch.Tensor, torch.Tensor]:
     """The CPU's forward: PyTorch's flash attention, or plain matrix products under dropout."""
-    opmath = _common.opmath_dtype(q.dtype)
+    q, k, v, scale = inputs.q, inputs.k, inputs.v, inputs.scale
+    opmath = opmath_dtype(q.dtype)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty(q.shape[:2], dtype=opmath)
-    for seqlen, sequences, tokens in _groups(cu_seqlens, max_seqlen, q.shape[0]):
+    for seqlen, sequences, tokens in _groups(inputs):
         qs, ks, vs = (_take(t, tokens, seqlen) for t in (q, k, v))
-        if threshold == 0:
+        if inputs.threshold == 0:
             group_out, group_lse = _FLASH(qs, ks, vs, 0.0, False, scale=scale)
         else:
             qs, ks, vs = (t.to(opmath) for t in (qs, ks, vs))
-            multiplier = _multiplier(seed, site, sequences, qs, threshold)
+            multiplier = _multiplier(inputs, sequences, qs)
             group_out, group_lse = _dense_fwd(qs, ks, vs, scale, multiplier)
         _put(out, tokens, group_out)
         _put(lse, tokens, group_lse)
     return out, lse
 
 
-def grouped_bwd(dout, q, k, v, out, lse, cu_seqlens, max_seqlen, scale, seed, threshold, site):
+def grouped_bwd(
+    dout: torch.Tensor, inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The CPU's backward."""
-    opmath = _common.opmath_dtype(q.dtype)
+    q, k, v, scale = inputs.q, inputs.k, inputs.v, inputs.scale
+    opmath = opmath_dtype(q.dtype)
     gradients = [torch.empty_like(q, memory_format=torch.contiguous_format) for _ in range(3)]
-    for seqlen, sequences, tokens in _groups(cu_seqlens, max_seqlen, q.shape[0]):
+    for seqlen, sequences, tokens in _groups(inputs):
         ds, qs, ks, vs, os, ls = (_take(t, tokens, seqlen) for t in (dout, q, k, v, out, lse))
-        if threshold == 0:
+        if inputs.threshold == 0:
             parts = _FLASH_BACKWARD(ds, qs, ks, vs, os, ls, 0.0, False, scale=scale)
         else:
             ds, qs, ks, vs, os = (t.to(opmath) for t in (ds, qs, ks, vs, os))
-            multiplier = _multiplier(seed, site, sequences, qs, threshold)
+            multiplier = _multiplier(inputs, sequences, qs)
             parts = _dense_bwd(ds, qs, ks, vs, os, ls, scale, multiplier)
         for gradient, part in zip(gradients, parts, strict=True):
             _put(gradient, tokens, part)
     return tuple(gradients)
 
 
-def _padded(cu_seqlens, max_seqlen: int, total: int):
+def _padded(inputs: AttentionInputs):
     """Token index of each padded slot (batch, max_seqlen), which slots are real, the key bias."""
+    cu_seqlens, total = inputs.cu_seqlens, inputs.q.shape[0]
     starts, ends = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
-    slots = starts + torch.arange(max_seqlen, device=cu_seqlens.device)
+    slots = starts + torch.arange(inputs.max_seqlen, device=cu_seqlens.device)
     real = slots < ends
     # An empty sequence would be all -inf and its rows NaN; those rows are dropped, so any finite
     # value does.
@@ -155,53 +180,33 @@ def _unpadded(padded: torch.Tensor, slots, real, like: torch.Tensor) -> torch.Te
     return flat.index_put_((target,), values)[:-1].contiguous()
 
 
-def padded_fwd(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    scale: float,
-    seed: torch.Tensor | None,
-    threshold: int,
-    site: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def padded_fwd(inputs: AttentionInputs) -> tuple[torch.Tensor, torch.Tensor]:
     """The GPU's forward: no host sync, (batch, heads, max_seqlen, max_seqlen) scores in memory."""
-    opmath = _common.opmath_dtype(q.dtype)
+    q = inputs.q
+    opmath = opmath_dtype(q.dtype)
     if q.shape[0] == 0:
         return torch.empty_like(q), q.new_empty(q.shape[:2], dtype=opmath)
-    slots, real, bias = _padded(cu_seqlens, max_seqlen, q.shape[0])
-    qs, ks, vs = (t[slots].transpose(1, 2).to(opmath) for t in (q, k, v))
-    sequences = torch.arange(len(slots), device=q.device)
-    multiplier = _multiplier(seed, site, sequences, qs, threshold)
-    out, lse = _dense_fwd(qs, ks, vs, scale, multiplier, bias.to(opmath))
+    slots, real, bias = _padded(inputs)
+    qs, ks, vs = (t[slots].transpose(1, 2).to(opmath) for t in (q, inputs.k, inputs.v))
+    multiplier = _multiplier(inputs, torch.arange(len(slots), device=q.device), qs)
+    out, lse = _dense_fwd(qs, ks, vs, inputs.scale, multiplier, bias.to(opmath))
     rows = q.new_empty(q.shape[:2], dtype=opmath)
     return _unpadded(out, slots, real, q), _unpadded(lse, slots, real, rows)
 
 
 def padded_bwd(
-    dout: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    scale: float,
-    seed: torch.Tensor | None,
-    threshold: int,
-    site: int,
+    dout: torch.Tensor, inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The GPU's backward; rows of dout that pad are zero, so they add nothing to dk and dv."""
-    opmath = _common.opmath_dtype(q.dtype)
+    q = inputs.q
+    opmath = opmath_dtype(q.dtype)
     if q.shape[0] == 0:
         return torch.empty_like(q), torch.empty_like(q), torch.empty_like(q)
-    slots, real, bias = _padded(cu_seqlens, max_seqlen, q.shape[0])
-    qs, ks, vs, os, ls = (t[slots].transpose(1, 2).to(opmath) for t in (q, k, v, out, lse))
+    slots, real, bias = _padded(inputs)
+    tensors = (q, inputs.k, inputs.v, out, lse)
+    qs, ks, vs, os, ls = (t[slots].transpose(1, 2).to(opmath) for t in tensors)
     ds = (dout[slots] * real[..., None, None]).transpose(1, 2).to(opmath)
-    sequences = torch.arange(len(slots), device=q.device)
-    multiplier = _multiplier(seed, site, sequences, qs, threshold)
-    parts = _dense_bwd(ds, qs, ks, vs, os, ls, scale, multiplier, bias.to(opmath))
+    multiplier = _multiplier(inputs, torch.arange(len(slots), device=q.device), qs)
+    parts = _dense_bwd(ds, qs, ks, vs, os, ls, inputs.scale, multiplier, bias.to(opmath))
     dq, dk, dv = (_unpadded(part, slots, real, q) for part in parts)
     return dq, dk, dv

@@ -1,27 +1,15 @@
 """Which implementation each op runs here, and why: the answer that `spanbert-fast env` prints."""
 
 import importlib
-import importlib.util
 from importlib.metadata import version
 from typing import NamedTuple
 
 import torch
 
 from spanbert_fast import _extension
-from spanbert_fast.ops import _common
-from spanbert_fast.ops._cpu import compiled_ops
-from spanbert_fast.ops._cuda import triton_ops
-
-OPS = (
-    "bias_gelu",
-    "dropout_add_layer_norm",
-    "embedding_layer_norm",
-    "linear_cross_entropy",
-    "pad",
-    "sample_spans",
-    "span_boundary_gather",
-    "varlen_attention",
-)
+from spanbert_fast.ops import OPS
+from spanbert_fast.ops._backend import runs_reference
+from spanbert_fast.ops._register import KERNELS, has_cpu_kernel, has_triton, op_of
 
 
 class Implementation(NamedTuple):
@@ -40,7 +28,7 @@ def implementations() -> list[Implementation]:
 
 
 def _of(op: str, device: str) -> tuple[str, str]:
-    if _common.runs_reference():
+    if runs_reference():
         return "reference", 'use_backend("reference") is on'
     importlib.import_module(f"spanbert_fast.ops.{op}")  # registers its kernels
     extension = _extension._C
@@ -50,12 +38,13 @@ def _of(op: str, device: str) -> tuple[str, str]:
         if device == "cuda" and not extension.build_info()["cuda"]:
             return "none", "the extension was built without a CUDA toolkit"
         return ("C++" if device == "cpu" else "CUDA"), "compiled extension"
-    if device == "cpu" and op in compiled_ops:
+    names = [name for name in KERNELS if op_of(name) == op]
+    if not names:
+        return "PyTorch", "it is made of PyTorch's own operators"
+    if device == "cpu" and all(map(has_cpu_kernel, names)):
         return "C++", f"compiled extension, {extension.isa_level()}"
-    if device == "cpu" and extension is None:
+    if device == "cpu":
         return "PyTorch", "the package was installed without its compiled extension"
-    if device == "cuda" and op in triton_ops:
+    if has_triton:
         return "Triton", f"triton {version('triton')}"
-    if device == "cuda" and importlib.util.find_spec("triton") is None:
-        return "PyTorch", "triton is not installed"
-    return "PyTorch", f"there is no {'Triton' if device == 'cuda' else 'C++'} kernel of this op yet"
+    return "PyTorch", "triton is not installed"

@@ -2,7 +2,7 @@
 
 import torch
 
-from spanbert_fast.ops import _common
+from spanbert_fast.ops import _checks
 
 _ID_LIMIT = 2**31
 
@@ -11,9 +11,9 @@ def check_tensors(
     input_ids, cu_seqlens, word_starts, sequence_ids, given, uses_given, pool, special
 ) -> None:
     """Shapes, dtypes and devices: what can be seen without reading a value."""
-    _common.check_shape("input_ids", input_ids, ("total_tokens",))
-    _common.check_integer("input_ids", input_ids, (torch.int64,))
-    _common.check_cu_seqlens("cu_seqlens", cu_seqlens)
+    _checks.check_shape("input_ids", input_ids, ("total_tokens",))
+    _checks.check_integer("input_ids", input_ids, (torch.int64,))
+    _checks.check_cu_seqlens("cu_seqlens", cu_seqlens)
     tokens, batch = input_ids.shape[0], cu_seqlens.shape[0] - 1
     if (given is not None) != uses_given:
         rule = "must be given" if uses_given else "must be None"
@@ -29,10 +29,10 @@ def check_tensors(
     )
     for name, tensor, shape, dtype in expected:
         if tensor is not None:
-            _common.check_shape(name, tensor, shape)
-            _common.check_integer(name, tensor, (dtype,))
-            _common.check_same_device(name, tensor, input_ids, "input_ids")
-    _common.check_same_device("cu_seqlens", cu_seqlens, input_ids, "input_ids")
+            _checks.check_shape(name, tensor, shape)
+            _checks.check_integer(name, tensor, (dtype,))
+            _checks.check_same_device(name, tensor, input_ids, "input_ids")
+    _checks.check_same_device("cu_seqlens", cu_seqlens, input_ids, "input_ids")
     if pool.shape[0] == 0:
         raise ValueError("random_token_pool must hold at least one token id, got shape (0,)")
 
@@ -48,7 +48,7 @@ def _check_ids(name: str, ids: torch.Tensor) -> None:
 def check_values(input_ids, cu_seqlens, given, pool, special) -> None:
     """What the tensors hold. Compiled code checks the same as it reads, and asks here for words."""
     bounds = cu_seqlens.tolist()
-    _common.check_cu_values("cu_seqlens", bounds, input_ids.shape[0])
+    _checks.check_cu_values("cu_seqlens", bounds, input_ids.shape[0])
     for i, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
         if begin == end:
             raise ValueError(f"cu_seqlens must have no empty sequence, got one at index {i}")

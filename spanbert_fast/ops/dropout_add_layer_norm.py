@@ -1,13 +1,16 @@
 """`dropout_add_layer_norm`: the end of both halves of a BERT layer, in one pass."""
 
+from typing import NamedTuple
+
 import torch
 
-from spanbert_fast.ops import _common
-from spanbert_fast.ops._cpu import register_cpu_kernel
-from spanbert_fast.ops._cuda import register_cuda_kernel
-from spanbert_fast.ops._dropout import check_dropout
+from spanbert_fast.ops import _checks
+from spanbert_fast.ops._autograd import differentiable
+from spanbert_fast.ops._backend import runs_reference
+from spanbert_fast.ops._precision import compute_dtype, opmath_dtype
+from spanbert_fast.ops._register import register
+from spanbert_fast.ops.dropout import Dropout, flat_dropout, hidden_multiplier, of_flat
 from spanbert_fast.reference import dropout_add_layer_norm as reference
-from spanbert_fast.reference.dropout import dropout_scale, hidden_keep_mask
 
 
 def dropout_add_layer_norm(
@@ -17,24 +20,21 @@ def dropout_add_layer_norm(
     bias: torch.Tensor,
     *,
     x_bias: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    dropout_seed: torch.Tensor | None = None,
-    dropout_site: int = 0,
-    dropout_rows: torch.Tensor | None = None,
+    dropout: Dropout | None = None,
     eps: float = 1e-12,
     residual_in_fp32: bool = False,
 ) -> torch.Tensor:
     """y = LayerNorm(dropout(x + x_bias) + residual).
 
+        >>> x, weight, bias = torch.tensor([[1.0, -1.0]]), torch.ones(2), torch.zeros(2)
+        >>> dropout_add_layer_norm(x, x, weight, bias)
+        tensor([[ 1., -1.]])
+
     Args:
         x, residual: (tokens, hidden_size), floating.
         weight, bias: (hidden_size,), the norm's scale and shift.
         x_bias: (hidden_size,), the bias of the linear layer that made x.
-        dropout_p: probability of dropping, to 1/256 (contract C4).
-        dropout_seed: int64 0-dim tensor on x's device; needed where dropout_p > 0.
-        dropout_site: number of the place in the model; each has its own mask.
-        dropout_rows: int64 (tokens,), the rows' numbers in the full matrix where x holds only some
-            of them, so that a row's mask does not depend on which others are computed.
+        dropout: what is dropped of x + x_bias; None for nothing.
         eps: added to the variance.
         residual_in_fp32: read the residual and write y, the next one's residual, in fp32.
 
@@ -43,178 +43,116 @@ def dropout_add_layer_norm(
         residual_in_fp32; statistics in fp32.
     """
     for name, tensor in (("x", x), ("residual", residual), ("weight", weight), ("bias", bias)):
-        _common.check_floating(name, tensor)
-        _common.check_same_device(name, tensor, x, "x")
-    _common.check_shape("x", x, ("tokens", "hidden_size"))
-    _common.check_shape("residual", residual, tuple(x.shape))
-    _common.check_shape("weight", weight, (x.shape[1],))
-    _common.check_shape("bias", bias, (x.shape[1],))
+        _checks.check_floating(name, tensor)
+        _checks.check_same_device(name, tensor, x, "x")
+    _checks.check_shape("x", x, ("tokens", "hidden_size"))
+    _checks.check_shape("residual", residual, tuple(x.shape))
+    _checks.check_shape("weight", weight, (x.shape[1],))
+    _checks.check_shape("bias", bias, (x.shape[1],))
     if x_bias is not None:
-        _common.check_shape("x_bias", x_bias, (x.shape[1],))
-    if dropout_rows is not None:
-        _common.check_shape("dropout_rows", dropout_rows, (x.shape[0],))
-        _common.check_integer("dropout_rows", dropout_rows, (torch.int64,))
-    threshold = check_dropout(dropout_p, dropout_seed, dropout_site, x)
-    if _common.runs_reference():
+        _checks.check_shape("x_bias", x_bias, (x.shape[1],))
+    seed, threshold, site = flat_dropout(dropout, x)
+    rows = dropout.rows if threshold else None
+    if rows is not None:
+        _checks.check_shape("dropout.rows", rows, (x.shape[0],))
+        _checks.check_integer("dropout.rows", rows, (torch.int64,))
+    if runs_reference():
         return reference.dropout_add_layer_norm(
-            x,
-            residual,
-            weight,
-            bias,
-            x_bias=x_bias,
-            dropout_p=dropout_p,
-            dropout_seed=dropout_seed,
-            dropout_site=dropout_site,
-            dropout_rows=dropout_rows,
-            eps=eps,
+            x, residual, weight, bias, x_bias=x_bias, dropout=dropout, eps=eps,
             residual_in_fp32=residual_in_fp32,
-        )
-    if threshold == 0:
-        dropout_seed = dropout_rows = None
-    dtype = _common.compute_dtype(x)
-    y, _, _ = _dropout_add_layer_norm_fwd(
-        x.to(dtype),
-        residual.to(_common.opmath_dtype(dtype) if residual_in_fp32 else dtype),
-        weight,
-        bias,
-        x_bias,
-        dropout_seed,
-        dropout_rows,
-        threshold,
-        dropout_site,
-        eps,
+        )  # fmt: skip
+    dtype = compute_dtype(x)
+    x = x.to(dtype)
+    residual = residual.to(opmath_dtype(dtype) if residual_in_fp32 else dtype)
+    return _dropout_add_layer_norm(
+        NormInputs(x, residual, weight, bias, x_bias, seed, rows, threshold, site, eps)
     )
-    return y
 
 
-def _scaled_mask(x, seed, rows, threshold: int, site: int) -> torch.Tensor | None:
-    """What x is multiplied by: 0, or the scale of what is kept; None where nothing is dropped."""
-    if threshold == 0:
-        return None
-    if rows is None:
-        rows = torch.arange(x.shape[0], device=x.device)
-    keep = hidden_keep_mask(seed, site, rows, x.shape[1], threshold)
-    return keep.to(_common.opmath_dtype(x.dtype)) * dropout_scale(threshold)
+class NormInputs(NamedTuple):
+    """What the registered functions take; y is of residual's dtype."""
+
+    x: torch.Tensor
+    residual: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    x_bias: torch.Tensor | None
+    seed: torch.Tensor | None
+    rows: torch.Tensor | None
+    threshold: int
+    site: int
+    eps: float
 
 
-def _normalised_sum(x, residual, x_bias, mask) -> torch.Tensor:
-    opmath = _common.opmath_dtype(x.dtype)
-    z = x.to(opmath)
-    if x_bias is not None:
-        z = z + x_bias.to(opmath)
-    if mask is not None:
-        z = z * mask
-    return z + residual.to(opmath)
+class NormGradients(NamedTuple):
+    """What the backward gives; dx_bias is (0,) where there is no x_bias."""
+
+    dx: torch.Tensor
+    dresidual: torch.Tensor
+    dweight: torch.Tensor
+    dbias: torch.Tensor
+    dx_bias: torch.Tensor
 
 
-def _composite_fwd(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    x_bias: torch.Tensor | None,
-    seed: torch.Tensor | None,
-    rows: torch.Tensor | None,
-    threshold: int,
-    site: int,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(y in residual's dtype, mean, rstd); the statistics (tokens, 1) are for the backward."""
-    z = _normalised_sum(x, residual, x_bias, _scaled_mask(x, seed, rows, threshold, site))
-    y, mean, rstd = torch.native_layer_norm(
-        z, (x.shape[1],), weight.to(z.dtype), bias.to(z.dtype), eps
-    )
-    return y.to(residual.dtype), mean, rstd
+def _multiplier_and_sum(i: NormInputs) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """(dropout's multiplier or None, what is normalised)."""
+    z = i.x.to(opmath_dtype(i.x.dtype))
+    if i.x_bias is not None:
+        z = z + i.x_bias.to(z.dtype)
+    multiplier = hidden_multiplier(of_flat(i.seed, i.threshold, i.site, i.rows), z)
+    if multiplier is not None:
+        z = z * multiplier
+    return multiplier, z + i.residual.to(z.dtype)
 
 
-_dropout_add_layer_norm_fwd = torch.library.custom_op(
-    "spanbert_fast::dropout_add_layer_norm_fwd", _composite_fwd, mutates_args=()
-)
-register_cpu_kernel("dropout_add_layer_norm_fwd", _composite_fwd)
-register_cuda_kernel("dropout_add_layer_norm_fwd", _composite_fwd)
-
-
-@_dropout_add_layer_norm_fwd.register_fake
-def _(x, residual, weight, bias, x_bias, seed, rows, threshold, site, eps):
-    statistics = x.new_empty((x.shape[0], 1), dtype=_common.opmath_dtype(x.dtype))
-    return residual.new_empty(x.shape), statistics, torch.empty_like(statistics)
+def _composite_fwd(inputs: NormInputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(y, mean, rstd); the statistics (tokens, 1) are for the backward."""
+    _, z = _multiplier_and_sum(inputs)
+    weight, bias = inputs.weight.to(z.dtype), inputs.bias.to(z.dtype)
+    y, mean, rstd = torch.native_layer_norm(z, (z.shape[1],), weight, bias, inputs.eps)
+    return y.to(inputs.residual.dtype), mean, rstd
 
 
 def _composite_bwd(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    x_bias: torch.Tensor | None,
-    seed: torch.Tensor | None,
-    rows: torch.Tensor | None,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    threshold: int,
-    site: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dx, dresidual, dweight, dbias, dx_bias); the sum is made again rather than stored."""
-    mask = _scaled_mask(x, seed, rows, threshold, site)
-    z = _normalised_sum(x, residual, x_bias, mask)
+    dy: torch.Tensor, inputs: NormInputs, mean: torch.Tensor, rstd: torch.Tensor
+) -> NormGradients:
+    """The sum is made again rather than stored."""
+    multiplier, z = _multiplier_and_sum(inputs)
+    weight, bias = inputs.weight.to(z.dtype), inputs.bias.to(z.dtype)
     dz, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
-        dy.to(z.dtype),
-        z,
-        (x.shape[1],),
-        mean,
-        rstd,
-        weight.to(z.dtype),
-        bias.to(z.dtype),
-        [True, True, True],
+        dy.to(z.dtype), z, (z.shape[1],), mean, rstd, weight, bias, [True, True, True]
     )
-    dx = dz * mask if mask is not None else dz.clone()  # outputs of an op may not share memory
-    dx_bias = dx.sum(0).to(x_bias.dtype) if x_bias is not None else x.new_empty(0)
-    return (
-        dx.to(x.dtype),
-        dz.to(residual.dtype),
-        dweight.to(weight.dtype),
-        dbias.to(bias.dtype),
-        dx_bias,
+    dx = dz.clone() if multiplier is None else dz * multiplier  # outputs may not share memory
+    no_bias = inputs.x_bias is None
+    return NormGradients(
+        dx.to(inputs.x.dtype),
+        dz.to(inputs.residual.dtype),
+        dweight.to(inputs.weight.dtype),
+        dbias.to(inputs.bias.dtype),
+        inputs.x.new_empty(0) if no_bias else dx.sum(0).to(inputs.x_bias.dtype),
     )
 
 
-_dropout_add_layer_norm_bwd = torch.library.custom_op(
-    "spanbert_fast::dropout_add_layer_norm_bwd", _composite_bwd, mutates_args=()
-)
-register_cpu_kernel("dropout_add_layer_norm_bwd", _composite_bwd)
-register_cuda_kernel("dropout_add_layer_norm_bwd", _composite_bwd)
+def _fake_fwd(inputs: NormInputs):
+    x = inputs.x
+    statistics = x.new_empty((x.shape[0], 1), dtype=opmath_dtype(x.dtype))
+    return inputs.residual.new_empty(x.shape), statistics, torch.empty_like(statistics)
 
 
-@_dropout_add_layer_norm_bwd.register_fake
-def _(dy, x, residual, weight, bias, x_bias, seed, rows, mean, rstd, threshold, site):
-    dx_bias = torch.empty_like(x_bias) if x_bias is not None else x.new_empty(0)
-    return (
+def _fake_bwd(dy, inputs: NormInputs, mean, rstd):
+    x, residual, weight, bias, x_bias, *_ = inputs
+    return NormGradients(
         x.new_empty(x.shape),
         residual.new_empty(residual.shape),
         torch.empty_like(weight),
         torch.empty_like(bias),
-        dx_bias,
+        x.new_empty(0) if x_bias is None else torch.empty_like(x_bias),
     )
 
 
-def _setup_context(ctx, inputs, output):
-    x, residual, weight, bias, x_bias, seed, rows, ctx.threshold, ctx.site, _ = inputs
-    _, mean, rstd = output
-    ctx.mark_non_differentiable(mean, rstd)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, residual, weight, bias, x_bias, seed, rows, mean, rstd)
-
-
-def _backward(ctx, dy, _dmean, _drstd):
-    if dy is None:
-        return (None,) * 10
-    saved = ctx.saved_tensors  # once: activation checkpointing unpacks no tensor twice
-    dx, dresidual, dweight, dbias, dx_bias = _dropout_add_layer_norm_bwd(
-        dy, *saved, ctx.threshold, ctx.site
-    )
-    if saved[4] is None:
-        dx_bias = None
-    return dx, dresidual, dweight, dbias, dx_bias, None, None, None, None, None
-
-
-_dropout_add_layer_norm_fwd.register_autograd(_backward, setup_context=_setup_context)
+_dropout_add_layer_norm = differentiable(
+    NormInputs,
+    register("dropout_add_layer_norm_fwd", _composite_fwd, _fake_fwd),
+    register("dropout_add_layer_norm_bwd", _composite_bwd, _fake_bwd),
+    gradients=("x", "residual", "weight", "bias", "x_bias"),
+)

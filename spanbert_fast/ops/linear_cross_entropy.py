@@ -21,9 +21,11 @@ from typing import NamedTuple
 import torch
 
 from spanbert_fast._extension import _C
-from spanbert_fast.ops import _common
-from spanbert_fast.ops._cpu import register_cpu_kernel
-from spanbert_fast.ops._cuda import register_cuda_kernel
+from spanbert_fast.ops import _checks
+from spanbert_fast.ops._autograd import differentiable
+from spanbert_fast.ops._backend import runs_reference
+from spanbert_fast.ops._precision import compute_dtype, opmath_dtype, product_dtype
+from spanbert_fast.ops._register import register
 from spanbert_fast.reference import linear_cross_entropy as reference
 
 # Scores in one tile. In fp32 these are 8 MB, and a handful of tensors of that size is all the
@@ -32,10 +34,10 @@ _TILE_ELEMENTS = 1 << 21
 _TILE_ROWS = 4096
 _TILE_COLUMNS = 256  # at least; narrower products are slow
 
-# At most, from a compiled forward to its backward; results in whole huge pages take some MB more.
-_KEPT_BYTES = 38_000_000
-_KEPT_MULTIPLE = 256  # the columns of a compiled forward's task
-_HAS_BF16_PRODUCTS = _C is not None and _C.isa_level() in ("avx512_bf16", "amx")
+# Bytes of scores, at most, from a compiled forward to its backward; results in whole huge pages
+# take some MB more.
+_SCORE_BYTES = 38_000_000
+_SCORE_COLUMNS = 256  # the columns of a compiled forward's task (kMostScoreColumns)
 
 
 class LinearCrossEntropy(NamedTuple):
@@ -62,6 +64,10 @@ def linear_cross_entropy(
 ) -> LinearCrossEntropy:
     """-log softmax(hidden weight^T + bias)[target] of every row.
 
+        >>> hidden, weight, targets = torch.eye(2), torch.zeros(3, 2), torch.tensor([0, 2])
+        >>> linear_cross_entropy(hidden, weight, torch.zeros(3), targets).losses
+        tensor([1.0986, 1.0986])
+
     The joint form takes several groups of rows over one weight, each group with a bias of its own
     (the masked-LM rows and the span boundary rows over the tied decoder), and makes one dW.
 
@@ -86,29 +92,33 @@ def linear_cross_entropy(
     """
     tensors = (("hidden", hidden), ("weight", weight), ("bias", bias))
     for name, tensor in tensors:
-        _common.check_floating(name, tensor)
-        _common.check_same_device(name, tensor, hidden, "hidden")
-    _common.check_shape("hidden", hidden, ("rows", "hidden_size"))
-    _common.check_shape("weight", weight, ("vocab_size", hidden.shape[1]))
-    _common.check_shape("targets", targets, (hidden.shape[0],))
-    _common.check_integer("targets", targets, (torch.int64,))
-    _common.check_same_device("targets", targets, hidden, "hidden")
+        _checks.check_floating(name, tensor)
+        _checks.check_same_device(name, tensor, hidden, "hidden")
+    _checks.check_shape("hidden", hidden, ("rows", "hidden_size"))
+    _checks.check_shape("weight", weight, ("vocab_size", hidden.shape[1]))
+    _checks.check_shape("targets", targets, (hidden.shape[0],))
+    _checks.check_integer("targets", targets, (torch.int64,))
+    _checks.check_same_device("targets", targets, hidden, "hidden")
     if group_sizes is None:
-        _common.check_shape("bias", bias, (weight.shape[0],))
+        _checks.check_shape("bias", bias, (weight.shape[0],))
     else:
-        _common.check_shape("bias", bias, (len(group_sizes), weight.shape[0]))
+        _checks.check_shape("bias", bias, (len(group_sizes), weight.shape[0]))
         if any(size < 0 for size in group_sizes) or sum(group_sizes) != hidden.shape[0]:
             raise ValueError(
                 f"group_sizes must not be negative and sum to {hidden.shape[0]} rows, "
                 f"got {tuple(group_sizes)}"
             )
-    if _common.runs_reference():
+    if runs_reference():
         losses, predictions = reference.linear_cross_entropy(
             hidden, weight, bias, targets, group_sizes=group_sizes
         )
-    else:
-        hidden = hidden.to(_product_dtype(hidden, _common.compute_dtype(hidden)))
-        losses, _, predictions, _ = _linear_cross_entropy_fwd(
+        return LinearCrossEntropy(losses, predictions if return_predictions else None)
+    dtype = compute_dtype(hidden)
+    if _runs_compiled(hidden):
+        dtype = product_dtype(dtype, hidden.device)
+    hidden = hidden.to(dtype)
+    losses, predictions = _linear_cross_entropy(
+        LossInputs(
             hidden,
             weight,
             bias.unsqueeze(0) if group_sizes is None else bias,
@@ -117,7 +127,23 @@ def linear_cross_entropy(
             return_predictions,
             _kept_columns(hidden, weight, bias),
         )
+    )
     return LinearCrossEntropy(losses, predictions if return_predictions else None)
+
+
+class LossInputs(NamedTuple):
+    """What the registered functions take.
+
+    kept_columns: the columns whose scores a compiled forward keeps for the backward.
+    """
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    targets: torch.Tensor
+    group_sizes: list[int]
+    with_predictions: bool
+    kept_columns: int
 
 
 def _runs_compiled(*tensors: torch.Tensor) -> bool:
@@ -126,21 +152,14 @@ def _runs_compiled(*tensors: torch.Tensor) -> bool:
     )
 
 
-def _product_dtype(hidden: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
-    """The dtype that products of `dtype` are made in: fp32 where the CPU's units are slower."""
-    if _runs_compiled(hidden) and not (dtype == torch.bfloat16 and _HAS_BF16_PRODUCTS):
-        return torch.promote_types(dtype, torch.float32)
-    return dtype
-
-
 def _kept_columns(hidden: torch.Tensor, *parameters: torch.Tensor) -> int:
     """The columns whose scores the forward is to keep for the backward."""
     tensors = (hidden, *parameters)
     differentiates = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if not (differentiates and _runs_compiled(*tensors)):
         return 0
-    fitting = _KEPT_BYTES // (hidden.element_size() * max(1, hidden.shape[0]))
-    return min(parameters[0].shape[0], fitting // _KEPT_MULTIPLE * _KEPT_MULTIPLE)
+    fitting = _SCORE_BYTES // (hidden.element_size() * max(1, hidden.shape[0]))
+    return min(parameters[0].shape[0], fitting // _SCORE_COLUMNS * _SCORE_COLUMNS)
 
 
 def _tiles(total: int, size: int) -> Iterator[slice]:
@@ -163,7 +182,7 @@ def _row_tiles(group_sizes: Sequence[int]) -> Iterator[tuple[int, slice]]:
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a @ b in the dtype of sums: on a GPU straight from the accumulators, else after rounding."""
-    opmath = _common.opmath_dtype(a.dtype)
+    opmath = opmath_dtype(a.dtype)
     if a.is_cuda and a.dtype != opmath:
         return torch.mm(a, b, out_dtype=opmath)
     return (a @ b).to(opmath)
@@ -176,23 +195,18 @@ def _locate(targets: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.
 
 
 def _composite_fwd(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    targets: torch.Tensor,
-    group_sizes: list[int],
-    with_predictions: bool,
-    kept_columns: int,
+    inputs: LossInputs,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(losses, lse, predictions, kept); predictions are (0,) where not asked for.
+    """(losses, predictions, lse, kept); predictions are (0,) where not asked for.
 
     lse: (2, rows), two numbers whose sum it is: a compiled forward leaves each row's largest score
         and the log of the sum beside it apart, as one would round the other's digits away.
     kept: (rows, kept_columns) in the dtype of hidden, X W^T of the first columns; here always
         (rows, 0).
     """
-    _common.check_ids("targets", targets, weight.shape[0])
-    rows, opmath = hidden.shape[0], _common.opmath_dtype(hidden.dtype)
+    hidden, weight, bias, targets, group_sizes, with_predictions, _ = inputs
+    _checks.check_ids("targets", targets, weight.shape[0])
+    rows, opmath = hidden.shape[0], opmath_dtype(hidden.dtype)
     lse = hidden.new_full((rows,), -torch.inf, dtype=opmath)
     best = lse.clone()
     target_scores = torch.full_like(lse, torch.nan)
@@ -211,35 +225,14 @@ def _composite_fwd(
                 best[tile] = torch.where(better, score, best[tile])
                 predictions[tile] = torch.where(better, place + columns.start, predictions[tile])
     parts = torch.stack((lse, torch.zeros_like(lse)))
-    return lse - target_scores, parts, predictions, hidden.new_empty((rows, 0))
-
-
-_linear_cross_entropy_fwd = torch.library.custom_op(
-    "spanbert_fast::linear_cross_entropy_fwd", _composite_fwd, mutates_args=()
-)
-register_cpu_kernel("linear_cross_entropy_fwd", _composite_fwd)
-register_cuda_kernel("linear_cross_entropy_fwd", _composite_fwd)
-
-
-@_linear_cross_entropy_fwd.register_fake
-def _(hidden, weight, bias, targets, group_sizes, with_predictions, kept_columns):
-    rows = hidden.shape[0]
-    losses = hidden.new_empty((rows,), dtype=_common.opmath_dtype(hidden.dtype))
-    predictions = targets.new_empty((rows if with_predictions else 0,))
-    return losses, losses.new_empty((2, rows)), predictions, hidden.new_empty((rows, kept_columns))
+    return lse - target_scores, predictions, parts, hidden.new_empty((rows, 0))
 
 
 def _composite_bwd(
-    dlosses: torch.Tensor,
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    targets: torch.Tensor,
-    lse: torch.Tensor,
-    kept: torch.Tensor,
-    group_sizes: list[int],
+    dlosses: torch.Tensor, inputs: LossInputs, lse: torch.Tensor, kept: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dhidden, dweight, dbias), summed in fp32."""
+    hidden, weight, bias, targets, group_sizes, *_ = inputs
     lse = lse.sum(0)
     dhidden = torch.zeros_like(hidden, dtype=lse.dtype)
     dweight, dbias = weight.new_empty(weight.shape), torch.zeros_like(bias, dtype=lse.dtype)
@@ -260,31 +253,22 @@ def _composite_bwd(
     return dhidden.to(hidden.dtype), dweight, dbias.to(bias.dtype)
 
 
-_linear_cross_entropy_bwd = torch.library.custom_op(
-    "spanbert_fast::linear_cross_entropy_bwd", _composite_bwd, mutates_args=()
+def _fake_fwd(inputs: LossInputs):
+    hidden, rows = inputs.hidden, inputs.hidden.shape[0]
+    losses = hidden.new_empty((rows,), dtype=opmath_dtype(hidden.dtype))
+    predictions = inputs.targets.new_empty((rows if inputs.with_predictions else 0,))
+    kept = hidden.new_empty((rows, inputs.kept_columns))
+    return losses, predictions, losses.new_empty((2, rows)), kept
+
+
+def _fake_bwd(dlosses, inputs: LossInputs, lse, kept):
+    return tuple(t.new_empty(t.shape) for t in (inputs.hidden, inputs.weight, inputs.bias))
+
+
+_linear_cross_entropy = differentiable(
+    LossInputs,
+    register("linear_cross_entropy_fwd", _composite_fwd, _fake_fwd),
+    register("linear_cross_entropy_bwd", _composite_bwd, _fake_bwd),
+    gradients=("hidden", "weight", "bias"),
+    results=2,
 )
-register_cpu_kernel("linear_cross_entropy_bwd", _composite_bwd)
-register_cuda_kernel("linear_cross_entropy_bwd", _composite_bwd)
-
-
-@_linear_cross_entropy_bwd.register_fake
-def _(dlosses, hidden, weight, bias, targets, lse, kept, group_sizes):
-    return tuple(t.new_empty(t.shape) for t in (hidden, weight, bias))
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.group_sizes, _, _ = inputs
-    _, lse, predictions, kept = output
-    ctx.mark_non_differentiable(lse, predictions, kept)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, lse, kept)
-
-
-def _backward(ctx, dlosses, _dlse, _dpredictions, _dkept):
-    if dlosses is None:
-        return (None,) * 7
-    gradients = _linear_cross_entropy_bwd(dlosses, *ctx.saved_tensors, ctx.group_sizes)
-    return *gradients, None, None, None, None
-
-
-_linear_cross_entropy_fwd.register_autograd(_backward, setup_context=_setup_context)

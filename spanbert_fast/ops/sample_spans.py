@@ -1,16 +1,18 @@
 """`sample_spans`: mask spans of packed text and list what the two objectives predict."""
 
+from typing import NamedTuple
+
 import torch
 
-from spanbert_fast import _extension
-from spanbert_fast.ops import _common
+from spanbert_fast.ops._backend import runs_reference
+from spanbert_fast.ops._register import has_cpu_kernel, register
 from spanbert_fast.ops._span_checks import check_tensors, check_values
-from spanbert_fast.ops._span_law import Scheme, signed64, span_law
+from spanbert_fast.ops.span_options import SpanOptions, signed64
 from spanbert_fast.reference import sample_spans as reference
 from spanbert_fast.reference.sample_spans import SpanSample
 from spanbert_fast.reference.span_law import SpanLaw
 
-__all__ = ["SpanSample", "sample_spans", "sample_spans_fixed", "span_capacity", "span_law"]
+__all__ = ["SpanOptions", "SpanSample", "sample_spans", "sample_spans_fixed", "span_capacity"]
 
 
 def sample_spans(
@@ -20,20 +22,10 @@ def sample_spans(
     *,
     seed: int,
     sequence_ids: torch.Tensor,
-    mask_ratio: float = 0.15,
-    geometric_p: float = 0.2,
-    min_span_words: int = 1,
-    max_span_words: int = 10,
-    max_span_targets: int = 20,
-    replacement: str = "span",
-    scheme: Scheme = "geometric",
-    given_spans: torch.Tensor | None = None,
-    given_probability: float = 0.5,
-    endpoints: str = "external",
-    complete_words: bool = False,
-    unbiased_edges: bool = False,
     mask_token_id: int,
     random_token_pool: torch.Tensor,
+    options: SpanOptions | None = None,
+    given_spans: torch.Tensor | None = None,
     special_mask: torch.Tensor | None = None,
 ) -> SpanSample:
     """Mask spans of every sequence (Joshi et al. 2020, section 3.1; contract C3).
@@ -42,6 +34,14 @@ def sample_spans(
     for bit, on every device, in whatever batch and at whatever place in it. Spans of one sequence
     that touch or overlap are one span.
 
+        >>> text, every = torch.arange(100, 140), torch.ones(40, dtype=torch.bool)
+        >>> sample = sample_spans(
+        ...     text, torch.tensor([0, 40], dtype=torch.int32), every, seed=1, mask_token_id=103,
+        ...     sequence_ids=torch.tensor([0]), random_token_pool=text,
+        ... )
+        >>> len(sample.mlm_targets)  # 15 % of 40
+        6
+
     Args:
         input_ids: int64 (total_tokens,), every id in [0, 2**31).
         cu_seqlens: int32 (batch + 1,), prefix sums of the lengths; no sequence is empty.
@@ -49,30 +49,12 @@ def sample_spans(
             sequence and one behind a special token always do.
         seed: any 64-bit integer.
         sequence_ids: int64 (batch,), what tells the sequences of a training run apart.
-        mask_ratio: ceil(mask_ratio * n) of a sequence's n maskable tokens are masked, where
-            mask_ratio is read as the nearest fraction with a denominator up to 1,000,000.
-        geometric_p, min_span_words, max_span_words: a span's words l are drawn from
-            p (1 - p)^(l - 1), clipped to [min, max] and normalised; max is at most 256.
-        max_span_targets: tokens of a span that the span boundary objective predicts, its first.
-        replacement: what becomes of masked tokens, "span": 80 % of the spans become the mask
-            token, 10 % random tokens, 10 % stay; "token": the same for each token.
-        scheme: how a draw masks. "geometric": whole words from the anchor's on; "word": the
-            anchor's word; "subword": the anchor; "given": with given_probability one of
-            given_spans, else a word (section 6.1). Or the share of each, for example
-            {"given": 0.5, "geometric": 0.5}.
-        given_spans: int64 (num_given, 2), first and last row of spans in the packed text, in
-            rising order of their first; with a share of "given" only.
-        given_probability: see scheme.
-        endpoints: a span is predicted from the tokens outside its ends ("external"), or from its
-            own first and last ("internal").
-        complete_words: mask the word in which the budget ends to its end, over the budget.
-        unbiased_edges: spans grow to the right only, so the first tokens of a text are masked less
-            often than the others: 4 % at the first, for 10 words. With True the text is a ring: a
-            span that reaches a special token or the end goes on behind it, at the end from the
-            beginning on, and every token has the same chance.
         mask_token_id: the mask token's id.
         random_token_pool: int64 (pool,), what random tokens are drawn from, all alike; ids that
             are there several times are drawn more often.
+        options: default `SpanOptions()`, those of the paper.
+        given_spans: int64 (num_given, 2), first and last row of spans in the packed text, in
+            rising order of their first; with a share of "given" in options.scheme only.
         special_mask: bool (total_tokens,), the tokens that are never masked nor predicted from.
             No span goes over them.
 
@@ -83,28 +65,15 @@ def sample_spans(
     Raises:
         ValueError, TypeError: an argument is not as above; named with what came.
     """
-    law = span_law(
-        mask_ratio=mask_ratio,
-        geometric_p=geometric_p,
-        min_span_words=min_span_words,
-        max_span_words=max_span_words,
-        max_span_targets=max_span_targets,
-        replacement=replacement,
-        scheme=scheme,
-        given_probability=given_probability,
-        endpoints=endpoints,
-        complete_words=complete_words,
-        unbiased_edges=unbiased_edges,
-    )
     sample, counts = sample_spans_fixed(
         input_ids,
         cu_seqlens,
         word_starts,
         seed=seed,
         sequence_ids=sequence_ids,
-        law=law,
         mask_token_id=mask_token_id,
         random_token_pool=random_token_pool,
+        options=options,
         given_spans=given_spans,
         special_mask=special_mask,
     )
@@ -131,16 +100,16 @@ def sample_spans_fixed(
     *,
     seed: int,
     sequence_ids: torch.Tensor,
-    law: SpanLaw,
     mask_token_id: int,
     random_token_pool: torch.Tensor,
+    options: SpanOptions | None = None,
     given_spans: torch.Tensor | None = None,
     special_mask: torch.Tensor | None = None,
 ) -> tuple[SpanSample, torch.Tensor]:
     """`sample_spans` with shapes that do not depend on what is drawn, for CUDA graphs.
 
     Args:
-        law: the options, `span_law(mask_ratio=..., ...)`; the rest as in `sample_spans`.
+        as in `sample_spans`.
 
     Returns:
         The sample, in which every field that is counted has `span_capacity` elements, and the
@@ -152,6 +121,7 @@ def sample_spans_fixed(
         ValueError, TypeError: as `sample_spans`; but what GPU tensors hold is not read on the host,
             and only the last count tells that it was refused. The other fields mean nothing then.
     """
+    law = (options or SpanOptions()).law()
     uses_given = law.scheme_thresholds[0] > 0
     check_tensors(
         input_ids, cu_seqlens, word_starts, sequence_ids, given_spans, uses_given,
@@ -162,43 +132,15 @@ def sample_spans_fixed(
     if not 0 <= mask_token_id < 2**31:
         raise ValueError(f"mask_token_id must be in [0, 2**31), got {mask_token_id}")
     capacity = span_capacity(law, input_ids.shape[0], cu_seqlens.shape[0] - 1)
-    if _extension._C is None or _common.runs_reference():
-        check_values(input_ids, cu_seqlens, given_spans, random_token_pool, special_mask)
-        sample = reference.sample_spans(
-            input_ids,
-            cu_seqlens,
-            word_starts,
-            seed=seed,
-            sequence_ids=sequence_ids,
-            law=law,
-            mask_token_id=mask_token_id,
-            random_token_pool=random_token_pool,
-            given_spans=given_spans,
-            special_mask=special_mask,
-        )
-        return reference.with_capacity(sample, capacity)
-    *fields, counts = torch.ops.spanbert_fast.sample_spans(
-        input_ids,
-        cu_seqlens,
-        word_starts,
-        special_mask,
-        given_spans,
-        random_token_pool,
+    text = SpanText(
+        input_ids, cu_seqlens, word_starts, special_mask, given_spans, random_token_pool,
         sequence_ids,
-        signed64(seed),
-        mask_token_id,
-        law.budget_numerator,
-        law.budget_denominator,
-        law.min_span_words,
-        law.length_thresholds,
-        law.scheme_thresholds,
-        law.max_span_targets,
-        law.replace_per_token,
-        law.internal_endpoints,
-        law.complete_words,
-        law.unbiased_edges,
-        capacity,
-    )
+    )  # fmt: skip
+    arguments = (signed64(seed), mask_token_id)
+    if runs_reference():
+        *fields, counts = _composite(text, *arguments, law, capacity)
+    else:
+        *fields, counts = _sample_spans.op(*text, *arguments, *law, capacity)
     on_host = input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
     if on_host and counts[-1]:
         check_values(input_ids, cu_seqlens, given_spans, random_token_pool, special_mask)
@@ -213,19 +155,74 @@ def span_capacity(law: SpanLaw, total_tokens: int, batch: int) -> int:
     return min(total_tokens, rounded_up)
 
 
-if _extension._C is not None:
+class SpanText(NamedTuple):
+    """The tensors that the registered function takes; see `sample_spans`."""
 
-    @torch.library.register_fake("spanbert_fast::sample_spans")
-    def _(input_ids, cu_seqlens, *arguments):
-        capacity = arguments[-1]
-        longs = [input_ids.new_empty(capacity) for _ in range(5)]
-        return (
-            torch.empty_like(input_ids),
-            *longs[:2],
-            input_ids.new_empty((capacity, 2)),
-            *longs[2:4],
-            cu_seqlens.new_empty(capacity + 1),
-            longs[4],
-            input_ids.new_empty(capacity, dtype=torch.int8),
-            cu_seqlens.new_empty(5),
-        )
+    input_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    word_starts: torch.Tensor
+    special_mask: torch.Tensor | None
+    given_spans: torch.Tensor | None
+    random_token_pool: torch.Tensor
+    sequence_ids: torch.Tensor
+
+
+class FixedSample(NamedTuple):
+    """A `SpanSample` of fixed shapes, and its counts; see `sample_spans_fixed`."""
+
+    input_ids: torch.Tensor
+    mlm_positions: torch.Tensor
+    mlm_targets: torch.Tensor
+    span_boundaries: torch.Tensor
+    span_starts: torch.Tensor
+    span_ends: torch.Tensor
+    cu_span_lengths: torch.Tensor
+    sbo_targets: torch.Tensor
+    span_replacements: torch.Tensor
+    counts: torch.Tensor
+
+
+def _composite(
+    text: SpanText, seed: int, mask_token_id: int, law: SpanLaw, capacity: int
+) -> FixedSample:
+    check_values(
+        text.input_ids, text.cu_seqlens, text.given_spans, text.random_token_pool,
+        text.special_mask,
+    )  # fmt: skip
+    sample = reference.sample_spans(
+        text.input_ids,
+        text.cu_seqlens,
+        text.word_starts,
+        seed=seed,
+        sequence_ids=text.sequence_ids,
+        law=law,
+        mask_token_id=mask_token_id,
+        random_token_pool=text.random_token_pool,
+        given_spans=text.given_spans,
+        special_mask=text.special_mask,
+    )
+    full, counts = reference.with_capacity(sample, capacity)
+    return FixedSample(*full, counts)
+
+
+def _fake(text: SpanText, seed, mask_token_id, law: SpanLaw, capacity):
+    ids, ints = text.input_ids, text.cu_seqlens
+    return FixedSample(
+        input_ids=torch.empty_like(ids),
+        mlm_positions=ids.new_empty(capacity),
+        mlm_targets=ids.new_empty(capacity),
+        span_boundaries=ids.new_empty((capacity, 2)),
+        span_starts=ids.new_empty(capacity),
+        span_ends=ids.new_empty(capacity),
+        cu_span_lengths=ints.new_empty(capacity + 1),
+        sbo_targets=ids.new_empty(capacity),
+        span_replacements=ids.new_empty(capacity, dtype=torch.int8),
+        counts=ints.new_empty(5),
+    )
+
+
+# With the extension its functions for CPU and CUDA run, and no composite: it would stop a GPU's
+# host for every sequence.
+_sample_spans = register(
+    "sample_spans", _composite, _fake, with_composite=not has_cpu_kernel("sample_spans")
+)

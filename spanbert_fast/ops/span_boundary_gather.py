@@ -6,12 +6,16 @@ is a row made once per span, [Wl Wr] [x_l; x_r], plus a row made once per place,
 same rows: a span's targets lie together, so its sum is a segment's.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch.nn import functional as F
 
-from spanbert_fast.ops import _common
-from spanbert_fast.ops._cpu import register_cpu_kernel
-from spanbert_fast.ops._cuda import register_cuda_kernel
+from spanbert_fast.ops import _checks
+from spanbert_fast.ops._autograd import differentiable
+from spanbert_fast.ops._backend import runs_reference
+from spanbert_fast.ops._precision import compute_dtype, opmath_dtype
+from spanbert_fast.ops._register import register
 from spanbert_fast.reference import span_boundary_gather as reference
 
 
@@ -26,6 +30,13 @@ def span_boundary_gather(
     eps: float = 1e-12,
 ) -> torch.Tensor:
     """y[t] = LayerNorm(GELU(spans[s] + places[k])), target t being at place k of span s.
+
+        >>> spans, places = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.zeros(3, 2)
+        >>> cu_span_lengths = torch.tensor([0, 1, 3], dtype=torch.int32)  # of 1 and 2 targets
+        >>> span_boundary_gather(spans, places, cu_span_lengths, 3, torch.ones(2), torch.zeros(2))
+        tensor([[ 1., -1.],
+                [-1.,  1.],
+                [-1.,  1.]])
 
     The first layer of the span boundary objective (Joshi et al. 2020, arXiv 1907.10529, section
     3.2), for the targets alone.
@@ -49,31 +60,43 @@ def span_boundary_gather(
     """
     tensors = (("spans", spans), ("places", places), ("weight", weight), ("bias", bias))
     for name, tensor in tensors:
-        _common.check_floating(name, tensor)
-        _common.check_same_device(name, tensor, spans, "spans")
-    _common.check_shape("spans", spans, ("num_spans", "hidden_size"))
+        _checks.check_floating(name, tensor)
+        _checks.check_same_device(name, tensor, spans, "spans")
+    _checks.check_shape("spans", spans, ("num_spans", "hidden_size"))
     hidden_size = spans.shape[1]
-    _common.check_shape("places", places, ("max_span_targets", hidden_size))
-    _common.check_shape("weight", weight, (hidden_size,))
-    _common.check_shape("bias", bias, (hidden_size,))
-    _common.check_shape("cu_span_lengths", cu_span_lengths, (spans.shape[0] + 1,))
-    _common.check_integer("cu_span_lengths", cu_span_lengths, (torch.int32,))
-    _common.check_same_device("cu_span_lengths", cu_span_lengths, spans, "spans")
-    if _common.runs_reference():
+    _checks.check_shape("places", places, ("max_span_targets", hidden_size))
+    _checks.check_shape("weight", weight, (hidden_size,))
+    _checks.check_shape("bias", bias, (hidden_size,))
+    _checks.check_shape("cu_span_lengths", cu_span_lengths, (spans.shape[0] + 1,))
+    _checks.check_integer("cu_span_lengths", cu_span_lengths, (torch.int32,))
+    _checks.check_same_device("cu_span_lengths", cu_span_lengths, spans, "spans")
+    if runs_reference():
         return reference.span_boundary_gather(
             spans, places, cu_span_lengths, num_targets, weight, bias, eps=eps
         )
-    dtype = _common.compute_dtype(spans)
-    y, _, _ = _span_boundary_gather_fwd(
-        spans.to(dtype), places.to(dtype), cu_span_lengths, num_targets, weight, bias, eps
+    dtype = compute_dtype(spans)
+    spans, places = spans.to(dtype), places.to(dtype)
+    return _span_boundary_gather(
+        GatherInputs(spans, places, cu_span_lengths, num_targets, weight, bias, eps)
     )
-    return y
+
+
+class GatherInputs(NamedTuple):
+    """What the registered functions take."""
+
+    spans: torch.Tensor
+    places: torch.Tensor
+    cu_span_lengths: torch.Tensor
+    num_targets: int
+    weight: torch.Tensor
+    bias: torch.Tensor
+    eps: float
 
 
 def _check_lengths(cu_span_lengths: torch.Tensor, num_targets: int, max_targets: int) -> None:
     if cu_span_lengths.device.type != "cpu":
         return
-    _common.check_cu_values("cu_span_lengths", cu_span_lengths.tolist(), num_targets)
+    _checks.check_cu_values("cu_span_lengths", cu_span_lengths.tolist(), num_targets)
     longest = int(cu_span_lengths.diff().max()) if len(cu_span_lengths) > 1 else 0
     if longest > max_targets:
         raise ValueError(
@@ -93,64 +116,31 @@ def _span_and_place(
     return span, targets - starts[span]
 
 
-def _sum(spans, places, span, place) -> torch.Tensor:
-    opmath = _common.opmath_dtype(spans.dtype)
-    return spans[span].to(opmath) + places[place].to(opmath)
+def _sum(inputs: GatherInputs, span: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    opmath = opmath_dtype(inputs.spans.dtype)
+    return inputs.spans[span].to(opmath) + inputs.places[place].to(opmath)
 
 
 def _composite_fwd(
-    spans: torch.Tensor,
-    places: torch.Tensor,
-    cu_span_lengths: torch.Tensor,
-    num_targets: int,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float,
+    inputs: GatherInputs,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(y, mean, rstd); the statistics (num_targets, 1) are kept for the backward."""
-    _check_lengths(cu_span_lengths, num_targets, places.shape[0])
-    z = _sum(spans, places, *_span_and_place(cu_span_lengths, num_targets))
-    y, mean, rstd = torch.native_layer_norm(
-        F.gelu(z), (z.shape[1],), weight.to(z.dtype), bias.to(z.dtype), eps
-    )
-    return y.to(spans.dtype), mean, rstd
-
-
-_span_boundary_gather_fwd = torch.library.custom_op(
-    "spanbert_fast::span_boundary_gather_fwd", _composite_fwd, mutates_args=()
-)
-register_cpu_kernel("span_boundary_gather_fwd", _composite_fwd)
-register_cuda_kernel("span_boundary_gather_fwd", _composite_fwd)
-
-
-@_span_boundary_gather_fwd.register_fake
-def _(spans, places, cu_span_lengths, num_targets, weight, bias, eps):
-    statistics = spans.new_empty((num_targets, 1), dtype=_common.opmath_dtype(spans.dtype))
-    return spans.new_empty((num_targets, spans.shape[1])), statistics, torch.empty_like(statistics)
+    _check_lengths(inputs.cu_span_lengths, inputs.num_targets, inputs.places.shape[0])
+    z = _sum(inputs, *_span_and_place(inputs.cu_span_lengths, inputs.num_targets))
+    weight, bias = inputs.weight.to(z.dtype), inputs.bias.to(z.dtype)
+    y, mean, rstd = torch.native_layer_norm(F.gelu(z), (z.shape[1],), weight, bias, inputs.eps)
+    return y.to(inputs.spans.dtype), mean, rstd
 
 
 def _composite_bwd(
-    dy: torch.Tensor,
-    spans: torch.Tensor,
-    places: torch.Tensor,
-    cu_span_lengths: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
+    dy: torch.Tensor, inputs: GatherInputs, mean: torch.Tensor, rstd: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dspans, dplaces, dweight, dbias); the sums are made again rather than stored."""
-    span, place = _span_and_place(cu_span_lengths, dy.shape[0])
-    z = _sum(spans, places, span, place)
+    span, place = _span_and_place(inputs.cu_span_lengths, inputs.num_targets)
+    z = _sum(inputs, span, place)
+    weight, bias = inputs.weight.to(z.dtype), inputs.bias.to(z.dtype)
     dgelu, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
-        dy.to(z.dtype),
-        F.gelu(z),
-        (z.shape[1],),
-        mean,
-        rstd,
-        weight.to(z.dtype),
-        bias.to(z.dtype),
-        [True, True, True],
+        dy.to(z.dtype), F.gelu(z), (z.shape[1],), mean, rstd, weight, bias, [True, True, True]
     )
     dz = torch.ops.aten.gelu_backward(dgelu, z)
 
@@ -159,36 +149,28 @@ def _composite_bwd(
         sums = torch.ops.aten.embedding_dense_backward(dz, row, table.shape[0], -1, False)
         return sums.to(table.dtype)
 
-    dspans, dplaces = sums_by(span, spans), sums_by(place, places)
-    return dspans, dplaces, dweight.to(weight.dtype), dbias.to(bias.dtype)
+    return (
+        sums_by(span, inputs.spans),
+        sums_by(place, inputs.places),
+        dweight.to(inputs.weight.dtype),
+        dbias.to(inputs.bias.dtype),
+    )
 
 
-_span_boundary_gather_bwd = torch.library.custom_op(
-    "spanbert_fast::span_boundary_gather_bwd", _composite_bwd, mutates_args=()
+def _fake_fwd(inputs: GatherInputs):
+    spans, targets = inputs.spans, inputs.num_targets
+    statistics = spans.new_empty((targets, 1), dtype=opmath_dtype(spans.dtype))
+    return spans.new_empty((targets, spans.shape[1])), statistics, torch.empty_like(statistics)
+
+
+def _fake_bwd(dy, inputs: GatherInputs, mean, rstd):
+    spans, places, _, _, weight, bias, _ = inputs
+    return tuple(t.new_empty(t.shape) for t in (spans, places, weight, bias))
+
+
+_span_boundary_gather = differentiable(
+    GatherInputs,
+    register("span_boundary_gather_fwd", _composite_fwd, _fake_fwd),
+    register("span_boundary_gather_bwd", _composite_bwd, _fake_bwd),
+    gradients=("spans", "places", "weight", "bias"),
 )
-register_cpu_kernel("span_boundary_gather_bwd", _composite_bwd)
-register_cuda_kernel("span_boundary_gather_bwd", _composite_bwd)
-
-
-@_span_boundary_gather_bwd.register_fake
-def _(dy, spans, places, cu_span_lengths, weight, bias, mean, rstd):
-    dspans, dplaces = spans.new_empty(spans.shape), places.new_empty(places.shape)
-    return dspans, dplaces, torch.empty_like(weight), torch.empty_like(bias)
-
-
-def _setup_context(ctx, inputs, output):
-    spans, places, cu_span_lengths, _num_targets, weight, bias, _eps = inputs
-    _, mean, rstd = output
-    ctx.mark_non_differentiable(mean, rstd)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(spans, places, cu_span_lengths, weight, bias, mean, rstd)
-
-
-def _backward(ctx, dy, _dmean, _drstd):
-    if dy is None:
-        return (None,) * 7
-    dspans, dplaces, dweight, dbias = _span_boundary_gather_bwd(dy, *ctx.saved_tensors)
-    return dspans, dplaces, None, None, dweight, dbias, None
-
-
-_span_boundary_gather_fwd.register_autograd(_backward, setup_context=_setup_context)

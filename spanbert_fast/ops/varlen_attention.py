@@ -2,16 +2,17 @@
 
 import torch
 
-from spanbert_fast.ops import _common
+from spanbert_fast.ops import _checks
 from spanbert_fast.ops._attention_composite import (
-    grouped_bwd,
-    grouped_fwd,
-    padded_bwd,
-    padded_fwd,
+    AttentionInputs,
+    composite_bwd,
+    composite_fwd,
 )
-from spanbert_fast.ops._cpu import register_cpu_kernel
-from spanbert_fast.ops._cuda import register_cuda_kernel
-from spanbert_fast.ops._dropout import check_dropout
+from spanbert_fast.ops._autograd import differentiable
+from spanbert_fast.ops._backend import runs_reference
+from spanbert_fast.ops._precision import compute_dtype, opmath_dtype
+from spanbert_fast.ops._register import register
+from spanbert_fast.ops.dropout import Dropout, flat_dropout
 from spanbert_fast.reference import varlen_attention as reference
 
 
@@ -23,20 +24,21 @@ def varlen_attention(
     max_seqlen: int,
     *,
     softmax_scale: float | None = None,
-    dropout_p: float = 0.0,
-    dropout_seed: torch.Tensor | None = None,
-    dropout_site: int = 0,
+    dropout: Dropout | None = None,
 ) -> torch.Tensor:
     """out = dropout(softmax(q k^T * softmax_scale)) v within each sequence (arXiv 1706.03762, 3.2).
 
+        >>> q, v = torch.zeros(3, 1, 1), torch.tensor([1.0, 3.0, 7.0]).view(3, 1, 1)
+        >>> cu_seqlens = torch.tensor([0, 2, 3], dtype=torch.int32)  # sequences of 2 and 1 tokens
+        >>> varlen_attention(q, q, v, cu_seqlens, 2).flatten()
+        tensor([2., 2., 7.])
+
     Args:
-        q, k, v: (total_tokens, num_heads, head_dim), floating, of one dtype.
+        q, k, v: (total_tokens, num_heads, head_dim), floating, of one dtype; any strides.
         cu_seqlens: int32 (batch + 1,), prefix sums of the lengths, from 0 to total_tokens.
         max_seqlen: the longest length, or an upper bound of it.
         softmax_scale: default 1 / sqrt(head_dim).
-        dropout_p: probability of dropping an attention probability, to 1/256 (contract C4).
-        dropout_seed: int64 0-dim tensor on q's device; needed where dropout_p > 0.
-        dropout_site: the layer's number; each site has its own mask.
+        dropout: which attention probabilities are dropped; None for none.
 
     Returns:
         (total_tokens, num_heads, head_dim) in q's dtype; softmax and its statistics in fp32.
@@ -45,128 +47,39 @@ def varlen_attention(
         ValueError: shapes disagree, or (on the CPU, where looking is free) cu_seqlens is not a
             rising sequence from 0 to total_tokens, or a sequence is longer than max_seqlen.
     """
-    _common.check_shape("q", q, ("total_tokens", "num_heads", "head_dim"))
+    _checks.check_shape("q", q, ("total_tokens", "num_heads", "head_dim"))
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        _common.check_floating(name, tensor)
-        _common.check_shape(name, tensor, tuple(q.shape))
-        _common.check_same_device(name, tensor, q, "q")
+        _checks.check_floating(name, tensor)
+        _checks.check_shape(name, tensor, tuple(q.shape))
+        _checks.check_same_device(name, tensor, q, "q")
         if tensor.dtype != q.dtype:
             raise TypeError(f"{name} must be {q.dtype} as q is, got {tensor.dtype}")
-    _common.check_cu_seqlens("cu_seqlens", cu_seqlens)
-    _common.check_same_device("cu_seqlens", cu_seqlens, q, "q")
-    threshold = check_dropout(dropout_p, dropout_seed, dropout_site, q)
-    if _common.runs_reference():
+    _checks.check_cu_seqlens("cu_seqlens", cu_seqlens)
+    _checks.check_same_device("cu_seqlens", cu_seqlens, q, "q")
+    flat = flat_dropout(dropout, q)
+    if runs_reference():
         return reference.varlen_attention(
-            q,
-            k,
-            v,
-            cu_seqlens,
-            max_seqlen,
-            softmax_scale=softmax_scale,
-            dropout_p=dropout_p,
-            dropout_seed=dropout_seed,
-            dropout_site=dropout_site,
+            q, k, v, cu_seqlens, max_seqlen, softmax_scale=softmax_scale, dropout=dropout
         )
     scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
-    dtype = _common.compute_dtype(q)
-    out, _ = _varlen_attention_fwd(
-        q.to(dtype),
-        k.to(dtype),
-        v.to(dtype),
-        cu_seqlens,
-        max_seqlen,
-        scale,
-        dropout_seed if threshold else None,
-        threshold,
-        dropout_site,
-    )
-    return out
+    dtype = compute_dtype(q)
+    q, k, v = (t.to(dtype) for t in (q, k, v))
+    return _varlen_attention(AttentionInputs(q, k, v, cu_seqlens, max_seqlen, scale, *flat))
 
 
-@torch.library.custom_op("spanbert_fast::varlen_attention_fwd", mutates_args=())
-def _varlen_attention_fwd(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    scale: float,
-    seed: torch.Tensor | None,
-    threshold: int,
-    site: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(out, lse): lse (total_tokens, num_heads) is the log of each row's softmax denominator."""
-    composite = padded_fwd if q.is_cuda else grouped_fwd
-    return composite(q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, site)
+def _fake_fwd(inputs: AttentionInputs):
+    q = inputs.q
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=opmath_dtype(q.dtype))
 
 
-register_cpu_kernel("varlen_attention_fwd", grouped_fwd)
-register_cuda_kernel("varlen_attention_fwd", padded_fwd)
+def _fake_bwd(dout, inputs: AttentionInputs, out, lse):
+    return tuple(inputs.q.new_empty(inputs.q.shape) for _ in range(3))
 
 
-@_varlen_attention_fwd.register_fake
-def _(q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, site):
-    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=_common.opmath_dtype(q.dtype))
-
-
-@torch.library.custom_op("spanbert_fast::varlen_attention_bwd", mutates_args=())
-def _varlen_attention_bwd(
-    dout: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    scale: float,
-    seed: torch.Tensor | None,
-    threshold: int,
-    site: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dq, dk, dv); probabilities are made again from lse, dropout from its seed."""
-    composite = padded_bwd if q.is_cuda else grouped_bwd
-    return composite(
-        dout, q, k, v, out, lse, cu_seqlens, max_seqlen, scale, seed, threshold, site
-    )
-
-
-register_cpu_kernel("varlen_attention_bwd", grouped_bwd)
-register_cuda_kernel("varlen_attention_bwd", padded_bwd)
-
-
-@_varlen_attention_bwd.register_fake
-def _(dout, q, k, v, out, lse, cu_seqlens, max_seqlen, scale, seed, threshold, site):
-    return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
-
-
-def _setup_context(ctx, inputs, output):
-    q, k, v, cu_seqlens, ctx.max_seqlen, ctx.scale, seed, ctx.threshold, ctx.site = inputs
-    out, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, out, lse, cu_seqlens, seed)
-
-
-def _backward(ctx, dout, _dlse):
-    if dout is None:
-        return (None,) * 9
-    q, k, v, out, lse, cu_seqlens, seed = ctx.saved_tensors
-    dq, dk, dv = _varlen_attention_bwd(
-        dout,
-        q,
-        k,
-        v,
-        out,
-        lse,
-        cu_seqlens,
-        ctx.max_seqlen,
-        ctx.scale,
-        seed,
-        ctx.threshold,
-        ctx.site,
-    )
-    return dq, dk, dv, *(None,) * 6
-
-
-_varlen_attention_fwd.register_autograd(_backward, setup_context=_setup_context)
+_varlen_attention = differentiable(
+    AttentionInputs,
+    register("varlen_attention_fwd", composite_fwd, _fake_fwd),
+    register("varlen_attention_bwd", composite_bwd, _fake_bwd),
+    gradients=("q", "k", "v"),
+    saves_result=True,
+)

@@ -3,10 +3,10 @@
 One random byte per element; the element is dropped iff `byte < threshold`, `threshold =
 round(256 p)`, and what is kept is scaled by `256 / (256 - threshold)`: unbiased, at a rate within
 1/512 of p. The bytes come from Philox4x32 with 7 rounds, keyed by the 64-bit seed. A `site` tells
-apart the places of one model that share a seed: attention of layer i is site i; after attention
-and after the feed-forward of layer i are hidden sites 2i and 2i + 1; the embeddings are hidden
-site 2 * num_layers.
+apart the places of one model that share a seed.
 """
+
+from typing import NamedTuple
 
 import torch
 
@@ -22,7 +22,7 @@ def dropout_threshold(dropout_p: float) -> int:
     Raises:
         ValueError: p is negative, or so near 0 or 1 that a byte cannot express it.
     """
-    threshold = int(256 * dropout_p + 0.5)
+    threshold = int(256 * dropout_p + 0.5)  # rounded, a half up
     if dropout_p != 0 and not 1 <= threshold <= 255:
         raise ValueError(f"dropout_p must be 0 or in [1/512, 511/512), got {dropout_p}")
     return threshold
@@ -33,25 +33,91 @@ def dropout_scale(threshold: int) -> float:
     return 256 / (256 - threshold)
 
 
+class Dropout(NamedTuple):
+    """Which elements of one place in a model are dropped (contract C4).
+
+    Attributes:
+        p: probability of dropping, to 1/256.
+        seed: int64 0-dim tensor on the device of what is dropped.
+        site: the number of the place; each has its own mask. `DropoutPlan` numbers a model's.
+        rows: int64 (tokens,), the rows' numbers in the whole matrix where only some of its rows are
+            computed, so that a row's mask does not depend on which others are; of hidden states
+            alone.
+    """
+
+    p: float
+    seed: torch.Tensor
+    site: int = 0
+    rows: torch.Tensor | None = None
+
+    @property
+    def threshold(self) -> int:
+        """The byte below which an element is dropped."""
+        return dropout_threshold(self.p)
+
+
+class DropoutPlan(NamedTuple):
+    """The dropout of every place in a model, out of one seed.
+
+    Attention of layer i is site i. Hidden states after attention and after the feed-forward of
+    layer i are the hidden sites 2i and 2i + 1, the embeddings hidden site 2 * num_layers.
+
+    Attributes:
+        seed: int64 0-dim tensor.
+    """
+
+    seed: torch.Tensor
+
+    @classmethod
+    def draw(cls, device: torch.device) -> "DropoutPlan":
+        """With a seed from torch's generator of `device`: torch.manual_seed governs it, and a
+        restored generator state gives the same masks again."""
+        return cls(torch.randint(2**63 - 1, (), device=device))
+
+    def attention(self, layer: int, p: float) -> Dropout:
+        """Dropout of attention probabilities."""
+        return Dropout(p, self.seed, layer)
+
+    def after_attention(self, layer: int, p: float, rows: torch.Tensor | None = None) -> Dropout:
+        """Dropout of what attention's projection gives."""
+        return Dropout(p, self.seed, 2 * layer, rows)
+
+    def after_feed_forward(
+        self, layer: int, p: float, rows: torch.Tensor | None = None
+    ) -> Dropout:
+        """Dropout of what the feed-forward network gives."""
+        return Dropout(p, self.seed, 2 * layer + 1, rows)
+
+    def embeddings(self, num_layers: int, p: float) -> Dropout:
+        """Dropout of the embeddings' sum."""
+        return Dropout(p, self.seed, 2 * num_layers)
+
+
+def dropped(x: torch.Tensor, dropout: Dropout | None) -> torch.Tensor:
+    """Dropout of a (tokens, hidden_size) matrix, or of those of its rows that `dropout` names."""
+    if dropout is None or dropout.p == 0:
+        return x
+    return x * hidden_keep_mask(dropout, *x.shape, x.device) * dropout_scale(dropout.threshold)
+
+
 def hidden_keep_mask(
-    seed: torch.Tensor, site: int, rows: torch.Tensor, hidden_size: int, threshold: int
+    dropout: Dropout, tokens: int, hidden_size: int, device: torch.device
 ) -> torch.Tensor:
-    """Which elements of the given rows of a (tokens, hidden_size) matrix are kept.
+    """Which elements of a (tokens, hidden_size) matrix are kept.
 
     Element `e = row * hidden_size + column` owns byte `e % 4` of word `(e % 256) // 64` of Philox
     call `16 * (e // 256) + (e % 64) // 4`: four rows of 64 bytes, each 16 calls wide, so that 16
     lanes make 256 consecutive elements with no shuffle. Counter: (call low, call high,
-    site << 16 | 0xFFFF, 0).
-
-    Args:
-        seed: int64 0-dim.
-        rows: int64 (n,), row numbers in the whole matrix.
+    site << 16 | 0xFFFF, 0). A row is numbered as `dropout.rows` says, or by its place.
 
     Returns:
-        bool (n, hidden_size).
+        bool (tokens, hidden_size).
     """
-    key = split_key(seed)
-    stream = torch.full((), site << 16 | _HIDDEN_STREAM, device=rows.device)
+    rows, threshold = dropout.rows, dropout.threshold
+    if rows is None:
+        rows = torch.arange(tokens, device=device)
+    key = split_key(dropout.seed)
+    stream = torch.full((), dropout.site << 16 | _HIDDEN_STREAM, device=rows.device)
     zero = torch.zeros_like(stream)
     if hidden_size % 256 == 0:  # whole calls per row: no word is made twice
         calls = torch.arange(hidden_size // 16, device=rows.device)
@@ -68,12 +134,7 @@ def hidden_keep_mask(
 
 
 def attention_keep_mask(
-    seed: torch.Tensor,
-    site: int,
-    sequences: torch.Tensor,
-    num_heads: int,
-    seqlen: int,
-    threshold: int,
+    dropout: Dropout, sequences: torch.Tensor, num_heads: int, seqlen: int
 ) -> torch.Tensor:
     """Which attention probabilities are kept: a function of (seed, site, sequence, head, i, j).
 
@@ -84,7 +145,6 @@ def attention_keep_mask(
     bit is `8 (2 ((i // 8) % 2) + j % 2) + 7 - (j % 64) // 8`.
 
     Args:
-        seed: int64 0-dim.
         sequences: int64 (batch,), each sequence's number in the batch.
 
     Returns:
@@ -95,9 +155,9 @@ def attention_keep_mask(
     # (batch, heads, query groups, key groups): one word for each 2 queries x 16 keys
     c0 = torch.arange(8 * query_tiles, device=device)[None, None, :, None]
     c1 = 2 * torch.arange(4 * key_tiles, device=device)[None, None, None, :]
-    c2 = (site << 16 | torch.arange(num_heads, device=device))[None, :, None, None]
+    c2 = (dropout.site << 16 | torch.arange(num_heads, device=device))[None, :, None, None]
     c3 = sequences[:, None, None, None]
-    key = split_key(seed)
+    key, threshold = split_key(dropout.seed), dropout.threshold
     w7, w6, w5, w0 = philox4x32((c0, c1, c2, c3), key, ROUNDS)
     w4, w3, w2, w1 = philox4x32((c0, c1 + 1, c2, c3), key, ROUNDS)
     keep = torch.full_like(w0, MASK32)

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from spanbert_fast.reference.dropout import dropout_scale, dropout_threshold, hidden_keep_mask
+from spanbert_fast.reference.dropout import Dropout, dropped
 
 
 def dropout_add_layer_norm(
@@ -13,10 +13,7 @@ def dropout_add_layer_norm(
     bias: torch.Tensor,
     *,
     x_bias: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    dropout_seed: torch.Tensor | None = None,
-    dropout_site: int = 0,
-    dropout_rows: torch.Tensor | None = None,
+    dropout: Dropout | None = None,
     eps: float = 1e-12,
     residual_in_fp32: bool = False,
 ) -> torch.Tensor:
@@ -26,10 +23,4 @@ def dropout_add_layer_norm(
         weight, bias = weight.to(residual.dtype), bias.to(residual.dtype)
     if x_bias is not None:
         x = x + x_bias
-    threshold = dropout_threshold(dropout_p)
-    if threshold:
-        if dropout_rows is None:
-            dropout_rows = torch.arange(x.shape[0], device=x.device)
-        keep = hidden_keep_mask(dropout_seed, dropout_site, dropout_rows, x.shape[1], threshold)
-        x = x * keep * dropout_scale(threshold)
-    return F.layer_norm(x + residual, (x.shape[1],), weight, bias, eps)
+    return F.layer_norm(dropped(x, dropout) + residual, (x.shape[1],), weight, bias, eps)

@@ -4,8 +4,8 @@ A number below n is `word * n >> 32`, from a random word in [0, 2**32); what has
 happens where `word < round(p * 2**32)`. Both are off by less than n / 2**32.
 """
 
-import dataclasses
 from fractions import Fraction
+from typing import NamedTuple
 
 # The last word of a counter tells apart what the words are for; the third makes dropout's seeds.
 SPAN_STREAM, REPLACEMENT_STREAM, DROPOUT_STREAM = 0, 1, 2
@@ -32,13 +32,12 @@ def length_thresholds(geometric_p: float, shortest: int, longest: int) -> tuple[
 MASK_BELOW, RANDOM_BELOW = threshold(Fraction(8, 10)), threshold(Fraction(9, 10))
 
 
-@dataclasses.dataclass(frozen=True)
-class SpanLaw:
+class SpanLaw(NamedTuple):
     """The law of the sampler in integers: all that an implementation needs beside the text.
 
     Attributes:
         budget_numerator, budget_denominator: the mask ratio; a budget is the product rounded up.
-        min_span_words, length_thresholds: see `length_thresholds`.
+        min_span_words, length_thresholds: see `length_thresholds`; a tuple, which is hashable.
         scheme_thresholds: three, cumulative over SCHEMES: a draw's scheme is the number of
             thresholds <= word.
         max_span_targets: places of a span that have a target.
@@ -51,8 +50,8 @@ class SpanLaw:
     budget_numerator: int
     budget_denominator: int
     min_span_words: int
-    length_thresholds: tuple[int, ...]
-    scheme_thresholds: tuple[int, ...]
+    length_thresholds: list[int]
+    scheme_thresholds: list[int]
     max_span_targets: int
     replace_per_token: bool
     internal_endpoints: bool

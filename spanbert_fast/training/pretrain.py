@@ -88,15 +88,15 @@ def pretrain(options: PretrainOptions, *, resume: bool = False, overwrite: bool 
     training_blocks, held_out_blocks = blocks.split(options.held_out, options.seed)
     model = initial_model(options, tokenizer)
     # the places that the model's span boundary head has, which may come from a checkpoint
-    masking = {**recipe.masking_options(), "max_span_targets": model.config.max_span_targets}
+    span_options = recipe.span_options(model.config.max_span_targets)
     counts = training_blocks.unigram_counts()
     held_out = HeldOut(
         held_out_blocks,
         DataCollatorForSpanMasking(
             tokenizer,
+            span_options,
             seed=options.seed + 1,
             random_token_pool=random_token_pool(counts, tokenizer),
-            **masking,
         ),
         recipe.tokens_per_batch,
     )
@@ -139,17 +139,17 @@ def make_trainer(
 ) -> SpanPretrainingTrainer:
     """The Trainer of a run."""
     run, recipe = Path(options.output_dir), options.recipe
-    masking = held_out.collator.options
+    span_options = held_out.collator.options
     shapes = None
     if options.static_shapes:
-        shapes = StaticShapes.of(recipe.tokens_per_batch, recipe.max_seq_length, **masking)
+        shapes = StaticShapes.of(recipe.tokens_per_batch, recipe.max_seq_length, span_options)
     collator = DataCollatorForSpanMasking(
         tokenizer,
+        span_options,
         seed=options.seed,
         random_token_pool=held_out.collator.random_token_pool,
         dropout_seeds=True,
         static_shapes=shapes,
-        **masking,
     )
     trainer = SpanPretrainingTrainer(
         model=model,

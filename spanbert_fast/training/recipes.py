@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.errors import UsageError
+from spanbert_fast.ops.span_options import SpanOptions
 
 
 def _setting(default, help: str, group: str, choices: tuple[str, ...] | None = None):
@@ -135,16 +136,16 @@ class Recipe:
             "pair_loss_weight": self.pair_loss_weight,
         }
 
-    def masking_options(self) -> dict:
-        """Keyword arguments of the span sampler."""
-        return {
-            "mask_ratio": self.mask_ratio,
-            "geometric_p": self.geometric_p,
-            "min_span_words": self.min_span_words,
-            "max_span_words": self.max_span_words,
-            "max_span_targets": self.max_span_targets,
-            "replacement": self.replacement,
-        }
+    def span_options(self, max_span_targets: int) -> SpanOptions:
+        """The span sampler's, for a model whose span boundary head has so many places."""
+        return SpanOptions(
+            mask_ratio=self.mask_ratio,
+            geometric_p=self.geometric_p,
+            min_span_words=self.min_span_words,
+            max_span_words=self.max_span_words,
+            max_span_targets=max_span_targets,
+            replacement=self.replacement,
+        )
 
 
 RECIPES = {

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from spanbert_fast.data.batches import TokenBudgetBatches
-from spanbert_fast.data.static_shapes import own_sizes
+from spanbert_fast.data.static_shapes import BatchSizes
 from spanbert_fast.training.checkpoints import UNFINISHED, publish
 from spanbert_fast.training.evaluation import HeldOut, held_out_losses
 
@@ -82,9 +82,9 @@ class SpanPretrainingTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Also counts the targets and tokens of the whole global batch, which divide its losses."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        sizes = torch.stack([own_sizes(batch) for batch in batches]).sum(0)
-        self._tokens_and_spans += sizes[2:]
-        counts = sizes[:3]
+        sizes = BatchSizes.sum_of(batches)
+        self._tokens_and_spans += torch.stack([sizes.tokens, sizes.spans])
+        counts = torch.stack([sizes.mlm_targets, sizes.sbo_targets, sizes.tokens])
         if torch.device(device).type == "cuda":
             counts = counts.pin_memory()  # a copy for which the host does not wait
         counts = counts.to(device, non_blocking=True)

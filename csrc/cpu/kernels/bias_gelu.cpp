@@ -40,8 +40,8 @@ void backward(
 }  // namespace
 
 const BiasGeluKernels bias_gelu_kernels = {
-    {&forward<bfloat16>, &forward<float16>, &forward<float>},
-    {&backward<bfloat16>, &backward<float16>, &backward<float>},
+    {{&forward<bfloat16>, &forward<float16>, &forward<float>}},
+    {{&backward<bfloat16>, &backward<float16>, &backward<float>}},
 };
 
 }  // namespace spanbert_fast::SPANBERT_FAST_ISA

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/dispatch.h"
+#include "cpu/kernels/format.h"
 
 namespace spanbert_fast {
 
@@ -17,9 +18,8 @@ using BiasGeluBackward = void(
     int64_t features);
 
 struct BiasGeluKernels {
-  // by Format (cpu/common.h): bfloat16, float16, float32
-  BiasGeluForward* forward[3];
-  BiasGeluBackward* backward[3];
+  PerFormat<BiasGeluForward> forward;
+  PerFormat<BiasGeluBackward> backward;
 };
 
 }  // namespace spanbert_fast

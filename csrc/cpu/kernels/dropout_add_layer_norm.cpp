@@ -84,12 +84,10 @@ void backward(
 }  // namespace
 
 const DropoutAddLayerNormKernels dropout_add_layer_norm_kernels = {
-    {{&forward<bfloat16, bfloat16>, &forward<bfloat16, float>},
-     {&forward<float16, float16>, &forward<float16, float>},
-     {&forward<float, float>, &forward<float, float>}},
-    {{&backward<bfloat16, bfloat16>, &backward<bfloat16, float>},
-     {&backward<float16, float16>, &backward<float16, float>},
-     {&backward<float, float>, &backward<float, float>}},
+    {{&forward<bfloat16, bfloat16>, &forward<float16, float16>, &forward<float, float>}},
+    {{&forward<bfloat16, float>, &forward<float16, float>, &forward<float, float>}},
+    {{&backward<bfloat16, bfloat16>, &backward<float16, float16>, &backward<float, float>}},
+    {{&backward<bfloat16, float>, &backward<float16, float>, &backward<float, float>}},
 };
 
 }  // namespace spanbert_fast::SPANBERT_FAST_ISA

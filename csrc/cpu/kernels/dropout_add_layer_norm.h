@@ -4,6 +4,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/kernels/dropout.h"
+#include "cpu/kernels/format.h"
 
 namespace spanbert_fast {
 
@@ -26,10 +27,9 @@ using DropoutAddLayerNormBackward = void(
     float* dbias, float* dx_bias, int64_t first, int64_t last, float* scratch);
 
 struct DropoutAddLayerNormKernels {
-  // by x's format (bfloat16, float16, float32), and whether residual, y and their gradients are in
-  // float rather than in x's format
-  DropoutAddLayerNormForward* forward[3][2];
-  DropoutAddLayerNormBackward* backward[3][2];
+  // by x's format; residual, y and their gradients are of that format, or (wide) in float
+  PerFormat<DropoutAddLayerNormForward> forward, wide_forward;
+  PerFormat<DropoutAddLayerNormBackward> backward, wide_backward;
 };
 
 }  // namespace spanbert_fast

@@ -15,17 +15,17 @@ SPANBERT_FAST_INLINE const T* row_of(const EmbeddingRows& rows, int64_t token, i
   return static_cast<const T*>(rows.data) + (rows.ids == nullptr ? token : rows.ids[token]) * size;
 }
 
-template <class T>
+template <class T, bool kTokenTypes>
 float embed_as(const EmbeddingLayerNorm& op, int64_t token, int64_t next_token, float* z) {
   const int64_t size = op.hidden_size;
   const T* word = row_of<T>(op.words, token, size);
   const T* position = row_of<T>(op.positions, token, size);
-  const T* token_type = row_of<T>(op.token_types, token, size);
+  const T* token_type = kTokenTypes ? row_of<T>(op.token_types, token, size) : nullptr;
   const T* next_word = row_of<T>(op.words, next_token, size);
   vfloat total = {};
   for_vectors(size, [&](int64_t c, auto count) SPANBERT_FAST_INLINE_BODY {
-    const vfloat value =
-        load(word + c, count) + load(position + c, count) + load(token_type + c, count);
+    vfloat value = load(word + c, count) + load(position + c, count);
+    if constexpr (kTokenTypes) value += load(token_type + c, count);
     store(z + c, value, count);
     __builtin_prefetch(next_word + c);
     total += value;
@@ -37,10 +37,15 @@ float embed_as(const EmbeddingLayerNorm& op, int64_t token, int64_t next_token, 
 // anywhere in their table: the next token's row is asked for here, or its user would wait.
 float embed(const EmbeddingLayerNorm& op, int64_t token, int64_t last, float* z) {
   const int64_t next_token = token + 1 < last ? token + 1 : token;
+  const bool typed = op.token_types.data != nullptr;
   switch (op.format) {
-    case 0: return embed_as<bfloat16>(op, token, next_token, z);
-    case 1: return embed_as<float16>(op, token, next_token, z);
-    default: return embed_as<float>(op, token, next_token, z);
+    case Format::bfloat16:
+      return (typed ? embed_as<bfloat16, true> : embed_as<bfloat16, false>)(
+          op, token, next_token, z);
+    case Format::float16:
+      return (typed ? embed_as<float16, true> : embed_as<float16, false>)(op, token, next_token, z);
+    default:
+      return (typed ? embed_as<float, true> : embed_as<float, false>)(op, token, next_token, z);
   }
 }
 
@@ -136,9 +141,9 @@ void gradient_rows(
 }  // namespace
 
 const EmbeddingLayerNormKernels embedding_layer_norm_kernels = {
-    {&forward<bfloat16>, &forward<float16>, &forward<float>},
-    {&backward<bfloat16>, &backward<float16>, &backward<float>},
-    {&gradient_rows<bfloat16>, &gradient_rows<float16>, &gradient_rows<float>},
+    {{&forward<bfloat16>, &forward<float16>, &forward<float>}},
+    {{&backward<bfloat16>, &backward<float16>, &backward<float>}},
+    {{&gradient_rows<bfloat16>, &gradient_rows<float16>, &gradient_rows<float>}},
 };
 
 }  // namespace spanbert_fast::SPANBERT_FAST_ISA

@@ -4,6 +4,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/kernels/dropout.h"
+#include "cpu/kernels/format.h"
 
 namespace spanbert_fast {
 
@@ -15,8 +16,8 @@ struct EmbeddingRows {
 };
 
 struct EmbeddingLayerNorm {
-  EmbeddingRows words, positions, token_types;
-  int format;  // of all three: bfloat16, float16, float32
+  EmbeddingRows words, positions, token_types;  // token_types.data may be null
+  Format format;  // of all three
   const float *weight, *bias;
   int64_t hidden_size;
   DropoutKey dropout;
@@ -47,10 +48,9 @@ using EmbeddingGradientRows = void(
     int64_t width, float* scratch);
 
 struct EmbeddingLayerNormKernels {
-  // by format: bfloat16, float16, float32 of y, and of the table
-  EmbeddingLayerNormForward* forward[3];
-  EmbeddingLayerNormBackward* backward[3];
-  EmbeddingGradientRows* gradient_rows[3];
+  PerFormat<EmbeddingLayerNormForward> forward;        // by y's format
+  PerFormat<EmbeddingLayerNormBackward> backward;      // by dy's
+  PerFormat<EmbeddingGradientRows> gradient_rows;      // by the table's
 };
 
 }  // namespace spanbert_fast

@@ -121,9 +121,9 @@ void add(const void* part_data, int64_t rows, int64_t columns, float* total, int
 }  // namespace
 
 const LinearCrossEntropyKernels linear_cross_entropy_kernels = {
-    {&scan<bfloat16>, &scan<float>},
-    {&gradient<bfloat16>, &gradient<float>},
-    {&add<bfloat16>, &add<float>},
+    {{&scan<bfloat16>, nullptr, &scan<float>}},
+    {{&gradient<bfloat16>, nullptr, &gradient<float>}},
+    {{&add<bfloat16>, nullptr, &add<float>}},
 };
 
 }  // namespace spanbert_fast::SPANBERT_FAST_ISA

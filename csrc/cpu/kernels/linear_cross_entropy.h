@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/dispatch.h"
+#include "cpu/kernels/format.h"
 
 namespace spanbert_fast {
 
@@ -41,10 +42,10 @@ using LinearCrossEntropyAdd =
     void(const void* part, int64_t rows, int64_t columns, float* total, int64_t stride);
 
 struct LinearCrossEntropyKernels {
-  // by the format of the products: bfloat16, float32
-  LinearCrossEntropyScan* scan[2];
-  LinearCrossEntropyGradient* gradient[2];
-  LinearCrossEntropyAdd* add[2];
+  // by the format of the products: bfloat16 or float32
+  PerFormat<LinearCrossEntropyScan> scan;
+  PerFormat<LinearCrossEntropyGradient> gradient;
+  PerFormat<LinearCrossEntropyAdd> add;
 };
 
 }  // namespace spanbert_fast

@@ -86,8 +86,8 @@ void backward(
 }  // namespace
 
 const SpanBoundaryGatherKernels span_boundary_gather_kernels = {
-    {&forward<bfloat16>, &forward<float16>, &forward<float>},
-    {&backward<bfloat16>, &backward<float16>, &backward<float>},
+    {{&forward<bfloat16>, &forward<float16>, &forward<float>}},
+    {{&backward<bfloat16>, &backward<float16>, &backward<float>}},
 };
 
 }  // namespace spanbert_fast::SPANBERT_FAST_ISA

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/dispatch.h"
+#include "cpu/kernels/format.h"
 
 namespace spanbert_fast {
 
@@ -30,9 +31,8 @@ using SpanBoundaryGatherBackward = void(
     float* dplaces, int64_t first, int64_t last, float* scratch);
 
 struct SpanBoundaryGatherKernels {
-  // by format: bfloat16, float16, float32
-  SpanBoundaryGatherForward* forward[3];
-  SpanBoundaryGatherBackward* backward[3];
+  PerFormat<SpanBoundaryGatherForward> forward;
+  PerFormat<SpanBoundaryGatherBackward> backward;
 };
 
 }  // namespace spanbert_fast

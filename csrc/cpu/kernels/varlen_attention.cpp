@@ -28,9 +28,9 @@ using BfloatKind = Single;
 }  // namespace
 
 const VarlenAttentionKernels varlen_attention_kernels = {
-    {&forward<BfloatKind, bfloat16>, &forward<Single, float16>, &forward<Single, float>},
-    {&backward<BfloatKind, bfloat16>, &backward<Single, float16>, &backward<Single, float>},
-    {&sum_dq<bfloat16>, &sum_dq<float16>, &sum_dq<float>},
+    {{&forward<BfloatKind, bfloat16>, &forward<Single, float16>, &forward<Single, float>}},
+    {{&backward<BfloatKind, bfloat16>, &backward<Single, float16>, &backward<Single, float>}},
+    {{&sum_dq<bfloat16>, &sum_dq<float16>, &sum_dq<float>}},
 };
 
 }  // namespace spanbert_fast::SPANBERT_FAST_ISA

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/dispatch.h"
+#include "cpu/kernels/format.h"
 
 namespace spanbert_fast {
 
@@ -48,13 +49,10 @@ using AttentionTaskKernel = void(
 using AttentionSumKernel = void(const AttentionArguments&, const AttentionTask&, int64_t parts);
 
 struct VarlenAttentionKernels {
-  // by format (cpu/common.h): bfloat16, float16, float32
-  AttentionTaskKernel* forward[3];
-  AttentionTaskKernel* backward[3];
-  AttentionSumKernel* sum_dq[3];
+  PerFormat<AttentionTaskKernel> forward, backward;
+  PerFormat<AttentionSumKernel> sum_dq;
 };
 
 }  // namespace spanbert_fast
 
 SPANBERT_FAST_DECLARE_KERNELS(VarlenAttentionKernels, varlen_attention_kernels)
-SPANBERT_FAST_DECLARE_AMX_KERNELS(VarlenAttentionKernels, varlen_attention_kernels)

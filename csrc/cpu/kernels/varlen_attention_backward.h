@@ -7,8 +7,8 @@
 namespace spanbert_fast::SPANBERT_FAST_ISA {
 namespace {
 
-constexpr int64_t kBackwardQueries = 256;  // of a chunk
-constexpr int64_t kBackwardKeys = 512;     // whose operands are in cache at once
+constexpr int64_t kChunkQueries = 256;  // of a chunk
+constexpr int64_t kCachedKeys = 512;     // whose operands are in cache at once
 
 template <class Kind>
 struct BackwardBuffers {
@@ -20,8 +20,8 @@ struct BackwardBuffers {
   float *scores, *dp, *lse, *delta, *dq, *dk, *dv;
 
   BackwardBuffers(Scratch& scratch, const AttentionTask& task, int64_t padded) {
-    tile_keys = smaller(kBackwardKeys, round_up(task.end - task.begin, kKeys));
-    chunk = smaller(kBackwardQueries, round_up(task.length, 2 * kQueries));
+    tile_keys = smaller(kCachedKeys, round_up(task.end - task.begin, kKeys));
+    chunk = smaller(kChunkQueries, round_up(task.length, 2 * kQueries));
     const int64_t key_operand = tile_keys * padded / Kind::kPair;
     const int64_t query_operand = chunk * padded / Kind::kPair;
     const int64_t block = chunk * kKeys / Kind::kPair;

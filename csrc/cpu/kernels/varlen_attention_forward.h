@@ -7,7 +7,7 @@
 namespace spanbert_fast::SPANBERT_FAST_ISA {
 namespace {
 
-constexpr int64_t kForwardQueries = 48;  // whose scores are in cache at once
+constexpr int64_t kCachedQueries = 48;  // whose scores are in cache at once
 constexpr int64_t kForwardKeys = 512;    // beyond, the softmax goes on with a running maximum
 
 template <class Kind>
@@ -19,15 +19,15 @@ struct ForwardBuffers {
 
   ForwardBuffers(Scratch& scratch, const AttentionTask& task, int64_t padded) {
     const int64_t tiles = (task.length + kForwardKeys - 1) / kForwardKeys;
-    const int64_t queries = round_up(task.end - task.begin, kForwardQueries);
+    const int64_t queries = round_up(task.end - task.begin, kCachedQueries);
     tile_keys = round_up((task.length + tiles - 1) / tiles, kKeys);
     one_tile = tiles == 1;
     k = scratch.take(tile_keys * padded / Kind::kPair);
     v = scratch.take(tile_keys * padded / Kind::kPair);
-    q = scratch.take(kForwardQueries * padded / Kind::kPair);
-    keep = scratch.take(kForwardQueries / kQueries * tile_keys / kKeys * kKeepWords);
-    scores = scratch.take<float>(kForwardQueries * tile_keys);
-    out = scratch.take<float>((one_tile ? kForwardQueries : queries) * padded);
+    q = scratch.take(kCachedQueries * padded / Kind::kPair);
+    keep = scratch.take(kCachedQueries / kQueries * tile_keys / kKeys * kKeepWords);
+    scores = scratch.take<float>(kCachedQueries * tile_keys);
+    out = scratch.take<float>((one_tile ? kCachedQueries : queries) * padded);
     top = scratch.take<float>(queries);
     sum = scratch.take<float>(queries);
   }
@@ -83,8 +83,8 @@ void forward(const AttentionArguments& a, const AttentionTask& task, ReserveScra
     const bool first = j0 == 0, last = j0 + keys == task.length;
     pack_transposed<Kind>(k + j0 * a.k.token_stride, a.k.token_stride, keys, d, padded, to.k);
     pack_tokens<Kind>(v + j0 * a.v.token_stride, a.v.token_stride, keys, d, padded, to.v);
-    for (int64_t i0 = task.begin; i0 < task.end; i0 += kForwardQueries) {
-      const int64_t rows = smaller(kForwardQueries, task.end - i0);
+    for (int64_t i0 = task.begin; i0 < task.end; i0 += kCachedQueries) {
+      const int64_t rows = smaller(kCachedQueries, task.end - i0);
       float* out = to.out + (to.one_tile ? 0 : i0 - task.begin) * padded;
       float *top = to.top + (i0 - task.begin), *sum = to.sum + (i0 - task.begin);
       pack_rows<Kind>(q + i0 * a.q.token_stride, a.q.token_stride, rows, d, padded, to.q);

@@ -1,14 +1,13 @@
 // Span sampling on the CPU, two passes over the sequences. The first draws each sequence's spans
 // and counts them; after the counts are summed, the second writes every sequence's rows in place.
 
-#include <ATen/Parallel.h>
-#include <ATen/Version.h>
-
 #include <atomic>
 #include <cstring>
 
-#include "span_sampling_devices.h"
-#include "span_writing.h"
+#include "cpu/common.h"
+#include "cpu/dispatch.h"
+#include "sample_spans/devices.h"
+#include "sample_spans/writing.h"
 
 namespace spanbert_fast {
 namespace {
@@ -80,7 +79,7 @@ SPANBERT_HOST_DEVICE void write_range(const Arguments& a, int64_t first, int64_t
 }
 
 // Both passes once more for CPUs that count and find bits in one instruction; chosen at run time,
-// and never where ATEN_CPU_CAPABILITY=default, which PyTorch's own kernels go by.
+// at every level of cpu/dispatch.h but the lowest.
 #if defined(__x86_64__)
 #define SPANBERT_TARGET __attribute__((target("avx2,bmi,bmi2,lzcnt,popcnt")))
 SPANBERT_TARGET bool draw_range_avx2(const Arguments& a, int64_t first, int64_t last) {
@@ -90,9 +89,9 @@ SPANBERT_TARGET void write_range_avx2(const Arguments& a, int64_t first, int64_t
   write_range(a, first, last);
 }
 bool has_avx2() {
-  static const bool has = at::get_cpu_capability() != "DEFAULT" && __builtin_cpu_supports("avx2") &&
-                          __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-                          __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("lzcnt");
+  static const bool has = isa_level() >= IsaLevel::avx2 && __builtin_cpu_supports("bmi") &&
+                          __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt") &&
+                          __builtin_cpu_supports("lzcnt");
   return has;
 }
 #else
@@ -153,7 +152,7 @@ void sample_spans_cpu(
   const int64_t mean_tokens = in.batch == 0 ? 1 : in.total_tokens / in.batch + 1;
   const int64_t grain = kTokensPerTask / mean_tokens + 1;
   if (good) {
-    at::parallel_for(0, in.batch, grain, [&](int64_t first, int64_t last) {
+    parallel_for(0, in.batch, grain, [&](int64_t first, int64_t last) {
       const bool fits = fast ? draw_range_avx2(arguments, first, last)
                              : draw_range_baseline(arguments, first, last);
       if (!fits) good = false;
@@ -162,7 +161,7 @@ void sample_spans_cpu(
   SpanCounts total = {0, 0, 0, 0};
   if (good) {
     total = sum_counts(scratch.counts, in.batch);
-    at::parallel_for(0, in.batch, grain, [&](int64_t first, int64_t last) {
+    parallel_for(0, in.batch, grain, [&](int64_t first, int64_t last) {
       fast ? write_range_avx2(arguments, first, last)
            : write_range_baseline(arguments, first, last);
     });

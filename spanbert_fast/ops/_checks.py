@@ -1,49 +1,6 @@
-"""What every op shares: the backend switch, autocast, and the checks of arguments."""
-
-import contextlib
-from collections.abc import Iterator
+"""What the ops accept: one check, one wording."""
 
 import torch
-
-IGNORED_TARGET = -100  # no loss is taken of it, as throughout transformers
-
-_BACKENDS = ("kernels", "reference")
-_backend = "kernels"
-
-
-@contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Run every op inside the block with one backend.
-
-    `"kernels"` (the default) dispatches by device to the registered implementation;
-    `"reference"` runs the readable PyTorch of `spanbert_fast.reference`, with plain autograd.
-    The choice is the process's, not the thread's.
-    """
-    global _backend
-    if name not in _BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {name!r}")
-    previous, _backend = _backend, name
-    try:
-        yield
-    finally:
-        _backend = previous
-
-
-def runs_reference() -> bool:
-    """Whether the caller asked for the reference."""
-    return _backend == "reference"
-
-
-def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype that an op computes its output in: autocast's where it is on, else that of x."""
-    if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
-
-
-def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of statistics and sums for inputs of `dtype` (C5): fp32, or fp64 for fp64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def check_shape(name: str, tensor: torch.Tensor, shape: tuple[int | str, ...]) -> None:
@@ -101,3 +58,13 @@ def check_same_device(name: str, tensor: torch.Tensor, like: torch.Tensor, like_
     """Raise unless both tensors live on one device."""
     if tensor.device != like.device:
         raise ValueError(f"{name} must be on {like.device} as {like_name} is, got {tensor.device}")
+
+
+def check_distinct(name: str, indices: torch.Tensor) -> None:
+    """Raise on an index that comes twice where looking is free: on the CPU, not in a trace."""
+    if indices.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    values, counts = indices.unique(return_counts=True)
+    if len(values) < len(indices):
+        twice = values[counts > 1][0].item()
+        raise ValueError(f"{name} must be distinct, got {twice} twice")

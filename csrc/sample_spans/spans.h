@@ -8,8 +8,8 @@
 // A span grows token by token until a stop says otherwise; merged spans are the runs of `masked`.
 #pragma once
 
-#include "bits.h"
 #include "philox.h"
+#include "sample_spans/bits.h"
 
 namespace spanbert_fast {
 
@@ -166,30 +166,30 @@ SPANBERT_HOST_DEVICE int select_maskable(
   return 64 * w + select_bit(text.maskable[w], rank);
 }
 
-// What a draw wants masked: `words` words from `first` on, but nothing behind `last`. In a ring the
-// text has no end.
-struct Wish {
+// The span of one draw: `words` words from `first` on, but nothing behind `last`. In a ring the text
+// has no end.
+struct DrawnSpan {
   int first, last, words;
   bool ring;
 };
 
 // False where the draw's anchor is masked already, or there is none.
-SPANBERT_HOST_DEVICE bool make_wish(const SequenceBits& text, const MaskableRange& range,
-                                    const GivenSpans& given, int64_t begin, const PhiloxWords& word,
-                                    const SpanInputs& in, const SpanLaw& law, Wish* wish) {
+SPANBERT_HOST_DEVICE bool draw_span(
+    const SequenceBits& text, const MaskableRange& range, const GivenSpans& given, int64_t begin,
+    const PhiloxWords& word, const SpanInputs& in, const SpanLaw& law, DrawnSpan* drawn) {
   int scheme = kGiven;
   while (scheme < kSubword && word.x[2] >= law.scheme_thresholds[scheme]) ++scheme;
   if (scheme == kGiven) {
     if (given.count == 0) return false;
     const int64_t* span = in.given_spans + 2 * (given.first + below(word.x[3], given.count));
-    *wish = {static_cast<int>(span[0] - begin), static_cast<int>(span[1] - begin), text.length,
-             false};
-    return !test_bit(text.masked, wish->first);
+    *drawn = {static_cast<int>(span[0] - begin), static_cast<int>(span[1] - begin), text.length,
+              false};
+    return !test_bit(text.masked, drawn->first);
   }
   int anchor = select_maskable(text, range, static_cast<int>(below(word.x[1], range.count)));
   if (test_bit(text.masked, anchor)) return false;
   if (scheme == kSubword) {
-    *wish = {anchor, anchor, 1, false};
+    *drawn = {anchor, anchor, 1, false};
     return true;
   }
   while (!test_bit(text.stops, anchor)) --anchor;
@@ -198,23 +198,24 @@ SPANBERT_HOST_DEVICE bool make_wish(const SequenceBits& text, const MaskableRang
     words = law.min_span_words;
     for (int k = 0; k < law.num_lengths && word.x[0] >= law.length_thresholds[k]; ++k) ++words;
   }
-  *wish = {anchor, text.length - 1, words, law.unbiased_edges};
+  *drawn = {anchor, text.length - 1, words, law.unbiased_edges};
   return true;
 }
 
-// Masks what the draw wants as far as the budget goes; returns the tokens spent so far.
-SPANBERT_HOST_DEVICE int grant(const SequenceBits& text, const MaskableRange& range, Wish wish,
-                               int spent, int budget, bool complete_words) {
-  for (int i = wish.first;; ++i) {
-    if (wish.ring && !test_bit(text.maskable, i)) {
+// Masks the drawn span as far as the budget goes; returns the tokens spent so far.
+SPANBERT_HOST_DEVICE int mask_span(
+    const SequenceBits& text, const MaskableRange& range, DrawnSpan drawn, int spent, int budget,
+    bool complete_words) {
+  for (int i = drawn.first;; ++i) {
+    if (drawn.ring && !test_bit(text.maskable, i)) {
       i = next_bit(text.maskable, i, text.words(), kSet);
       if (i >= text.length) i = range.lowest;
-    } else if (i > wish.last || !test_bit(text.maskable, i)) {
+    } else if (i > drawn.last || !test_bit(text.maskable, i)) {
       return spent;
     }
     if (test_bit(text.stops, i)) {
-      if (spent >= budget || wish.words == 0) return spent;
-      --wish.words;
+      if (spent >= budget || drawn.words == 0) return spent;
+      --drawn.words;
     } else if (spent >= budget && !complete_words) {
       return spent;
     }
@@ -244,9 +245,9 @@ SPANBERT_HOST_DEVICE bool draw_spans(
   int spent = 0;
   for (uint32_t number = 0; spent < budget; ++number) {
     const PhiloxWords word = draw(number, id, kSpanStream, in.seed);
-    Wish wish;
-    if (make_wish(text, range, given, begin, word, in, law, &wish)) {
-      spent = grant(text, range, wish, spent, budget, law.complete_words);
+    DrawnSpan drawn;
+    if (draw_span(text, range, given, begin, word, in, law, &drawn)) {
+      spent = mask_span(text, range, drawn, spent, budget, law.complete_words);
     }
   }
   return true;

@@ -8,10 +8,12 @@
 //
 // Bytes moved: 18 read and 8 written per token, about 30 written per masked token.
 
+#include <cuda_runtime.h>
+
 #include <cub/block/block_scan.cuh>
 
-#include "span_sampling_devices.h"
-#include "span_writing.h"
+#include "sample_spans/devices.h"
+#include "sample_spans/writing.h"
 
 namespace spanbert_fast {
 namespace {
@@ -147,10 +149,12 @@ __global__ void fill_kernel(const SpanOutputs out) {
 
 }  // namespace
 
-cudaError_t sample_spans_cuda(const SpanInputs& in, const SpanLaw& law, const SpanOutputs& out,
-                              const SpanScratch& scratch, cudaStream_t stream) {
+const char* sample_spans_cuda(
+    const SpanInputs& in, const SpanLaw& law, const SpanOutputs& out, const SpanScratch& scratch,
+    void* stream_handle) {
+  const auto stream = static_cast<cudaStream_t>(stream_handle);
   cudaError_t error = cudaMemsetAsync(out.counts, 0, kCounts * sizeof(int32_t), stream);
-  if (error != cudaSuccess) return error;
+  if (error != cudaSuccess) return cudaGetErrorString(error);
   const int threads = kWarpsPerBlock * kLanes;
   const unsigned blocks = static_cast<unsigned>((in.batch + kWarpsPerBlock - 1) / kWarpsPerBlock);
   if (blocks > 0) draw_kernel<<<blocks, threads, 0, stream>>>(in, law, out, scratch);
@@ -158,7 +162,8 @@ cudaError_t sample_spans_cuda(const SpanInputs& in, const SpanLaw& law, const Sp
   if (blocks > 0) write_kernel<<<blocks, threads, 0, stream>>>(in, law, out, scratch);
   const unsigned fills = static_cast<unsigned>((out.capacity + 255) / 256);
   if (fills > 0) fill_kernel<<<fills, 256, 0, stream>>>(out);
-  return cudaGetLastError();
+  error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 }  // namespace spanbert_fast

@@ -2,7 +2,7 @@
 // bits, and every run knows from the runs before it where its rows lie.
 #pragma once
 
-#include "span_sampling.h"
+#include "sample_spans/spans.h"
 
 namespace spanbert_fast {
 

@@ -8,12 +8,13 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from transformers.utils.generic import can_return_tuple
 
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.models.base import SpanBertPreTrainedModel
-from spanbert_fast.models.encoder import SpanBertModel, first_rows
-from spanbert_fast.nn.packing import Packing, first_token_rows
+from spanbert_fast.models.encoder import SpanBertModel
+from spanbert_fast.models.inputs import EncoderInputs, takes_encoder_inputs
+from spanbert_fast.nn.linear import apply_linear
+from spanbert_fast.nn.packing import Packing
 
 
 def classifier_dropout(config: SpanBertConfig) -> nn.Dropout:
@@ -36,20 +37,9 @@ class SpanBertForSequenceClassification(SpanBertPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    @can_return_tuple
+    @takes_encoder_inputs
     def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        cu_seqlens: torch.Tensor | None = None,
-        max_seqlen: int | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
+        self, inputs: EncoderInputs, labels: torch.Tensor | None = None
     ) -> SequenceClassifierOutput:
         """Classify whole sequences.
 
@@ -61,20 +51,8 @@ class SpanBertForSequenceClassification(SpanBertPreTrainedModel):
         Returns:
             logits (batch, num_labels) and the mean loss.
         """
-        self.refuse_attentions(output_attentions, kwargs)
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        packing = self.bert.packing_of(
-            input_ids, attention_mask, inputs_embeds, cu_seqlens, max_seqlen
-        )
-        every_row = self.wants_hidden_states(output_hidden_states)
-        encoded = self.bert.encode(
-            *inputs,
-            packing=packing,
-            rows=None if every_row else first_token_rows(packing),
-            output_hidden_states=every_row,
-        )
-        first = first_rows(encoded) if every_row else encoded.hidden_states
-        logits = self.classifier(self.dropout(self.bert.pooler(first)))
+        encoded, first_tokens = self.bert.encode_first_tokens(inputs)
+        logits = apply_linear(self.classifier, self.dropout(self.bert.pooler(first_tokens)))
         return SequenceClassifierOutput(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
@@ -110,20 +88,9 @@ class SpanBertForTokenClassification(SpanBertPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    @can_return_tuple
+    @takes_encoder_inputs
     def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        cu_seqlens: torch.Tensor | None = None,
-        max_seqlen: int | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
+        self, inputs: EncoderInputs, labels: torch.Tensor | None = None
     ) -> TokenClassifierOutput:
         """Classify every token.
 
@@ -135,21 +102,11 @@ class SpanBertForTokenClassification(SpanBertPreTrainedModel):
         Returns:
             logits, shaped as the input with num_labels added; loss, the mean over labelled tokens.
         """
-        self.refuse_attentions(output_attentions, kwargs)
-        encoded = self.bert.encode(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            cu_seqlens,
-            max_seqlen,
-            output_hidden_states=self.wants_hidden_states(output_hidden_states),
-        )
-        logits = self.classifier(self.dropout(encoded.hidden_states))
+        encoded = self.bert.encode(inputs)
+        logits = apply_linear(self.classifier, self.dropout(encoded.hidden_states))
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits.float(), encoded.packing.pack(labels))
+            loss = F.cross_entropy(logits.float(), inputs.packing.pack(labels))
         return TokenClassifierOutput(
             loss=loss,
             logits=encoded.packing.unpack(logits),
@@ -170,50 +127,34 @@ class SpanBertForQuestionAnswering(SpanBertPreTrainedModel):
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
-    @can_return_tuple
+    @takes_encoder_inputs
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
+        inputs: EncoderInputs,
         start_positions: torch.Tensor | None = None,
         end_positions: torch.Tensor | None = None,
-        cu_seqlens: torch.Tensor | None = None,
-        max_seqlen: int | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
     ) -> QuestionAnsweringModelOutput:
         """Score every token as the first and the last of the answer.
 
         Args:
             start_positions, end_positions: int64 (batch,), places within each sequence; a place
-                outside the sequence (an answer that was cut off) takes no part in the loss.
+                that holds no token of the sequence (an answer that was cut off) takes no part in
+                the loss.
             others: see `SpanBertModel.forward`.
 
         Returns:
             start_logits and end_logits (batch, seqlen), also for packed input, where seqlen is
             max_seqlen; loss, the mean of both cross-entropies.
         """
-        self.refuse_attentions(output_attentions, kwargs)
-        encoded = self.bert.encode(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            cu_seqlens,
-            max_seqlen,
-            output_hidden_states=self.wants_hidden_states(output_hidden_states),
+        encoded = self.bert.encode(inputs)
+        logits, is_token = self._padded(
+            apply_linear(self.qa_outputs, encoded.hidden_states), inputs.packing
         )
-        logits = self._padded(self.qa_outputs(encoded.hidden_states), encoded.packing)
         start_logits, end_logits = logits.unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = self._loss(start_logits, start_positions) / 2
-            loss = loss + self._loss(end_logits, end_positions) / 2
+            loss = position_loss(start_logits, start_positions, is_token) / 2
+            loss = loss + position_loss(end_logits, end_positions, is_token) / 2
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits.contiguous(),
@@ -222,22 +163,34 @@ class SpanBertForQuestionAnswering(SpanBertPreTrainedModel):
         )
 
     @staticmethod
-    def _padded(logits: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """(total_tokens, 2) -> (batch, seqlen, 2), the lowest number where there is no token."""
+    def _padded(logits: torch.Tensor, packing: Packing) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, seqlen, 2) out of (total_tokens, 2), the lowest number where there is no token;
+        and bool (batch, seqlen), where there is one."""
+        lowest = torch.finfo(logits.dtype).min
         if packing.padded_shape is not None:
-            if packing.indices is None:
-                return packing.unpack(logits)
             batch, seqlen = packing.padded_shape
-            padded = logits.new_full((batch * seqlen, 2), torch.finfo(logits.dtype).min)
-            return padded.index_put((packing.indices,), logits).view(batch, seqlen, 2)
+            if packing.indices is None:
+                return packing.unpack(logits), logits.new_ones((batch, seqlen), dtype=torch.bool)
+            padded = logits.new_full((batch * seqlen, 2), lowest)
+            padded = padded.index_put((packing.indices,), logits).view(batch, seqlen, 2)
+            is_token = logits.new_zeros(batch * seqlen, dtype=torch.bool)
+            return padded, is_token.index_fill(0, packing.indices, True).view(batch, seqlen)
         places = torch.arange(packing.max_seqlen, device=logits.device)
         slots = packing.cu_seqlens[:-1, None].long() + places
-        real = slots < packing.cu_seqlens[1:, None]
-        rows = logits[slots.clamp(max=max(len(logits) - 1, 0))]
-        return rows.masked_fill(~real[..., None], torch.finfo(logits.dtype).min)
+        is_token = slots < packing.cu_seqlens[1:, None]
+        if packing.total_tokens == 0:
+            return logits.new_full((*is_token.shape, 2), lowest), is_token
+        rows = logits[slots.clamp(max=len(logits) - 1)]
+        return rows.masked_fill(~is_token[..., None], lowest), is_token
 
-    @staticmethod
-    def _loss(logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        ignored = logits.shape[1]
-        positions = positions.view(-1).clamp(0, ignored)
-        return F.cross_entropy(logits.float(), positions, ignore_index=ignored)
+
+def position_loss(
+    logits: torch.Tensor, positions: torch.Tensor, is_token: torch.Tensor
+) -> torch.Tensor:
+    """Mean cross-entropy of (batch, seqlen) logits at those of the (batch,) positions that are
+    tokens."""
+    ignored = logits.shape[1]
+    positions = positions.view(-1).clamp(0, ignored)
+    is_real = F.pad(is_token, (0, 1)).gather(1, positions[:, None]).squeeze(1)
+    positions = positions.where(is_real, ignored)
+    return F.cross_entropy(logits.float(), positions, ignore_index=ignored)

@@ -1,5 +1,6 @@
-"""Checks of the span sampler's options, and their law in integers."""
+"""The span sampler's options, their checks, and their law in integers."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from fractions import Fraction
@@ -30,6 +31,63 @@ def derived_seed(seed: int, sequence_id: int) -> int:
     return signed64(high << 32 | low)
 
 
+@dataclasses.dataclass(frozen=True)
+class SpanOptions:
+    """How spans are drawn and what becomes of them (Joshi et al. 2020, section 3.1; contract C3).
+
+        >>> SpanOptions(mask_ratio=0.2).mask_ratio
+        0.2
+
+    Attributes:
+        mask_ratio: ceil(mask_ratio * n) of a sequence's n maskable tokens are masked, where
+            mask_ratio is read as the nearest fraction with a denominator up to 1,000,000.
+        geometric_p, min_span_words, max_span_words: a span's words l are drawn from
+            p (1 - p)^(l - 1), clipped to [min, max] and normalised; max is at most 256.
+        max_span_targets: tokens of a span that the span boundary objective predicts, its first.
+        replacement: what becomes of masked tokens, "span": 80 % of the spans become the mask
+            token, 10 % random tokens, 10 % stay; "token": the same for each token.
+        scheme: how a draw masks. "geometric": whole words from the anchor's on; "word": the
+            anchor's word; "subword": the anchor; "given": with given_probability one of the given
+            spans, else a word (section 6.1). Or the share of each, for example
+            {"given": 0.5, "geometric": 0.5}.
+        given_probability: see scheme.
+        endpoints: a span is predicted from the tokens outside its ends ("external"), or from its
+            own first and last ("internal").
+        complete_words: mask the word in which the budget ends to its end, over the budget.
+        unbiased_edges: spans grow to the right only, so the first tokens of a text are masked less
+            often than the others: 4 % at the first, for 10 words. With True the text is a ring: a
+            span that reaches a special token or the end goes on behind it, at the end from the
+            beginning on, and every token has the same chance.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    mask_ratio: float = 0.15
+    geometric_p: float = 0.2
+    min_span_words: int = 1
+    max_span_words: int = 10
+    max_span_targets: int = 20
+    replacement: str = "span"
+    scheme: Scheme = "geometric"
+    given_probability: float = 0.5
+    endpoints: str = "external"
+    complete_words: bool = False
+    unbiased_edges: bool = False
+
+    def __post_init__(self) -> None:
+        self.law()
+
+    def __hash__(self) -> int:
+        return hash(self.law())
+
+    def law(self) -> SpanLaw:
+        """The options in integers, as every implementation of the sampler takes them."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        shares = _scheme_shares(fields.pop("scheme"), fields.pop("given_probability"))
+        return _law(shares=shares, **fields)
+
+
 def _check_ratio(name: str, value: float) -> None:
     if not 0 < value <= 1:
         raise ValueError(f"{name} must be in (0, 1], got {value}")
@@ -41,7 +99,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {wanted}, got {value!r}")
 
 
-def scheme_shares(scheme: Scheme, given_probability: float) -> tuple[float, ...]:
+def _scheme_shares(scheme: Scheme, given_probability: float) -> tuple[float, ...]:
     """The probability of each of SCHEMES in a draw.
 
     Raises:
@@ -68,41 +126,9 @@ def scheme_shares(scheme: Scheme, given_probability: float) -> tuple[float, ...]
     return shares
 
 
-def span_law(
-    *,
-    mask_ratio: float = 0.15,
-    geometric_p: float = 0.2,
-    min_span_words: int = 1,
-    max_span_words: int = 10,
-    max_span_targets: int = 20,
-    replacement: str = "span",
-    scheme: Scheme = "geometric",
-    given_probability: float = 0.5,
-    endpoints: str = "external",
-    complete_words: bool = False,
-    unbiased_edges: bool = False,
-) -> SpanLaw:
-    """The law of these options; see `spanbert_fast.ops.sample_spans` for what they mean.
-
-    Raises:
-        ValueError: an option is out of its range.
-    """
-    return _span_law(
-        mask_ratio,
-        geometric_p,
-        min_span_words,
-        max_span_words,
-        max_span_targets,
-        replacement,
-        scheme_shares(scheme, given_probability),
-        endpoints,
-        complete_words,
-        unbiased_edges,
-    )
-
-
 @functools.lru_cache(maxsize=64)
-def _span_law(
+def _law(
+    *,
     mask_ratio: float,
     geometric_p: float,
     min_span_words: int,

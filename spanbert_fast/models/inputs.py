@@ -1,0 +1,157 @@
+"""The door of every model: a batch of Hugging Face's arguments, packed once, as one value."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from transformers.utils.generic import can_return_tuple
+
+from spanbert_fast.nn.packing import Packing
+
+
+class EncoderInputs(NamedTuple):
+    """What an encoder reads, packed.
+
+    Attributes:
+        packing: how the sequences lie in rows, and how rows go back to the shape of the input.
+        input_ids: int64 (total_tokens,); None where inputs_embeds is there.
+        inputs_embeds: (total_tokens, hidden_size); None where input_ids is there.
+        position_ids, token_type_ids: int64 (total_tokens,).
+        every_stage: keep the hidden states of every stage.
+    """
+
+    packing: Packing
+    input_ids: torch.Tensor | None
+    inputs_embeds: torch.Tensor | None
+    position_ids: torch.Tensor
+    token_type_ids: torch.Tensor
+    every_stage: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        max_seqlen: int | None = None,
+        *,
+        max_positions: int,
+        every_stage: bool = False,
+    ) -> "EncoderInputs":
+        """Pack what a forward was given; see `SpanBertModel.forward` for the arguments.
+
+        Args:
+            max_positions: the length of the position table, which no sequence may exceed.
+
+        Raises:
+            ValueError: these are no inputs of an encoder; named with what came.
+        """
+        packing = _packing_of(input_ids, attention_mask, inputs_embeds, cu_seqlens, max_seqlen)
+        if position_ids is None:
+            is_packed = packing.padded_shape is None
+            longest = packing.max_seqlen if is_packed else packing.padded_shape[1]
+            if longest > max_positions:
+                raise ValueError(
+                    "sequences must not be longer than max_position_embeddings = "
+                    f"{max_positions}, got {longest}"
+                )
+            position_ids = packing.position_ids()
+        else:
+            position_ids = packing.pack_ids(position_ids)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(position_ids)
+        else:
+            token_type_ids = packing.pack_ids(token_type_ids)
+        return cls(
+            packing,
+            None if input_ids is None else packing.pack(input_ids),
+            None if inputs_embeds is None else packing.pack(inputs_embeds),
+            position_ids,
+            token_type_ids,
+            every_stage,
+        )
+
+
+def _packing_of(input_ids, attention_mask, inputs_embeds, cu_seqlens, max_seqlen) -> Packing:
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("exactly one of input_ids and inputs_embeds must be given")
+    if inputs_embeds is None:
+        name, given, shape = "input_ids", input_ids, input_ids.shape
+    else:
+        name, given, shape = "inputs_embeds", inputs_embeds, inputs_embeds.shape[:-1]
+    if len(shape) == 1:
+        if attention_mask is not None:
+            raise ValueError(f"attention_mask must be None with packed {name}")
+        return Packing.of_packed(cu_seqlens, max_seqlen, shape[0])
+    if len(shape) != 2 or cu_seqlens is not None:
+        raise ValueError(
+            f"{name} must be padded (batch, seqlen, ...), or packed (total_tokens, ...) with "
+            f"cu_seqlens, got {tuple(given.shape)} and cu_seqlens "
+            f"{'given' if cu_seqlens is not None else 'None'}"
+        )
+    return Packing.of_padded(tuple(shape), attention_mask, given.device)
+
+
+_BEFORE = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+_BEHIND = ("cu_seqlens", "max_seqlen")
+_SWITCHES = ("output_attentions", "output_hidden_states")
+# what Trainer and pipelines pass to every model, and means nothing here
+_HARMLESS = {"num_items_in_batch", "use_cache"}
+
+
+def takes_encoder_inputs(forward: Callable) -> Callable:
+    """Give `forward(self, inputs: EncoderInputs, ...)` the signature of a Hugging Face model.
+
+    The arguments of an encoder come first, then the forward's own, then cu_seqlens, max_seqlen,
+    output_attentions, output_hidden_states; return_dict works as everywhere. This is the only place
+    where they stand one by one.
+
+    Raises:
+        ValueError: output_attentions is asked for: attention probabilities are not kept.
+        TypeError: an argument is none of these: no argument is ignored in silence.
+    """
+    own = list(inspect.signature(forward).parameters.values())[2:]
+    own_names = [parameter.name for parameter in own]
+    names = (*_BEFORE, *own_names, *_BEHIND, *_SWITCHES)
+
+    @functools.wraps(forward)
+    def packed_forward(self, *arguments, **named):
+        if len(arguments) > len(names):
+            raise TypeError(f"{type(self).__name__} takes {len(names)} arguments at most")
+        for name, value in zip(names, arguments, strict=False):
+            if name in named:
+                raise TypeError(f"{type(self).__name__} got the argument {name!r} twice")
+            named[name] = value
+        self.refuse_attentions(named.pop("output_attentions", None))
+        every_stage = self.wants_hidden_states(named.pop("output_hidden_states", None))
+        given = {name: named.pop(name, None) for name in (*_BEFORE, *_BEHIND)}
+        wanted = {name: named.pop(name) for name in own_names if name in named}
+        for name, value in sorted(named.items()):
+            if name not in _HARMLESS and value is not None:
+                raise TypeError(f"{type(self).__name__} got an unexpected argument {name!r}")
+        limit = self.config.max_position_embeddings
+        inputs = EncoderInputs.of(**given, max_positions=limit, every_stage=every_stage)
+        return forward(self, inputs, **wanted)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter("self", kind)]
+    parameters += [
+        inspect.Parameter(name, kind, default=None, annotation=torch.Tensor | None)
+        for name in _BEFORE
+    ]
+    parameters += [parameter.replace(kind=kind) for parameter in own]
+    annotations = {"cu_seqlens": torch.Tensor | None, "max_seqlen": int | None}
+    parameters += [
+        inspect.Parameter(name, kind, default=None, annotation=annotations.get(name, bool | None))
+        for name in (*_BEHIND, *_SWITCHES)
+    ]
+    parameters.append(inspect.Parameter("others", inspect.Parameter.VAR_KEYWORD))
+    result = inspect.signature(forward).return_annotation
+    wrapped = can_return_tuple(packed_forward)
+    wrapped.__signature__ = inspect.Signature(parameters, return_annotation=result)
+    return wrapped

@@ -1,0 +1,84 @@
+"""The sum of word, position and token-type embeddings, its norm and dropout, on packed tokens."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from spanbert_fast.nn.linear import is_plain
+from spanbert_fast.ops.dropout import Dropout
+from spanbert_fast.ops.embedding_layer_norm import embedding_layer_norm
+from spanbert_fast.reference.dropout import dropped
+
+
+class EmbeddingTables(NamedTuple):
+    """The modules that a model's embeddings are made of; it may have no token types."""
+
+    words: nn.Module
+    positions: nn.Module
+    token_types: nn.Module | None
+    norm: nn.Module
+
+
+class PackedIds(NamedTuple):
+    """What is looked up: int64 (total_tokens,) each; or inputs_embeds (total_tokens, hidden_size)
+    in place of input_ids."""
+
+    input_ids: torch.Tensor | None
+    position_ids: torch.Tensor
+    token_type_ids: torch.Tensor | None
+    inputs_embeds: torch.Tensor | None = None
+
+
+def _is_plain_table(module: nn.Module) -> bool:
+    return (
+        is_plain(module, nn.Embedding)
+        and module.max_norm is None
+        and not (module.sparse or module.scale_grad_by_freq)
+    )
+
+
+def embed(
+    tables: EmbeddingTables,
+    ids: PackedIds,
+    *,
+    dropout: Dropout | None = None,
+    residual_in_fp32: bool = False,
+) -> torch.Tensor:
+    """dropout(LayerNorm(word + position + token type)), (total_tokens, hidden_size).
+
+    One op where the modules are what they seem. A module with hooks, or an adapter in its place, is
+    called as it is.
+    """
+    words, positions, token_types, norm = tables
+    if ids.inputs_embeds is None and not _is_plain_table(words):
+        ids = ids._replace(input_ids=None, inputs_embeds=words(ids.input_ids))
+    others_are_plain = (
+        _is_plain_table(positions)
+        and (token_types is None or _is_plain_table(token_types))
+        and is_plain(norm, nn.LayerNorm)
+    )
+    if not others_are_plain:
+        z = words(ids.input_ids) if ids.inputs_embeds is None else ids.inputs_embeds
+        z = z + positions(ids.position_ids)
+        if token_types is not None:
+            z = z + token_types(ids.token_type_ids)
+        return dropped(norm(z), dropout)
+    # an adapter keeps the table that it wraps under another name
+    table = words.weight if hasattr(words, "weight") else positions.weight
+    padding_idx = getattr(words, "padding_idx", None)
+    return embedding_layer_norm(
+        ids.input_ids,
+        ids.position_ids,
+        None if token_types is None else ids.token_type_ids,
+        table,
+        positions.weight,
+        None if token_types is None else token_types.weight,
+        norm.weight,
+        norm.bias,
+        inputs_embeds=ids.inputs_embeds,
+        padding_idx=-1 if padding_idx is None else padding_idx,
+        dropout=dropout,
+        eps=norm.eps,
+        residual_in_fp32=residual_in_fp32,
+    )

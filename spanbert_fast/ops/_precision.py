@@ -1,0 +1,38 @@
+"""The dtypes that the ops compute in (contract C5)."""
+
+import functools
+
+import torch
+
+from spanbert_fast._extension import _C
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype that an op computes its output in: autocast's where it is on, else that of x."""
+    if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of statistics and sums for inputs of `dtype`: fp32, or fp64 for fp64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@functools.lru_cache
+def _slow_product_dtypes() -> frozenset[torch.dtype]:
+    """The 16-bit dtypes whose matrix products take this CPU longer than those of fp32."""
+    if _C is not None:
+        has_bfloat16 = _C.has_bfloat16_products()
+    else:
+        has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    slow = {torch.float16} if has_bfloat16 else {torch.float16, torch.bfloat16}
+    return frozenset(slow)
+
+
+def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype that matrix products of `dtype` are made in: fp32 where this CPU's units, or
+    PyTorch's code for them, are slower with the dtype itself."""
+    if device.type == "cpu" and dtype in _slow_product_dtypes():
+        return torch.float32
+    return dtype

@@ -1,0 +1,63 @@
+"""Dropout as a value that the ops take, and its flat form at their boundary."""
+
+from typing import NamedTuple
+
+import torch
+
+from spanbert_fast.reference.dropout import (
+    Dropout,
+    DropoutPlan,
+    dropout_scale,
+    hidden_keep_mask,
+)
+
+__all__ = ["Dropout", "DropoutPlan", "FlatDropout", "flat_dropout", "hidden_multiplier", "of_flat"]
+
+
+class FlatDropout(NamedTuple):
+    """What a registered op takes of a `Dropout`; threshold 0 drops nothing, and needs no seed."""
+
+    seed: torch.Tensor | None
+    threshold: int
+    site: int
+
+
+_NOTHING = FlatDropout(None, 0, 0)
+
+
+def flat_dropout(dropout: Dropout | None, like: torch.Tensor) -> FlatDropout:
+    """The flat form of `dropout` for tensors on the device of `like`.
+
+    Raises:
+        ValueError: p, site or seed is not what `Dropout` says, or the seed is on another device.
+    """
+    if dropout is None or dropout.p == 0:
+        return _NOTHING
+    threshold = dropout.threshold
+    if not 0 <= dropout.site < 1 << 16:
+        raise ValueError(f"dropout.site must be in [0, 65536), got {dropout.site}")
+    seed = dropout.seed
+    if not isinstance(seed, torch.Tensor) or seed.dtype != torch.int64 or seed.dim() != 0:
+        came = f"{seed.dtype} {tuple(seed.shape)}" if isinstance(seed, torch.Tensor) else repr(seed)
+        raise ValueError(f"dropout.seed must be a 0-dim int64 tensor, got {came}")
+    if seed.device != like.device:
+        raise ValueError(
+            f"dropout.seed must be on {like.device} as the input is, got {seed.device}"
+        )
+    return FlatDropout(seed, threshold, dropout.site)
+
+
+def of_flat(
+    seed: torch.Tensor | None, threshold: int, site: int, rows: torch.Tensor | None = None
+) -> Dropout | None:
+    """The value again, for composites; None where nothing is dropped."""
+    return None if threshold == 0 else Dropout(threshold / 256, seed, site, rows)
+
+
+def hidden_multiplier(dropout: Dropout | None, like: torch.Tensor) -> torch.Tensor | None:
+    """What a (tokens, hidden_size) matrix is multiplied by, in the dtype of `like`: 0, or the scale
+    of what is kept; None where nothing is dropped."""
+    if dropout is None:
+        return None
+    keep = hidden_keep_mask(dropout, *like.shape, like.device)
+    return keep.to(like.dtype) * dropout_scale(dropout.threshold)

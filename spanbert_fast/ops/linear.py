@@ -1,0 +1,64 @@
+"""`linear`: x W^T + b, with 16-bit products in fp32 where this CPU is faster so."""
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from spanbert_fast.ops import _checks
+from spanbert_fast.ops._backend import runs_reference
+from spanbert_fast.ops._precision import compute_dtype, product_dtype
+
+
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x weight^T + bias, as torch.nn.functional.linear.
+
+    A CPU without units for bfloat16 or float16 makes their products several times more slowly than
+    those of float32. There the operands are widened, the products and sums made in fp32, and the
+    results rounded once.
+
+        >>> linear(torch.ones(1, 2), torch.tensor([[1.0, 2.0]]), torch.tensor([0.5]))
+        tensor([[3.5000]])
+
+    Args:
+        x: (..., in_features), floating.
+        weight: (out_features, in_features); under autocast it may be of another dtype than x.
+        bias: (out_features,).
+
+    Returns:
+        (..., out_features) in the dtype of x (autocast's under autocast).
+    """
+    dtype = compute_dtype(x)
+    if runs_reference() or product_dtype(dtype, x.device) == dtype:
+        return F.linear(x, weight, bias)
+    _checks.check_floating("x", x)
+    return _WideLinear.apply(x.to(dtype), weight, bias)
+
+
+class _WideLinear(torch.autograd.Function):
+    """Operands are widened for each product and saved as they came."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+        return y.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        dx = dweight = dbias = None
+        with torch.autocast(x.device.type, enabled=False):
+            dy = dy.float()
+            if ctx.needs_input_grad[0]:
+                dx = (dy @ weight.float()).to(x.dtype)
+            if ctx.needs_input_grad[1]:
+                rows = dy.reshape(-1, dy.shape[-1])
+                dweight = (rows.t() @ x.float().reshape(-1, x.shape[-1])).to(weight.dtype)
+            if ctx.needs_input_grad[2]:
+                dbias = dy.reshape(-1, dy.shape[-1]).sum(0).to(ctx.bias_dtype)
+        return dx, dweight, dbias
