@@ -10,10 +10,14 @@ Environment:
     SPANBERT_FAST_LEVELS          "native" builds the instruction sets of this CPU alone, "all"
                                   every one; the default is native for an editable install.
     SPANBERT_FAST_SANITIZE        "address,undefined" or "thread": builds with these sanitizers.
+    SPANBERT_FAST_TORCH           the folder of a `torch` package to build against; by default the
+                                  one that this Python finds. It is never imported.
 """
 
+import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -82,13 +86,33 @@ def cuda_toolkit() -> Path | None:
     return None
 
 
-def wanted_cuda(torch, editable: bool) -> Path | None:
+class Torch:
+    """The PyTorch package to build against: its folder, version, and the CUDA that it was built
+    for, or None."""
+
+    def __init__(self):
+        if named := os.environ.get("SPANBERT_FAST_TORCH"):
+            self.folder = Path(named)
+        else:
+            spec = importlib.util.find_spec("torch")
+            self.folder = Path(spec.origin).parent if spec and spec.origin else None
+        if self.folder is None or not (self.folder / "version.py").exists():
+            sys.exit(
+                "spanbert-fast: building needs a torch package: install it first and use "
+                "`pip install --no-build-isolation`, or set SPANBERT_FAST_NO_EXTENSION=1"
+            )
+        values: dict = {}
+        exec((self.folder / "version.py").read_text(encoding="utf-8"), values)
+        self.version, self.cuda = str(values["__version__"]), values.get("cuda")
+
+
+def wanted_cuda(torch: Torch, editable: bool) -> Path | None:
     """The toolkit to build the CUDA sources with; None for the CPU part alone."""
     asked = os.environ.get("SPANBERT_FAST_CUDA", "")
-    if asked == "0" or (asked != "1" and editable and torch.version.cuda is None):
+    if asked == "0" or (asked != "1" and editable and torch.cuda is None):
         return None
     toolkit = cuda_toolkit()
-    if toolkit is None and (asked == "1" or torch.version.cuda is not None):
+    if toolkit is None and (asked == "1" or torch.cuda is not None):
         hint = "set CUDA_HOME to the folder that has bin/nvcc, or SPANBERT_FAST_CUDA=0"
         if asked == "1":
             sys.exit(f"spanbert-fast: no CUDA toolkit was found: {hint}")
@@ -99,24 +123,26 @@ def wanted_cuda(torch, editable: bool) -> Path | None:
 class BuildWithNinja(build_ext):
     """Compiles every source, the kernels level by level, and links them, on all cores."""
 
-    def build_extension(self, ext) -> None:
-        import torch
+    def run(self) -> None:
+        self.editable = bool(self.inplace or self.editable_mode)  # inplace is reset while it builds
+        super().run()
 
-        editable = bool(self.inplace or self.editable_mode)
+    def build_extension(self, ext) -> None:
+        torch, editable = Torch(), self.editable
         cxx = shlex.split(os.environ.get("CXX", "c++"))
         toolkit = wanted_cuda(torch, editable)
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
-        package = Path(torch.__file__).parent
-        flags, link = self.flags(torch, toolkit), [f"-L{package / 'lib'}", "-ltorch_cpu", "-ldl"]
+        flags, link = self.flags(torch, toolkit), [f"-L{torch.folder / 'lib'}"]
+        link += ["-ltorch_cpu", "-ldl"]
         if sanitizers := os.environ.get("SPANBERT_FAST_SANITIZE"):
             # -O1 keeps the reports' line numbers honest; the first report ends the run.
             flags += ["-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
             flags += ["-fno-omit-frame-pointer"]
             link.append(f"-fsanitize={sanitizers}")
-        includes = [ROOT / "csrc", package / "include", sysconfig.get_paths()["include"]]
+        includes = [ROOT / "csrc", torch.folder / "include", sysconfig.get_paths()["include"]]
         flags += [f"-I{path}" for path in includes]
 
         edges = []
@@ -150,40 +176,42 @@ class BuildWithNinja(build_ext):
         return str(beside) if beside.exists() else shutil.which("ninja") or "ninja"
 
     @staticmethod
-    def flags(torch, toolkit: Path | None) -> list[str]:
+    def flags(torch: Torch, toolkit: Path | None) -> list[str]:
         flags = ["-std=c++20", "-O3", "-g0", "-fPIC", "-fvisibility=hidden"]
         flags += ["-Wall", "-Wextra", "-Wno-unused-parameter"]
         if os.environ.get("SPANBERT_FAST_WERROR") == "1":
             flags.append("-Werror")
         flags.append(f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}")
-        flags.append(f'-DSPANBERT_FAST_TORCH_VERSION=\\"{torch.__version__}\\"')
+        flags.append(f'-DSPANBERT_FAST_TORCH_VERSION="{torch.version}"')
         return flags + (["-DSPANBERT_FAST_WITH_CUDA"] if toolkit else [])
 
     @staticmethod
     def write_ninja(path, cxx, nvcc, flags, link, edges, output) -> None:
-        quoted = {"cxx": shlex.join(cxx), "nvcc": shlex.quote(nvcc)}
         architectures = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
         newest = CUDA_ARCHITECTURES[-1]  # later chips compile its PTX
         architectures.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+        cuda = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+        cuda += [f"-I{ROOT / 'csrc'}", *architectures]
+        depends = ["  depfile = $out.d", "  deps = gcc"]
         lines = [
             "rule cxx",
-            f"  command = {quoted['cxx']} -MMD -MF $out.d {' '.join(map(str, flags))} $extra -c $in "
-            "-o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
+            f"  command = {shlex.join([*cxx, *flags])} $extra -MMD -MF $out.d -c $in -o $out",
+            *depends,
             "rule nvcc",
-            f"  command = {quoted['nvcc']} -std=c++20 -O3 -Xcompiler -fPIC,-fvisibility=hidden "
-            f"-I{ROOT / 'csrc'} {' '.join(architectures)} -MMD -MF $out.d -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
+            f"  command = {shlex.join([nvcc, *cuda])} -MMD -MF $out.d -c $in -o $out",
+            *depends,
             "rule link",
-            f"  command = {quoted['cxx']} -shared $in -o $out {' '.join(map(str, link))}",
+            f"  command = {shlex.join(cxx)} -shared $in -o $out {shlex.join(link)}",
         ]
-        objects = []
+
+        def escaped(path: Path) -> str:
+            return re.sub(r"([$ :])", r"$\1", str(path))
+
         for target, rule, source, extra in edges:
-            lines += [f"build {target}: {rule} {source.resolve()}", f"  extra = {' '.join(extra)}"]
-            objects.append(str(target))
-        lines += [f"build {output}: link {' '.join(objects)}", ""]
+            lines.append(f"build {escaped(target)}: {rule} {escaped(source.resolve())}")
+            lines.append(f"  extra = {shlex.join(extra)}")
+        objects = " ".join(escaped(target) for target, *_ in edges)
+        lines += [f"build {escaped(output)}: link {objects}", ""]
         text = "\n".join(lines)
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
@@ -193,13 +221,7 @@ def extension() -> dict:
     """Keyword arguments for setup(): the C++ sources, and the CUDA ones where they can be built."""
     if os.environ.get("SPANBERT_FAST_NO_EXTENSION") == "1":
         return {}
-    try:
-        import torch  # noqa: F401
-    except ModuleNotFoundError:
-        sys.exit(
-            "spanbert-fast: building needs an installed torch: install it first and use "
-            "`pip install --no-build-isolation`, or set SPANBERT_FAST_NO_EXTENSION=1"
-        )
+    Torch()  # says at once where there is none
     # the sources of every device, for the sdist, whatever this machine can build
     patterns = ("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/cpu/kernels/*.cpp", "csrc/sample_spans/*.cpp")
     sources = [str(p.relative_to(ROOT)) for pattern in patterns for p in sorted(ROOT.glob(pattern))]

@@ -163,7 +163,7 @@ def remember(history: Path, records: list[dict]) -> None:
         if "median_ms" in ours:
             name = f"{record['op']}: {record['case']}, {record['threads']} threads"
             found[name] = round(ours["median_ms"], 4)
-    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     line = {"date": date, "commit": commit(), "median_ms": found}
     with open(history, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

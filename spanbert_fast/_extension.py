@@ -9,6 +9,8 @@ from types import ModuleType
 
 import torch
 
+_OLDEST_TORCH = (2, 11)  # the first whose stable ABI has all that the extension uses
+
 
 def _extension_file() -> Path | None:
     """The extension's file beside this one, whatever Python it was built for.
@@ -30,7 +32,8 @@ def load_extension() -> ModuleType | None:
     """The extension module; None, with a warning, where the package was installed without it.
 
     Raises:
-        ImportError: the file is there but cannot be used with this Python or this torch.
+        ImportError: the file is there but cannot be used with this Python, or with a torch before
+            2.11.
     """
     path = _extension_file()
     if path is None:
@@ -42,6 +45,12 @@ def load_extension() -> ModuleType | None:
             stacklevel=3,
         )
         return None
+    if _release(torch.__version__) < _OLDEST_TORCH:
+        raise ImportError(
+            f"the extension {path.name} needs torch {'.'.join(map(str, _OLDEST_TORCH))} or later, "
+            f"got {torch.__version__}; install a later torch, or delete the file to use the "
+            "pure-PyTorch package"
+        )
     try:
         module = importlib.import_module("spanbert_fast._C")
     except ImportError as error:
@@ -50,13 +59,6 @@ def load_extension() -> ModuleType | None:
             f"({error}); rebuild it with `pip install -e . --no-build-isolation`, or delete it "
             "to use the pure-PyTorch package"
         ) from error
-    built = module.build_info()["torch"]
-    if _release(built) != _release(torch.__version__):
-        raise ImportError(
-            f"the extension {path.name} was built for torch {built}, but torch "
-            f"{torch.__version__} is installed; rebuild it with `pip install -e . "
-            "--no-build-isolation`"
-        )
     return module
 
 

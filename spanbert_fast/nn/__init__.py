@@ -1,7 +1,8 @@
 """torch.nn modules on packed tokens: building blocks for a model of one's own.
 
-Each takes packed input, (total_tokens, hidden_size) with a `Packing` or `cu_seqlens`, or padded
-input, (batch, seqlen, hidden_size) with an optional `attention_mask`, where it attends across tokens.
+Each takes packed input, (total_tokens, hidden_size) with a `Packing` or `cu_seqlens`. Those that
+attend across tokens take padded input too, (batch, seqlen, hidden_size), with an optional
+`attention_mask`.
 """
 
 from spanbert_fast.nn.attention import PackedSelfAttention
