@@ -1,4 +1,4 @@
-# `make pretrain` and `make test` need Python >= 3.10 and a C++ compiler, nothing else.
+# `make pretrain` and `make test` need Python >= 3.11 and a C++ compiler, nothing else.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,15 +8,15 @@ export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 CUDA_ARCHITECTURES := 80 90 100
-SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/*)
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: help pretrain test check-cuda check-sanitize bench report bench-compare kernel-report clean
+.PHONY: help pretrain test check-cuda check-sanitize bench report bench-compare kernel-report wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(VENV)/installed: $(SOURCES)
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --no-compile -c constraints.txt torch ninja numpy setuptools wheel
 	$(PIP) install --quiet --no-compile -c constraints.txt --no-build-isolation -e .
@@ -48,6 +48,9 @@ bench-compare: $(VENV)/installed-test  ## is an op slower than at BASE=<commit o
 kernel-report: $(VENV)/installed-test  ## registers, shared memory, spills of each Triton kernel; no GPU
 	$(VENV)/bin/python benchmarks/kernel_report.py
 
+wheel: $(VENV)/installed  ## manylinux wheels for each Python at hand, into dist
+	$(VENV)/bin/python tools/wheels.py
+
 NVCC ?= nvcc
 
 check-cuda:  ## compile the CUDA sources with nvcc for every architecture; needs no GPU
@@ -59,7 +62,7 @@ check-cuda:  ## compile the CUDA sources with nvcc for every architecture; needs
 
 # The extension once more under build/, and the tests that call it. Python itself leaks on purpose.
 check-sanitize: $(VENV)/installed-test  ## the C++ under the address and undefined-behaviour sanitizers
-	SPANBERT_FAST_SANITIZE=1 $(VENV)/bin/python setup.py --quiet build \
+	SPANBERT_FAST_SANITIZE=address,undefined $(VENV)/bin/python setup.py --quiet build \
 	  --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \

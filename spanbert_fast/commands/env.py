@@ -7,6 +7,8 @@ import os
 import platform
 import sys
 
+from spanbert_fast.errors import DataError
+
 LIBRARIES = ("torch", "triton", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
 
 
@@ -15,10 +17,15 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="spanbert-fast env",
         description="Versions, hardware, and which implementation each op runs and why.",
-        epilog="example:\n  spanbert-fast env --json > env.json",
+        epilog="examples:\n  spanbert-fast env --check\n  spanbert-fast env --json > env.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="for a program to read")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="run every op forward and backward and compare it with the reference (seconds)",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -76,11 +83,38 @@ def _cpu_model() -> str:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print it."""
+    """Print it.
+
+    Raises:
+        DataError: `--check` found an op that is wrong here.
+    """
     found = environment()
+    if arguments.check:
+        found["checked"] = _check()
     if arguments.json:
         print(json.dumps(found, indent=2))
-        return
+    else:
+        _print(found)
+    wrong = [row for row in found.get("checked", []) if not row["error"] <= 1]
+    if wrong:
+        worst = wrong[0]
+        raise DataError(
+            f"{len(wrong)} of {len(found['checked'])} checks failed; the first is {worst['op']} "
+            f"in {worst['dtype']} on {worst['device']}: the {worst['result']} is "
+            f"{worst['error']:.3g} times what is allowed"
+        )
+
+
+def _check() -> list[dict]:
+    import torch
+
+    from spanbert_fast.commands.check_ops import check_ops
+
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return [row._asdict() for device in devices for row in check_ops(device)]
+
+
+def _print(found: dict) -> None:
     cpu = found["cpu"]
     rows = [
         ("spanbert_fast", found["spanbert_fast"]),
@@ -93,7 +127,9 @@ def run(arguments: argparse.Namespace) -> None:
         ("cuda of torch", found["cuda"] or "none"),
         (
             "extension",
-            ", ".join(f"{k} {v}" for k, v in found["extension"].items())
+            "built with torch {torch}, compiler {compiler}, {cuda} the CUDA sampler".format(
+                **found["extension"] | {"cuda": "with" if found["extension"]["cuda"] else "without"}
+            )
             if found["extension"]
             else "not built",
         ),
@@ -103,3 +139,8 @@ def run(arguments: argparse.Namespace) -> None:
     print("\nop                      device  runs as     because")
     for op in found["ops"]:
         print(f"{op['op']:<24}{op['device']:<8}{op['name']:<12}{op['reason']}")
+    if "checked" in found:
+        print("\nop                      device  dtype     error, of what is allowed")
+        for row in found["checked"]:
+            verdict = f"{row['error']:.2f}" if row["error"] <= 1 else f"{row['error']:.3g}  WRONG"
+            print(f"{row['op']:<24}{row['device']:<8}{row['dtype']:<10}{verdict} ({row['result']})")
