@@ -47,7 +47,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 elif platform.machine() == "aarch64":
     LEVELS["neon_bf16"] = (["-march=armv8.6-a+bf16"], ["__ARM_FEATURE_BF16_VECTOR_ARITHMETIC"])
 # The kernels that a level has a form of its own of; it takes the others from the level below.
-OWN_KERNELS = {"amx": ("varlen_attention.cpp",), "neon_bf16": ("varlen_attention.cpp",)}
+OWN_KERNELS = {"amx": ("varlen_attention.cpp",)}
 
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11, the first whose stable ABI has all that we use
 CUDA_ARCHITECTURES = (80, 90, 100, 120)

@@ -19,7 +19,7 @@ namespace {
 
 #if defined(SPANBERT_FAST_MATRIX_UNIT)
 using BfloatKind = BfloatTiles;
-#elif defined(__AVX512BF16__)
+#elif defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 using BfloatKind = BfloatPair;
 #else
 using BfloatKind = Single;

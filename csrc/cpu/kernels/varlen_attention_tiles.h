@@ -14,7 +14,11 @@ namespace spanbert_fast::SPANBERT_FAST_ISA {
 
 // The accumulators of a tile fill the vector registers: 24 of 32, or 12 of 16.
 constexpr int kTileRows = 6;
-constexpr int kTileVectors = kWidth == 16 ? 4 : 2;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kTileVectors = 4;
+#else
+constexpr int kTileVectors = 2;
+#endif
 
 constexpr int64_t kKeys = 64;  // the keys of a block: one column block of scores
 
@@ -102,6 +106,49 @@ struct BfloatPair {
   SPANBERT_FAST_INLINE __m512i narrow_two(vfloat first, vfloat second) {
     return bit_cast<__m512i>(
         _mm512_cvtne2ps_pbh(bit_cast<__m512>(second), bit_cast<__m512>(first)));
+  }
+};
+
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+
+struct BfloatPair {
+  static constexpr int kPair = 2;
+  static constexpr int kDepth = 2;
+  struct Unit {};
+
+  SPANBERT_FAST_INLINE vfloat multiply_add(vfloat sum, vuint a, vuint b) {
+    return bit_cast<vfloat>(vbfdotq_f32(
+        bit_cast<float32x4_t>(sum), bit_cast<bfloat16x8_t>(a), bit_cast<bfloat16x8_t>(b)));
+  }
+
+  SPANBERT_FAST_INLINE vuint row(const bfloat16* from, int64_t count) {
+    constexpr int64_t kElements = 2 * kWidth;
+    if (count >= kElements) return load_bits<vuint>(from);
+    vuint lanes = {};
+    if (count > 0) std::memcpy(&lanes, from, count * sizeof(bfloat16));
+    return lanes;
+  }
+
+  SPANBERT_FAST_INLINE void store_tokens(uint32_t* to, vuint token, vuint next) {
+    const uint16x8_t a = bit_cast<uint16x8_t>(token), b = bit_cast<uint16x8_t>(next);
+    store_bits(to, vzip1q_u16(a, b));
+    store_bits(to + kWidth, vzip2q_u16(a, b));
+  }
+
+  SPANBERT_FAST_INLINE void store_keys(uint32_t* to, vfloat left, vfloat right) {
+    store_bits(to, narrow_two(left, right));
+  }
+
+  SPANBERT_FAST_INLINE void store_queries(uint32_t* to, int64_t, vfloat upper, vfloat lower) {
+    const uint16x8_t both = narrow_two(upper, lower);
+    store_bits(to, vzip1q_u16(both, vextq_u16(both, both, kWidth)));
+  }
+
+ private:
+  SPANBERT_FAST_INLINE uint16x8_t narrow_two(vfloat first, vfloat second) {
+    return vcombine_u16(
+        bit_cast<uint16x4_t>(narrow(first, bfloat16{})),
+        bit_cast<uint16x4_t>(narrow(second, bfloat16{})));
   }
 };
 

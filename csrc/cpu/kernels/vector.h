@@ -16,6 +16,8 @@
 #endif
 #include <immintrin.h>
 #pragma GCC diagnostic pop
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define SPANBERT_FAST_INLINE static inline __attribute__((always_inline))
@@ -142,6 +144,8 @@ SPANBERT_FAST_INLINE vfloat widen(vhalf bits, bfloat16) {
 SPANBERT_FAST_INLINE vhalf narrow(vfloat x, bfloat16) {
 #if defined(__AVX512BF16__)
   return bit_cast<vhalf>(_mm512_cvtneps_pbh(bit_cast<__m512>(x)));
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  return bit_cast<vhalf>(vcvt_bf16_f32(bit_cast<float32x4_t>(x)));
 #else
   const vuint bits = bit_cast<vuint>(x);
   const vuint rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
@@ -167,6 +171,16 @@ SPANBERT_FAST_INLINE vhalf narrow(vfloat x, float16) {
 #else
   return bit_cast<vhalf>(_mm256_cvtps_ph(bit_cast<__m256>(x), kNearest));
 #endif
+}
+
+#elif defined(__aarch64__)
+
+SPANBERT_FAST_INLINE vfloat widen(vhalf bits, float16) {
+  return bit_cast<vfloat>(vcvt_f32_f16(bit_cast<float16x4_t>(bits)));
+}
+
+SPANBERT_FAST_INLINE vhalf narrow(vfloat x, float16) {
+  return bit_cast<vhalf>(vcvt_f16_f32(bit_cast<float32x4_t>(x)));
 }
 
 #else
