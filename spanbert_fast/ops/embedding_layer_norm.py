@@ -183,6 +183,8 @@ def _composite_bwd(
     if multiplier is not None:
         dy = dy * multiplier
     weight, bias = inputs.weight.to(z.dtype), inputs.bias.to(z.dtype)
+    # PyTorch reads them as if they were contiguous
+    mean, rstd = mean.contiguous(), rstd.contiguous()
     dz, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
         dy, z, (z.shape[1],), mean, rstd, weight, bias, [True, True, True]
     )
