@@ -201,7 +201,7 @@ def _composite_bwd(
     else:
         dwords = table_gradient(inputs.input_ids, inputs.words, inputs.padding_idx)
     if inputs.token_types is None:
-        dtoken_types = dz.new_empty(0)
+        dtoken_types = dz.new_empty(0, dtype=torch.float32)
     else:
         dtoken_types = table_gradient(inputs.token_type_ids, inputs.token_types)
     return EmbeddingGradients(
