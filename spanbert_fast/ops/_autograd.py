@@ -70,8 +70,10 @@ def differentiable(
             return tuple(found)
 
     def call(arguments):
-        if torch.is_grad_enabled():
+        leaves = (arguments[place] for place in places)
+        if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in leaves):
             return Function.apply(*arguments)
+        # not the Function here: torch.compile takes one of two inputs for one without a ctx
         return result_of(run(arguments))
 
     return call
