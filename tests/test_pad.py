@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spanbert_fast import use_backend
 from spanbert_fast._extension import _C
-from spanbert_fast.ops import _common
 from spanbert_fast.ops._implementations import implementations
 from spanbert_fast.ops.pad import pad, take_tokens, unpad, unpad_indices
 from spanbert_fast.testing import assert_bitwise_equal
@@ -36,7 +36,7 @@ def test_bitwise_against_boolean_indexing(mask, tail, dtype, poisoned_empty):
     expected = x.clone()
     expected[~mask.bool()] = 0
     assert_bitwise_equal(pad(packed, indices, *mask.shape), expected)
-    with _common.use_backend("reference"):
+    with use_backend("reference"):
         theirs = unpad(x, mask)
         assert theirs.max_seqlen == max_seqlen
         assert_bitwise_equal(theirs.packed, packed)
@@ -139,7 +139,7 @@ def test_non_contiguous_and_mask_dtypes():
 def test_bad_input(backend):
     x, mask = torch.randn(2, 3, 4), torch.ones(2, 3)
     indices = torch.arange(6)
-    with _common.use_backend(backend):
+    with use_backend(backend):
         with pytest.raises(ValueError, match=r"attention_mask must have shape \(2, 3\), got \(2,"):
             unpad(x, torch.ones(2, 4))
         with pytest.raises(ValueError, match=r"x must have shape \(batch, seqlen, .*, got \(6,\)"):

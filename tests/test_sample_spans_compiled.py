@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sample_spans_cases import MASK, OPTIONS, POOL, assert_same, make_texts, random_case, run
-from spanbert_fast import _extension
-from spanbert_fast.ops._common import use_backend
+from spanbert_fast import _extension, use_backend
 from spanbert_fast.ops._span_law import span_law
 from spanbert_fast.ops.sample_spans import (
     SpanSample,

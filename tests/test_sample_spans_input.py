@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_fast.ops._common import use_backend
+from spanbert_fast import use_backend
 from spanbert_fast.ops.sample_spans import sample_spans
 
 MASK = 4

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from spanbert_fast.ops import _common
+from spanbert_fast import use_backend
 from spanbert_fast.ops.span_boundary_gather import span_boundary_gather
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
 
@@ -50,7 +50,7 @@ def test_no_worse_than_pytorch(lengths, hidden, dtype, poisoned_empty):
         return F.layer_norm(F.gelu(z), (hidden,), weight, bias, 1e-5)
 
     got, like = run(ours, tensors, dy, dtype), run(peer, tensors, dy, dtype)
-    with _common.use_backend("reference"):
+    with use_backend("reference"):
         truth = run(ours, tensors, dy, torch.float64)
     names = ("y", "dspans", "dplaces", "dweight", "dbias")
     for name, a, b, c in zip(names, got, like, truth, strict=True):
@@ -128,7 +128,7 @@ def test_many_spans_are_summed_in_fp32():
         )
 
     got = run(ours, tensors, dy, torch.bfloat16)
-    with _common.use_backend("reference"):
+    with use_backend("reference"):
         truth = run(ours, tensors, dy, torch.float64)
     for a, c in zip(got[2:], truth[2:], strict=True):
         # one rounding of the sum, and the kernels' 3e-5 of each term

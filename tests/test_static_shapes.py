@@ -8,7 +8,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spanbert_fast.data.batches import TokenBudgetBatches
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
 from spanbert_fast.data.static_shapes import StaticShapes, own_sizes
-from spanbert_fast.ops import _common
 from spanbert_fast.testing import assert_bitwise_equal
 from spanbert_fast.training.captured_step import check_alike
 from static_shapes_cases import (
