@@ -164,7 +164,7 @@ def test_an_index_out_of_range_is_refused():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_index_that_comes_twice_is_refused(dtype):
-    """No token is in two places: a sum of gradients would be missing, a row would be overwritten."""
+    """No token is in two places: the sum of its gradients would be missing."""
     twice = torch.tensor([3, 0, 3])
     with pytest.raises(ValueError, match="indices must be distinct, got 3 twice"):
         pad(torch.randn(3, 4, dtype=dtype), twice, 2, 3)

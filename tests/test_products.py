@@ -1,4 +1,4 @@
-"""Matrix products inside parallel regions: their bits do not depend on the thread that made them."""
+"""Products inside parallel regions: their bits do not depend on the thread that made them."""
 
 import pytest
 import torch
