@@ -1,7 +1,6 @@
 """`linear`: x W^T + b, with 16-bit products in fp32 where this CPU is faster so."""
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from spanbert_fast.ops import _checks
@@ -56,7 +55,6 @@ class _WideLinear(torch.autograd.Function):
         return y.to(x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
         dx = dweight = dbias = None
