@@ -1,9 +1,11 @@
 """What PyTorch demands of every registered function: schema, fakes, no aliases, tracing."""
 
+import importlib
+
 import pytest
 import torch
 
-from kernel_cases import NAMES, cases
+from op_cases import GRADIENTS, NAMES, cases
 from spanbert_fast._extension import _C
 from spanbert_fast.ops._register import has_cpu_kernel
 from spanbert_fast.testing import assert_bitwise_equal
@@ -47,3 +49,23 @@ def test_autocast_changes_no_bit(name, dtype):
                 expected, found = (expected,), (found,)
             for ours, theirs in zip(found, expected, strict=True):
                 assert_bitwise_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", [n for n in NAMES if cases(torch.float32)[n].backward])
+def test_a_second_derivative_is_refused_and_never_left_out(name, dtype):
+    """Also where the result's gradient is a constant, and where the penalty is a part of a sum."""
+    case = cases(dtype)[name]
+    run = getattr(importlib.import_module(f"spanbert_fast.ops.{case.op}"), f"_{case.op}")
+    leaves = {
+        field: getattr(case.inputs, field).requires_grad_()
+        for field in GRADIENTS[case.op]
+        if getattr(case.inputs, field) is not None
+    }
+    result = run(case.inputs._replace(**leaves))
+    result = result[0] if isinstance(result, tuple) else result
+    gradients = torch.autograd.grad(result.sum(), tuple(leaves.values()), create_graph=True)
+    penalty = sum(gradient.square().sum() for gradient in gradients)
+    message = f"{case.op} must be differentiated once, got a second derivative"
+    with pytest.raises(RuntimeError, match=message):
+        (penalty + sum(leaf.sum() for leaf in leaves.values())).backward()

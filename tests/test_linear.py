@@ -111,6 +111,23 @@ def test_only_what_needs_a_gradient_is_computed(wide):
         assert [leaf.grad is not None for leaf in leaves] == [k in needed for k in range(3)]
 
 
+def test_second_derivatives(wide):
+    """As of F.linear: of a penalty on dx, which is a function of the weight."""
+    x, weight, bias = make((6, 8), 5, torch.bfloat16)
+
+    def penalty_gradient(function, dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in (x, weight, bias)]
+        y = function(*leaves)
+        (dx,) = torch.autograd.grad(y.sin().sum(), leaves[0], create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), leaves[:2])
+
+    ours, theirs = (penalty_gradient(f, torch.bfloat16) for f in (linear, F.linear))
+    for a, b, c in zip(ours, theirs, penalty_gradient(F.linear, torch.float64), strict=True):
+        # the peer may be exact by luck, within some roundings of the largest value
+        floor = 2 * torch.finfo(torch.bfloat16).eps * c.abs().max().item()
+        assert_no_worse_than(a, b, c, floor=floor)
+
+
 def test_views_and_expanded_gradients(wide):
     x, weight, bias = make((9, 7), 5, torch.bfloat16)
     dy = torch.randn(5, 9).bfloat16()

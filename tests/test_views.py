@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernel_cases import GRADIENTS, NAMES, REFERENCES, Case, cases
+from op_cases import GRADIENTS, NAMES, REFERENCES, Case, cases
 from spanbert_fast import use_backend
 from spanbert_fast._extension import _C
 from spanbert_fast.ops._register import KERNELS
