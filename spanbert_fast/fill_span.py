@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from spanbert_fast.models import SpanBertForMaskedLM, SpanBertForPreTraining
+from spanbert_fast.models.inputs import EncoderInputs
 
 _HEADS = ("mlm", "sbo", "both")
 
@@ -194,8 +195,7 @@ class FillSpan:
                 beam[:] = sorted(grown.values(), key=lambda h: -h.score)[:top_k]
 
     def _masked(self, token_ids: list[int]) -> list[int]:
-        mask = self.tokenizer.mask_token_id
-        return [place for place, token in enumerate(token_ids) if token == mask]
+        return [p for p, token in enumerate(token_ids) if token == self.tokenizer.mask_token_id]
 
     def _runs(self, token_ids: list[int]) -> list[tuple[int, int]]:
         """(first, last) place of every run of masks."""
@@ -223,14 +223,15 @@ class FillSpan:
         device, model = self.model.device, self.model
         starts = list(accumulate(map(len, batch), initial=0))
         masked = [s + p for s, ids in zip(starts, batch, strict=False) for p in self._masked(ids)]
-        asked = [] if head == "mlm" else batch
-        boundaries, lengths, answers = self._questions(asked, starts, head)
-        hidden = model.bert.encode(
+        boundaries, lengths, answers = self._questions([] if head == "mlm" else batch, starts, head)
+        inputs = EncoderInputs.of(
             torch.tensor(sum(batch, []), device=device),
             cu_seqlens=torch.tensor(starts, dtype=torch.int32, device=device),
             max_seqlen=max(map(len, batch)),
-            rows=torch.tensor(masked + boundaries, device=device),
-        ).hidden_states
+            max_positions=model.config.max_position_embeddings,
+        )
+        needed = torch.tensor(masked + boundaries, device=device)
+        hidden = model.bert.encode(inputs, rows=needed).hidden_states
         log_p = model.cls.predictions.logits(hidden[: len(masked)]).float().log_softmax(-1)
         if answers:
             sbo_head, decoder = model.cls.span_boundary, model.cls.predictions.decoder

@@ -6,6 +6,7 @@ from transformers import BertConfig
 
 from bert_cases import SIZES, large_init
 from spanbert_fast.config import SpanBertConfig
+from spanbert_fast.models.inputs import EncoderInputs
 
 SPAN_SIZES = {"max_span_targets": 4, "span_position_embedding_size": 12}
 
@@ -41,6 +42,13 @@ def batch(kind):
     if kind == "embeddings":
         inputs = {"inputs_embeds": torch.randn(*shape, 64)}
     return inputs, mask.bool()
+
+
+def encode(model, plan=None, rows=None, **inputs):
+    """The packed hidden states of a SpanBertModel."""
+    limit = model.config.max_position_embeddings
+    inputs = EncoderInputs.of(**inputs, max_positions=limit)
+    return model.encode(inputs, rows=rows, plan=plan).hidden_states
 
 
 def packed(inputs, real):

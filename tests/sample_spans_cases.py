@@ -6,11 +6,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from spanbert_fast.ops._span_law import span_law
-from spanbert_fast.ops.sample_spans import (
-    SpanSample,
-    sample_spans,
-)
+from spanbert_fast.ops.sample_spans import SpanOptions, SpanSample, sample_spans
 from spanbert_fast.testing import assert_bitwise_equal
 
 MASK = 4
@@ -30,11 +26,11 @@ def make_texts(lengths, seed=0, continuation=0.3, special=0.0, ids=(5, 900)):
     return input_ids, cu_seqlens, word_starts, special_mask
 
 
-def run(texts, seed=1, sequence_ids=None, **options) -> SpanSample:
+def run(texts, seed=1, sequence_ids=None, pool=POOL, given_spans=None, **options) -> SpanSample:
+    """A sample; `options` are those of SpanOptions."""
     input_ids, cu_seqlens, word_starts, special_mask = texts
     if sequence_ids is None:
         sequence_ids = torch.arange(len(cu_seqlens) - 1)
-    options = {"mask_token_id": MASK, "random_token_pool": POOL, **options}
     return sample_spans(
         input_ids,
         cu_seqlens,
@@ -42,7 +38,10 @@ def run(texts, seed=1, sequence_ids=None, **options) -> SpanSample:
         special_mask=special_mask,
         seed=seed,
         sequence_ids=sequence_ids,
-        **options,
+        mask_token_id=MASK,
+        random_token_pool=pool,
+        given_spans=given_spans,
+        options=SpanOptions(**options),
     )
 
 
@@ -146,7 +145,7 @@ def random_given_spans(texts, seed):
 
 
 def random_case(options, seed, num_texts):
-    """(texts, options for sample_spans, law) of one set of options."""
+    """(texts, options for `run`, those of SpanOptions) of one set of options."""
     options = dict(options)
     options["min_span_words"], options["max_span_words"] = options.pop("words")
     generator = np.random.default_rng(seed)
@@ -155,7 +154,7 @@ def random_case(options, seed, num_texts):
     texts = make_texts(
         lengths, seed, continuation=generator.choice([0.0, 0.3, 0.9]), special=seed % 3 * 0.1
     )
-    law = span_law(**options)
-    if law.scheme_thresholds[0]:
+    span_options = SpanOptions(**options)
+    if span_options.law().scheme_thresholds[0]:
         options["given_spans"] = random_given_spans(texts, seed)
-    return texts, options, law
+    return texts, options, span_options

@@ -7,6 +7,7 @@ from bert_cases import large_init
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
 from spanbert_fast.data.static_shapes import StaticShapes
 from spanbert_fast.data.tokenizer import train_wordpiece
+from spanbert_fast.ops.span_options import SpanOptions
 
 SHAPES = StaticShapes.of(160, 40)
 
@@ -28,16 +29,14 @@ def examples(tokenizer, lengths, seed=0):
     ]
 
 
-def collator(tokenizer, **options):
-    return DataCollatorForSpanMasking(tokenizer, seed=3, dropout_seeds=True, **options)
+def collator(tokenizer, options=SpanOptions(), **more):  # noqa: B008
+    return DataCollatorForSpanMasking(tokenizer, options, seed=3, dropout_seeds=True, **more)
 
 
-def pair_of_batches(tokenizer, lengths=(40, 3, 17, 33), seed=0, **options):
+def pair_of_batches(tokenizer, lengths=(40, 3, 17, 33), seed=0):
     """The same examples as they are and filled up."""
     items = examples(tokenizer, lengths, seed)
-    return [
-        collator(tokenizer, static_shapes=shapes, **options)(items) for shapes in (None, SHAPES)
-    ]
+    return [collator(tokenizer, static_shapes=shapes)(items) for shapes in (None, SHAPES)]
 
 
 def model_of(tokenizer, dropout=0.0, **fields):

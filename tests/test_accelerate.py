@@ -175,7 +175,7 @@ def test_what_cannot_be_is_refused_and_never_wrong():
     model = sb.accelerate(stock.BertForSequenceClassification(config())).eval()
     inputs, parameters = inputs_of("BertForSequenceClassification"), list(model.parameters())
     gradients = torch.autograd.grad(model(**inputs).loss, parameters, create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+    with pytest.raises(RuntimeError, match="must be differentiated once, got a second derivative"):
         sum(gradient.square().sum() for gradient in gradients).backward()
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     with pytest.raises(RuntimeError, match="attention_mask must be None where torch.export"):

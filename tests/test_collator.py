@@ -20,7 +20,7 @@ from collator_cases import (
     make_tokenizer,
 )
 from spanbert_fast.data.collator import DataCollatorForSpanMasking, sequence_id
-from spanbert_fast.ops.sample_spans import sample_spans
+from spanbert_fast.ops.sample_spans import SpanOptions, sample_spans
 from spanbert_fast.testing import assert_bitwise_equal
 
 
@@ -71,7 +71,7 @@ def test_padded_and_masked_lm_batches_say_the_same():
 
 @pytest.mark.parametrize("scheme", ["geometric", "given"])
 def test_raw_batches_are_masked_where_they_lie(scheme):
-    options = {"seed": 9, "dropout_seeds": True, "scheme": scheme}
+    options = {"options": SpanOptions(scheme=scheme), "seed": 9, "dropout_seeds": True}
     examples = [{**e, "given_spans": [(1, 1)]} for e in EXAMPLES]
     packed = DataCollatorForSpanMasking(make_tokenizer(), **options)(examples)
     collator = DataCollatorForSpanMasking(make_tokenizer(), output="raw", **options)
@@ -87,9 +87,9 @@ def test_raw_batches_are_masked_where_they_lie(scheme):
 
 def test_unknown_tokens_are_masked_and_other_special_tokens_are_not():
     examples = [{"input_ids": [CLS, *[UNK] * 20, SEP, *[UNK] * 20, SEP, PAD, MASK]}]
-    batch = DataCollatorForSpanMasking(make_tokenizer(), mask_ratio=1.0)(examples)
+    batch = DataCollatorForSpanMasking(make_tokenizer(), SpanOptions(mask_ratio=1.0))(examples)
     assert batch["mlm_positions"].tolist() == [*range(1, 21), *range(22, 42)]
-    batch = DataCollatorForSpanMasking(make_tokenizer(), mask_ratio=1.0)(
+    batch = DataCollatorForSpanMasking(make_tokenizer(), SpanOptions(mask_ratio=1.0))(
         [{**examples[0], "special_tokens_mask": [0] * 44 + [1]}]
     )
     assert batch["mlm_positions"].tolist() == [*range(44)]
@@ -140,9 +140,8 @@ def test_lists_arrays_and_tensors_are_one():
 
 
 def test_given_spans_come_with_the_examples():
-    collator = DataCollatorForSpanMasking(
-        make_tokenizer(), scheme="given", given_probability=0.999, mask_ratio=0.05
-    )
+    options = SpanOptions(scheme="given", given_probability=0.999, mask_ratio=0.05)
+    collator = DataCollatorForSpanMasking(make_tokenizer(), options)
     example = {**EXAMPLES[2], "given_spans": [(10, 16)]}
     batch = collator([EXAMPLES[0], example])
     assert set(range(50, 57)) <= set(batch["mlm_positions"].tolist())  # 40 tokens stand before
@@ -151,8 +150,9 @@ def test_given_spans_come_with_the_examples():
 
 @pytest.mark.parametrize("output", ["packed", "padded", "masked_lm", "raw"])
 def test_workers_make_the_same_batches(output):
+    options = SpanOptions(scheme={"word": 0.5, "geometric": 0.5})
     collator = DataCollatorForSpanMasking(
-        make_tokenizer(), output=output, dropout_seeds=True, scheme={"word": 0.5, "geometric": 0.5}
+        make_tokenizer(), options, output=output, dropout_seeds=True
     )
     assert_same_batches(pickle.loads(pickle.dumps(collator))(EXAMPLES), collator(EXAMPLES))
     dataset = [{**e, "epoch": 4} for e in make_examples(range(10, 70, 5))]

@@ -19,6 +19,7 @@ OPS = (
     "dropout_add_layer_norm",
     "embedding_layer_norm",
     "linear_cross_entropy",
+    "linear_cross_entropy_tiles",
     "span_boundary_gather",
 )
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from spanbert_fast.ops.dropout import Dropout, DropoutPlan, flat_dropout
 from spanbert_fast.reference.dropout import (
     attention_keep_mask,
     dropout_scale,
@@ -34,9 +35,8 @@ def attention_byte(site: int, sequence: int, head: int, i: int, j: int) -> int:
 @pytest.mark.parametrize("seqlen", [1, 17, 70])
 @pytest.mark.parametrize("threshold", [1, 26, 77, 128, 255])
 def test_attention_mask_is_the_byte_rule(seqlen, threshold):
-    mask = attention_keep_mask(
-        torch.tensor(SEED), 3, torch.tensor([2, 5]), num_heads=2, seqlen=seqlen, threshold=threshold
-    )
+    dropout = Dropout(threshold / 256, torch.tensor(SEED), 3)
+    mask = attention_keep_mask(dropout, torch.tensor([2, 5]), num_heads=2, seqlen=seqlen)
     assert mask.shape == (2, 2, seqlen, seqlen)
     for b, sequence in enumerate((2, 5)):
         for i in range(0, seqlen, 5):
@@ -48,7 +48,8 @@ def test_attention_mask_is_the_byte_rule(seqlen, threshold):
 @pytest.mark.parametrize("hidden_size", [1, 6, 100, 256, 768])
 def test_hidden_mask_is_the_byte_rule(hidden_size):
     rows = torch.tensor([0, 3, 1, 700_000_000])  # the last: call numbers beyond 32 bits at 768
-    mask = hidden_keep_mask(torch.tensor(SEED), 4, rows, hidden_size, threshold=77)
+    dropout = Dropout(77 / 256, torch.tensor(SEED), 4, rows)
+    mask = hidden_keep_mask(dropout, 4, hidden_size, torch.device("cpu"))
     assert mask.shape == (4, hidden_size)
     for r, row in enumerate(rows.tolist()):
         for column in range(0, hidden_size, 3):
@@ -61,9 +62,8 @@ def test_hidden_mask_is_the_byte_rule(hidden_size):
 
 
 def test_masks_have_the_stated_rate_and_differ_by_site_and_seed():
-    rows = torch.arange(512)
     masks = [
-        hidden_keep_mask(torch.tensor(seed), site, rows, 256, threshold=26)
+        hidden_keep_mask(Dropout(0.1, torch.tensor(seed), site), 512, 256, torch.device("cpu"))
         for seed, site in ((1, 0), (1, 1), (2, 0), (-1, 0))
     ]
     for mask in masks:
@@ -75,7 +75,7 @@ def test_masks_have_the_stated_rate_and_differ_by_site_and_seed():
             agreement = (masks[i] == masks[j]).double().mean().item()
             assert abs(agreement - ((230 / 256) ** 2 + (26 / 256) ** 2)) < 0.006
 
-    mask = attention_keep_mask(torch.tensor(7), 0, torch.arange(4), 4, 128, threshold=26)
+    mask = attention_keep_mask(Dropout(0.1, torch.tensor(7)), torch.arange(4), 4, 128)
     assert abs(mask.double().mean().item() - 230 / 256) < 0.004
     assert (mask.double().mean((2, 3)) - 230 / 256).abs().max() < 0.015
 
@@ -88,3 +88,41 @@ def test_threshold_and_scale():
     for p in (-0.1, 0.001, 0.999, 1.0):
         with pytest.raises(ValueError, match="dropout_p must be 0 or in"):
             dropout_threshold(p)
+
+
+def test_a_plan_gives_every_place_its_site():
+    plan, rows = DropoutPlan(torch.tensor(SEED)), torch.arange(3)
+    assert plan.attention(2, 0.1) == Dropout(0.1, plan.seed, 2)
+    assert plan.after_attention(2, 0.1, rows) == Dropout(0.1, plan.seed, 4, rows)
+    assert plan.after_feed_forward(2, 0.1, rows) == Dropout(0.1, plan.seed, 5, rows)
+    assert plan.embeddings(3, 0.1) == Dropout(0.1, plan.seed, 6)  # behind the last layer's
+    torch.manual_seed(5)
+    drawn = DropoutPlan.draw(torch.device("cpu")).seed
+    assert drawn.dtype == torch.int64 and drawn.dim() == 0
+    assert drawn != DropoutPlan.draw(torch.device("cpu")).seed
+    torch.manual_seed(5)
+    assert drawn == DropoutPlan.draw(torch.device("cpu")).seed
+
+
+def test_what_the_ops_refuse_and_what_they_need_not():
+    x, seed = torch.zeros(2, 3), torch.tensor(SEED)
+    assert flat_dropout(Dropout(0.1, seed, 3), x) == (seed, 26, 3)
+    for nothing in (None, Dropout(0.0, None), Dropout(0.0, seed, 7)):
+        assert flat_dropout(nothing, x) == (None, 0, 0)
+    for seed, came in (
+        (None, "None"),
+        (5, "5"),
+        (torch.tensor([1]), r"torch.int64 \(1,\)"),
+        (torch.tensor(1.0), r"torch.float32 \(\)"),
+    ):
+        message = rf"dropout.seed must be a 0-dim int64 tensor, got {came}"
+        with pytest.raises(ValueError, match=message):
+            flat_dropout(Dropout(0.1, seed), x)
+    seed = torch.tensor(SEED)
+    for site in (-1, 65536):  # 16 bits of the counter: another one would give a lower one's mask
+        with pytest.raises(ValueError, match=rf"dropout.site must be in \[0, 65536\), got {site}"):
+            flat_dropout(Dropout(0.1, seed, site), x)
+    with pytest.raises(ValueError, match="dropout_p must be 0 or in .* got 0.999"):
+        flat_dropout(Dropout(0.999, seed), x)
+    with pytest.raises(ValueError, match="dropout.seed must be on meta as the input is, got cpu"):
+        flat_dropout(Dropout(0.1, seed), x.to("meta"))

@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from spanbert_fast import use_backend
 from spanbert_fast._extension import _C
-from spanbert_fast.ops import _common
+from spanbert_fast.ops.dropout import Dropout
 from spanbert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from spanbert_fast.reference.dropout import hidden_keep_mask
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
 
 SEED = torch.tensor(-7_123_456_789_012_345)
+CPU = torch.device("cpu")
 
 
 def make(tokens, hidden, dtype):
@@ -31,30 +33,21 @@ def run(function, tensors, dy, dtype):
 def test_no_worse_than_pytorch(shape, dtype, dropout_p, poisoned_empty):
     tensors = make(*shape, dtype)
     dy = torch.randn(shape).to(dtype)
+    dropout = Dropout(dropout_p, SEED, 5)
 
     def ours(x, residual, weight, bias, x_bias):
-        return dropout_add_layer_norm(
-            x,
-            residual,
-            weight,
-            bias,
-            x_bias=x_bias,
-            dropout_p=dropout_p,
-            dropout_seed=SEED,
-            dropout_site=5,
-        )
+        return dropout_add_layer_norm(x, residual, weight, bias, x_bias=x_bias, dropout=dropout)
 
     def peer(x, residual, weight, bias, x_bias):
         z = x + x_bias
         if dropout_p:
-            threshold = round(256 * dropout_p)
-            keep = hidden_keep_mask(SEED, 5, torch.arange(shape[0]), shape[1], threshold)
-            z = torch.where(keep, z * (256 / (256 - threshold)), 0)
+            keep = hidden_keep_mask(dropout, *shape, CPU)
+            z = torch.where(keep, z * (256 / (256 - round(256 * dropout_p))), 0)
         return F.layer_norm(z + residual, shape[1:], weight, bias, 1e-12)
 
     got = run(ours, tensors, dy, dtype)
     like = run(peer, tensors, dy, dtype)
-    with _common.use_backend("reference"):
+    with use_backend("reference"):
         truth = run(ours, tensors, dy, torch.float64)
     names = ("y", "dx", "dresidual", "dweight", "dbias", "dx_bias")
     for name, a, b, c in zip(names, got, like, truth, strict=True):
@@ -68,12 +61,12 @@ def test_residual_in_fp32(shape, dtype, poisoned_empty):
     tensors = make(*shape, dtype)
     tensors[1] = torch.randn(shape)
     dy = torch.randn(shape)
-    options = {"dropout_p": 0.1, "dropout_seed": SEED, "dropout_site": 5}
-    keep = hidden_keep_mask(SEED, 5, torch.arange(shape[0]), shape[1], 26)
+    dropout = Dropout(0.1, SEED, 5)
+    keep = hidden_keep_mask(dropout, *shape, CPU)
 
     def ours(x, residual, weight, bias, x_bias):
         return dropout_add_layer_norm(
-            x, residual, weight, bias, x_bias=x_bias, residual_in_fp32=True, **options
+            x, residual, weight, bias, x_bias=x_bias, residual_in_fp32=True, dropout=dropout
         )
 
     def peer(x, residual, weight, bias, x_bias):
@@ -88,7 +81,7 @@ def test_residual_in_fp32(shape, dtype, poisoned_empty):
         return y, *torch.autograd.grad(y, leaves, dy.to(y.dtype))
 
     got, like = (run_as(f, dtype, torch.float32) for f in (ours, peer))
-    with _common.use_backend("reference"):
+    with use_backend("reference"):
         truth = run_as(ours, torch.float64, torch.float64)
     names = ("y", "dx", "dresidual", "dweight", "dbias", "dx_bias")
     for name, a, b, c in zip(names, got, like, truth, strict=True):
@@ -104,20 +97,13 @@ def test_the_mask_is_the_reference_s(threshold, hidden_size):
         (SEED, 0, None),
         (torch.tensor(2**62 + 1), 65535, torch.tensor([700_000_000, 0, 2**33, 5])),
     ):
-        numbers = torch.arange(70) if rows is None else rows
-        expected = hidden_keep_mask(seed, site, numbers, hidden_size, threshold)
+        dropout = Dropout(threshold / 256, seed, site, rows)
+        tokens = 70 if rows is None else len(rows)
+        expected = hidden_keep_mask(dropout, tokens, hidden_size, CPU)
 
-        def function(x, residual, seed=seed, site=site, rows=rows):
-            return dropout_add_layer_norm(
-                x,
-                residual,
-                torch.ones(hidden_size),
-                torch.zeros(hidden_size),
-                dropout_p=threshold / 256,
-                dropout_seed=seed,
-                dropout_site=site,
-                dropout_rows=rows,
-            )
+        def function(x, residual, dropout=dropout):
+            weight, bias = torch.ones(hidden_size), torch.zeros(hidden_size)
+            return dropout_add_layer_norm(x, residual, weight, bias, dropout=dropout)
 
         # Of ones, those that are kept lie above their row's mean, if not all are.
         mixed = expected.any(1) & ~expected.all(1)
@@ -147,7 +133,7 @@ def test_same_bits_for_any_number_of_threads(each_thread_count):
 
     def ours(x, residual, weight, bias, x_bias):
         return dropout_add_layer_norm(
-            x, residual, weight, bias, x_bias=x_bias, dropout_p=0.1, dropout_seed=SEED
+            x, residual, weight, bias, x_bias=x_bias, dropout=Dropout(0.1, SEED)
         )
 
     each_thread_count(lambda: run(ours, tensors, dy, torch.bfloat16))
@@ -165,32 +151,25 @@ def test_parameters_of_a_wider_dtype_get_gradients_of_theirs():
 
 def test_rows_give_what_the_full_matrix_gives():
     x, residual, weight, bias, x_bias = make(50, 128, torch.float32)
-    options = {"x_bias": x_bias, "dropout_p": 0.3, "dropout_seed": SEED, "dropout_site": 1}
-    full = dropout_add_layer_norm(x, residual, weight, bias, **options)
+    dropout = Dropout(0.3, SEED, 1)
+    full = dropout_add_layer_norm(x, residual, weight, bias, x_bias=x_bias, dropout=dropout)
     rows = torch.tensor([49, 3, 3, 0, 17])
+    dropout = dropout._replace(rows=rows)
     some = dropout_add_layer_norm(
-        x[rows], residual[rows], weight, bias, dropout_rows=rows, **options
+        x[rows], residual[rows], weight, bias, x_bias=x_bias, dropout=dropout
     )
     assert_bitwise_equal(some, full[rows])
 
 
-def test_gradcheck_opcheck_compile():
+def test_gradcheck_compile():
     tensors = [t.requires_grad_() for t in make(4, 12, torch.float64)]
 
     def function(x, residual, weight, bias, x_bias):
         return dropout_add_layer_norm(
-            x, residual, weight, bias, x_bias=x_bias, dropout_p=0.25, dropout_seed=SEED
+            x, residual, weight, bias, x_bias=x_bias, dropout=Dropout(0.25, SEED)
         )
 
     assert torch.autograd.gradcheck(function, tensors)
-    torch.library.opcheck(
-        torch.ops.spanbert_fast.dropout_add_layer_norm_fwd,
-        (*tensors, SEED, None, 64, 0, 1e-12),
-    )
-    torch.library.opcheck(
-        torch.ops.spanbert_fast.dropout_add_layer_norm_fwd,
-        (*tensors[:4], None, None, None, 0, 0, 1e-12),
-    )
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     assert_bitwise_equal(compiled(*tensors), function(*tensors))
 
@@ -209,19 +188,25 @@ def test_bad_input():
     x, residual, weight, bias, _ = make(4, 8, torch.float32)
     with pytest.raises(ValueError, match=r"residual must have shape \(4, 8\), got \(3, 8\)"):
         dropout_add_layer_norm(x, residual[:3], weight, bias)
-    with pytest.raises(ValueError, match="dropout_seed must be given with dropout_p > 0"):
-        dropout_add_layer_norm(x, residual, weight, bias, dropout_p=0.1)
-    with pytest.raises(ValueError, match="dropout_seed must be a 0-dim int64 tensor"):
-        dropout_add_layer_norm(
-            x, residual, weight, bias, dropout_p=0.1, dropout_seed=torch.tensor([1])
-        )
-    with pytest.raises(ValueError, match="dropout_p must be 0 or in .* got 0.999"):
-        dropout_add_layer_norm(x, residual, weight, bias, dropout_p=0.999, dropout_seed=SEED)
-    with pytest.raises(ValueError, match=r"dropout_rows must have shape \(4,\), got \(2,\)"):
-        dropout_add_layer_norm(x, residual, weight, bias, dropout_rows=torch.arange(2))
+    dropout = Dropout(0.1, SEED)
+    for wrong, error, message in (
+        (Dropout(0.1, None), ValueError, "dropout.seed must be a 0-dim int64 tensor, got None"),
+        (Dropout(0.1, torch.tensor([1])), ValueError, "dropout.seed must be a 0-dim int64 tensor"),
+        (Dropout(0.999, SEED), ValueError, "dropout_p must be 0 or in .* got 0.999"),
+        (
+            dropout._replace(rows=torch.arange(2)),
+            ValueError,
+            r"dropout.rows must have shape \(4,\), got \(2,\)",
+        ),
+        (
+            dropout._replace(rows=torch.arange(4).int()),
+            TypeError,
+            "dropout.rows must be int64, got torch.int32",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            dropout_add_layer_norm(x, residual, weight, bias, dropout=wrong)
     if _C is not None:  # on the CPU, where looking is free
-        with pytest.raises(ValueError, match="dropout_rows must not be negative, got -1"):
-            dropout_add_layer_norm(
-                x, residual, weight, bias, dropout_p=0.1, dropout_seed=SEED,
-                dropout_rows=torch.arange(4) - 1,
-            )  # fmt: skip
+        with pytest.raises(ValueError, match="rows must not be negative, got -1"):
+            dropout = dropout._replace(rows=torch.arange(4) - 1)
+            dropout_add_layer_norm(x, residual, weight, bias, dropout=dropout)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from finetune_cases import options_of, write_folder
 from spanbert_fast.cli import main
-from spanbert_fast.models.tasks import SpanBertForTokenClassification
+from spanbert_fast.models.heads import SpanBertForTokenClassification
 from spanbert_fast.training.checkpoints import checkpoints
 from spanbert_fast.training.finetune import finetune
 

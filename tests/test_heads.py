@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from spanbert_fast.nn import MaskedLMHead, SpanBoundaryHead, SpanPretrainingLoss
+from spanbert_fast.nn import (
+    Denominators,
+    MaskedLMHead,
+    SpanBoundaryHead,
+    SpanPretrainingLoss,
+    SpanTargets,
+)
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
 
 HIDDEN, VOCAB, PLACES, PLACE_SIZE = 24, 83, 20, 10
@@ -38,6 +44,13 @@ def make_batch(dtype=torch.float64, tokens=60, lengths=LENGTHS, masked=17):
         "cu_span_lengths": cu_span_lengths,
         "sbo_targets": torch.randint(VOCAB, (sum(lengths),)),
     }
+
+
+def run(loss, batch, denominators=Denominators(), return_predictions=False):  # noqa: B008
+    targets = SpanTargets(*(batch[name] for name in SpanTargets._fields))
+    return loss(
+        batch["hidden_states"], batch["decoder_weight"], targets, denominators, return_predictions
+    )
 
 
 def naive(loss, batch, sbo_weight=1.0, offset=0, mlm_divisor=None, sbo_divisor=None):
@@ -98,7 +111,7 @@ def with_gradients(batch):
 def test_equals_the_naive_form(sbo_weight, offset):
     loss = build(sbo_weight=sbo_weight, denominator_offset=offset)
     batch = with_gradients(make_batch())
-    got = loss(**batch, return_predictions=True)
+    got = run(loss, batch, return_predictions=True)
     expected = naive(loss, batch, sbo_weight, offset)
     close = {"rtol": 1e-11, "atol": 1e-11}
     for value, truth in zip(got[:3], expected[:3], strict=True):
@@ -123,7 +136,7 @@ def test_fp32_no_worse_than_the_naive_form():
         for name in ("hidden_states", "decoder_weight"):
             exact_batch[name].copy_(batch[name])
     truth = gradients(naive(exact, exact_batch)[0], exact, exact_batch)
-    ours = gradients(loss(**batch).loss, loss, batch)
+    ours = gradients(run(loss, batch).loss, loss, batch)
     theirs = gradients(naive(loss, batch)[0], loss, batch)
     for name in truth:
         # Some gradients sum tens of rows, which the peer may round better by luck: a few units in
@@ -136,7 +149,7 @@ def test_fp32_no_worse_than_the_naive_form():
 def test_given_denominators_take_the_place_of_the_counts(kind):
     loss = build(denominator_offset=1)
     batch = make_batch()
-    got = loss(**batch, mlm_denominator=kind(100), sbo_denominator=kind(64))
+    got = run(loss, batch, Denominators(mlm=kind(100), sbo=kind(64)))
     expected = naive(loss, batch, 1.0, 1, mlm_divisor=100, sbo_divisor=64)
     torch.testing.assert_close(got.loss, expected[0], rtol=1e-12, atol=0)
     torch.testing.assert_close(got.mlm_loss, expected[1], rtol=1e-12, atol=0)
@@ -147,7 +160,7 @@ def test_given_denominators_take_the_place_of_the_counts(kind):
 def test_parts_of_a_batch_sum_to_the_whole():
     """Gradient accumulation: the same denominators for each part give the whole batch's loss."""
     loss, batch = build(), make_batch()
-    whole = loss(**batch).loss
+    whole = run(loss, batch).loss
     cut, spans = 9, 2
     first, second = dict(batch), dict(batch)
     targets = sum(LENGTHS[:spans])
@@ -160,25 +173,25 @@ def test_parts_of_a_batch_sum_to_the_whole():
         first[name], second[name] = batch[name][:at], batch[name][at:]
     first["cu_span_lengths"] = batch["cu_span_lengths"][: spans + 1]
     second["cu_span_lengths"] = batch["cu_span_lengths"][spans:] - targets
-    counts = {"mlm_denominator": 17, "sbo_denominator": sum(LENGTHS)}
-    parts = loss(**first, **counts).loss + loss(**second, **counts).loss
+    counts = Denominators(mlm=17, sbo=sum(LENGTHS))
+    parts = run(loss, first, counts).loss + run(loss, second, counts).loss
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
     "denominators",
     [
-        {},
-        {"mlm_denominator": 0, "sbo_denominator": 0.0},
-        {"mlm_denominator": torch.tensor(0), "sbo_denominator": torch.tensor(0.0)},
-        {"mlm_denominator": 7, "sbo_denominator": torch.tensor(9)},
+        Denominators(),
+        Denominators(mlm=0, sbo=0.0),
+        Denominators(mlm=torch.tensor(0), sbo=torch.tensor(0.0)),
+        Denominators(mlm=7, sbo=torch.tensor(9)),
     ],
 )
 @pytest.mark.parametrize("lengths, masked", [([], 0), ([0, 0], 0), ([], 5), ([2, 1], 0)])
 def test_without_targets_the_loss_is_zero_and_gradients_are_defined(lengths, masked, denominators):
     loss = build()
     batch = with_gradients(make_batch(lengths=lengths, masked=masked))
-    got = loss(**batch, **denominators)
+    got = run(loss, batch, denominators)
     assert math.isfinite(got.loss.item())
     if not masked and not sum(lengths):
         assert got.loss.item() == 0
@@ -195,82 +208,22 @@ def test_without_targets_the_loss_is_zero_and_gradients_are_defined(lengths, mas
 def test_padded_hidden_states_are_numbered_through():
     loss, batch = build(), make_batch()
     padded = {**batch, "hidden_states": batch["hidden_states"].view(4, 15, HIDDEN)}
-    assert_bitwise_equal(loss(**padded).loss, loss(**batch).loss)
+    assert_bitwise_equal(run(loss, padded).loss, run(loss, batch).loss)
     head = loss.predictions
     assert_bitwise_equal(
         head.logits(padded["hidden_states"]).flatten(0, 1), head.logits(batch["hidden_states"])
     )
 
 
-def test_masked_lm_head_is_hugging_faces():
-    from transformers import BertConfig
-    from transformers.models.bert.modeling_bert import BertLMPredictionHead
-
-    config = BertConfig(hidden_size=HIDDEN, vocab_size=VOCAB, num_attention_heads=2)
-    theirs = BertLMPredictionHead(config).double()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.normal_(std=0.3)
-    theirs.decoder.bias = theirs.bias  # as tying does in a whole model
-    ours = MaskedLMHead(HIDDEN, VOCAB).double()
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    x = torch.randn(5, HIDDEN, dtype=torch.float64)
-    torch.testing.assert_close(ours.logits(x), theirs(x), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(ours(x), theirs.transform(x), rtol=1e-12, atol=1e-12)
-    assert ours.bias is ours.decoder.bias
-
-
-def test_parameters_and_their_names():
-    head = SpanBoundaryHead(HIDDEN, VOCAB, PLACES, PLACE_SIZE)
-    shapes = {name: tuple(p.shape) for name, p in head.named_parameters()}
-    assert shapes == {
-        "bias": (VOCAB,),
-        "position_embeddings.weight": (PLACES, PLACE_SIZE),
-        "linear1.weight": (HIDDEN, 2 * HIDDEN + PLACE_SIZE),
-        "linear1.bias": (HIDDEN,),
-        "layer_norm1.weight": (HIDDEN,),
-        "layer_norm1.bias": (HIDDEN,),
-        "linear2.weight": (HIDDEN, HIDDEN),
-        "linear2.bias": (HIDDEN,),
-        "layer_norm2.weight": (HIDDEN,),
-        "layer_norm2.bias": (HIDDEN,),
-    }
-    assert SpanBoundaryHead(768, 100).linear1.weight.shape == (768, 2 * 768 + 200)
-    loss = SpanPretrainingLoss(MaskedLMHead(HIDDEN, VOCAB), head)
-    assert {name.split(".")[0] for name, _ in loss.named_parameters()} == {
-        "predictions",
-        "span_boundary",
-    }
-
-
-def test_reset_parameters_and_repr():
-    loss = build()
-    loss.reset_parameters()
-    for name, parameter in loss.named_parameters():
-        if "norm" in name.lower():
-            assert (parameter == (1 if name.endswith("weight") else 0)).all(), name
-        elif name.endswith("bias"):
-            assert not parameter.any(), name
-        else:
-            assert 0.015 < parameter.std() < 0.025, name
-    text = repr(loss)
-    for part in (
-        "sbo_weight=1.0, denominator_offset=0",
-        "hidden_size=24, vocab_size=83",
-        "max_span_targets=20",
-    ):
-        assert part in text
-
-
 def test_autocast_and_compile():
     loss, batch = build(torch.float32), make_batch(torch.float32)
-    exact = loss(**batch).loss
+    exact = run(loss, batch).loss
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = loss(**batch).loss
+        rounded = run(loss, batch).loss
     assert rounded.dtype == torch.float32 and rounded != exact
     torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(**batch).loss, exact, rtol=1e-6, atol=0)
+    torch.testing.assert_close(run(compiled, batch).loss, exact, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -296,4 +249,4 @@ def test_autocast_and_compile():
 )
 def test_bad_input(changed, error, message):
     with pytest.raises(error, match=message):
-        build()(**{**make_batch(), **changed})
+        run(build(), {**make_batch(), **changed})

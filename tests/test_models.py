@@ -5,10 +5,10 @@ import torch
 from transformers import AutoTokenizer, BertModel
 
 from bert_cases import SIZES, large_init, widened
-from model_cases import batch, packed, pair
+from model_cases import batch, encode, packed, pair
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.models import SpanBertModel
-from spanbert_fast.models.encoder import SpanBertModel as Encoder
+from spanbert_fast.ops.dropout import DropoutPlan
 from spanbert_fast.testing import assert_bitwise_equal, assert_models_agree, gradients_of
 
 KINDS = (
@@ -61,15 +61,15 @@ def test_only_the_rows_that_are_asked_for():
     inputs, real = batch("padded")
     model = large_init(SpanBertModel(SpanBertConfig(**SIZES))).double()
     rows = torch.tensor([3, 0, 44, 3, 20])
-    full = model.encode(**inputs).hidden_states
-    some = model.encode(**inputs, rows=rows).hidden_states
+    full = encode(model, **inputs)
+    some = encode(model, rows=rows, **inputs)
     torch.testing.assert_close(some, full[rows], rtol=1e-11, atol=1e-11)
     weight = torch.randn(5, 64, dtype=torch.float64)
     expected = torch.autograd.grad((full[rows] * weight).sum(), list(model.encoder.parameters()))
     got = torch.autograd.grad((some * weight).sum(), list(model.encoder.parameters()))
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-    assert model.encode(**inputs, rows=rows[:0]).hidden_states.shape == (0, 64)
+    assert encode(model, rows=rows[:0], **inputs).shape == (0, 64)
 
 
 def gradients(model, **inputs):
@@ -99,24 +99,24 @@ def test_gradient_checkpointing_changes_nothing(use_reentrant):
 
 def test_dropout_is_a_function_of_the_seed():
     inputs, real = batch("padded")
-    model = large_init(Encoder(SpanBertConfig(**SIZES))).train()
-    seed = torch.tensor(77)
+    model = large_init(SpanBertModel(SpanBertConfig(**SIZES))).train()
+    plan = DropoutPlan(torch.tensor(77))
 
-    def run(**more):
-        return model.encode(**inputs, **more).hidden_states
+    def run(plan=None):
+        return encode(model, plan, **inputs)
 
-    first = run(dropout_seed=seed)
+    first = run(plan)
     before = torch.get_rng_state()
-    assert_bitwise_equal(run(dropout_seed=seed), first)
-    assert torch.equal(torch.get_rng_state(), before), "a given seed draws nothing"
-    assert not torch.equal(run(dropout_seed=torch.tensor(78)), first)
+    assert_bitwise_equal(run(plan), first)
+    assert torch.equal(torch.get_rng_state(), before), "a given plan draws nothing"
+    assert not torch.equal(run(DropoutPlan(torch.tensor(78))), first)
     torch.manual_seed(3)
     drawn = run()
     assert not torch.equal(run(), drawn)
     torch.manual_seed(3)
     assert_bitwise_equal(run(), drawn)
     model.eval()
-    assert_bitwise_equal(run(dropout_seed=seed), run())
+    assert_bitwise_equal(run(plan), run())
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -125,13 +125,13 @@ def test_compiles_packed(train):
     model = large_init(SpanBertModel(SpanBertConfig(**SIZES))).train(train)
     flat = {**packed(inputs, real), "max_seqlen": 19}
 
-    def encode(**arguments):
-        hidden = model.encode(**arguments, dropout_seed=torch.tensor(5)).hidden_states
+    def run():
+        hidden = encode(model, DropoutPlan(torch.tensor(5)), **flat)
         return hidden, *torch.autograd.grad(hidden.sin().sum(), list(model.encoder.parameters()))
 
-    expected = encode(**flat)
+    expected = run()
     model.encoder.compile(backend="aot_eager", fullgraph=True)
-    for a, b in zip(encode(**flat), expected, strict=True):
+    for a, b in zip(run(), expected, strict=True):
         torch.testing.assert_close(a, b)
 
 

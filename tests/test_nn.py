@@ -6,10 +6,14 @@ from torch.nn import functional as F
 
 from spanbert_fast.nn import (
     MaskedLMHead,
+    NormOptions,
+    Packing,
     SpanBoundaryHead,
     SpanPretrainingLoss,
+    SpanTargets,
     TransformerLayer,
 )
+from spanbert_fast.ops.dropout import DropoutPlan
 from spanbert_fast.testing import assert_bitwise_equal
 
 HIDDEN, HEADS, INNER, VOCAB, LAYERS = 32, 4, 64, 70, 2
@@ -41,22 +45,28 @@ class SmallSpanBert(nn.Module):
         super().__init__()
         self.words = nn.Embedding(VOCAB, HIDDEN)
         self.layers = nn.ModuleList(
-            TransformerLayer(HIDDEN, HEADS, INNER, dropout, dropout, layer_index=index)
+            TransformerLayer(
+                HIDDEN,
+                HEADS,
+                INNER,
+                attention_dropout=dropout,
+                norm=NormOptions(dropout),
+                layer_index=index,
+            )
             for index in range(LAYERS)
         )
         mlm_head = MaskedLMHead(HIDDEN, VOCAB)
         mlm_head.decoder.weight = self.words.weight
         self.loss = SpanPretrainingLoss(mlm_head, SpanBoundaryHead(HIDDEN, VOCAB, 5, 6))
 
-    def encode(self, input_ids, cu_seqlens=None, attention_mask=None):
+    def encode(self, input_ids, **layout):
         x = self.words(input_ids)
         for layer in self.layers:
-            x = layer(x, cu_seqlens, attention_mask=attention_mask)
+            x = layer(x, **layout)
         return x
 
-    def forward(self, input_ids, targets, cu_seqlens=None, attention_mask=None):
-        x = self.encode(input_ids, cu_seqlens, attention_mask)
-        return self.loss(x, self.words.weight, **targets)
+    def forward(self, input_ids, targets, **layout):
+        return self.loss(self.encode(input_ids, **layout), self.words.weight, targets)
 
 
 class PlainSpanBert(nn.Module):
@@ -108,20 +118,20 @@ class PlainSpanBert(nn.Module):
     def forward(self, input_ids, targets, attention_mask):
         x = self.encode(input_ids, attention_mask).flatten(0, 1)
         transform = "predictions_transform_"
-        h = self.block(x[targets["mlm_positions"]], transform + "dense", transform + "LayerNorm")
+        h = self.block(x[targets.mlm_positions], transform + "dense", transform + "LayerNorm")
         mlm = F.cross_entropy(
-            h @ self.words.t() + self.heads["predictions_bias"], targets["mlm_targets"]
+            h @ self.words.t() + self.heads["predictions_bias"], targets.mlm_targets
         )
         rows = []
-        lengths = targets["cu_span_lengths"].diff().tolist()
-        for (left, right), length in zip(targets["span_boundaries"], lengths, strict=True):
+        lengths = targets.cu_span_lengths.diff().tolist()
+        for (left, right), length in zip(targets.span_boundaries, lengths, strict=True):
             for k in range(length):
                 place = self.heads["span_boundary_position_embeddings_weight"][k]
                 rows.append(torch.cat([x[left], x[right], place]))
         h = self.block(torch.stack(rows), "span_boundary_linear1", "span_boundary_layer_norm1")
         h = self.block(h, "span_boundary_linear2", "span_boundary_layer_norm2")
         sbo = F.cross_entropy(
-            h @ self.words.t() + self.heads["span_boundary_bias"], targets["sbo_targets"]
+            h @ self.words.t() + self.heads["span_boundary_bias"], targets.sbo_targets
         )
         return mlm + sbo
 
@@ -162,16 +172,16 @@ def make_batch():
     spans = [(0, 4), (4, 7), (15, 21), (33, 38)]  # boundaries in packed rows
     inside = torch.cat([torch.arange(left + 1, right) for left, right in spans])
     ids = padded_ids.flatten()[flat]
-    packed = {
-        "mlm_positions": inside,
-        "mlm_targets": ids[inside],
-        "span_boundaries": torch.tensor(spans),
-        "cu_span_lengths": cumulative([right - left - 1 for left, right in spans]),
-        "sbo_targets": ids[inside],
-    }
-    padded = dict(packed)
-    for name in ("mlm_positions", "span_boundaries"):
-        padded[name] = flat[packed[name]]
+    packed = SpanTargets(
+        mlm_positions=inside,
+        mlm_targets=ids[inside],
+        span_boundaries=torch.tensor(spans),
+        cu_span_lengths=cumulative([right - left - 1 for left, right in spans]),
+        sbo_targets=ids[inside],
+    )
+    padded = packed._replace(
+        mlm_positions=flat[packed.mlm_positions], span_boundaries=flat[packed.span_boundaries]
+    )
     return padded_ids, mask, padded, ids, packed
 
 
@@ -201,7 +211,7 @@ def test_hidden_states_equal_plain_torch_and_padding_is_zero():
     with torch.no_grad():
         expected = PlainSpanBert(ours).train().encode(padded_ids, mask)
         padded = ours.encode(padded_ids, attention_mask=mask)
-        packed = ours.encode(ids, cumulative(LENGTHS))
+        packed = ours.encode(ids, cu_seqlens=cumulative(LENGTHS))
         unmasked = ours.encode(padded_ids[:, :9])
         cut = ours.encode(padded_ids[:, :9], attention_mask=torch.ones(4, 9))
     torch.testing.assert_close(padded[real], expected[real], **CLOSE)
@@ -239,8 +249,8 @@ def test_compile_without_a_break():
     def step(ids, targets, cu_seqlens):
         x = model.words(ids)
         for layer in model.layers:
-            x = layer(x, cu_seqlens, 20, dropout_seed=SEED)
-        return model.loss(x, model.words.weight, **targets).loss
+            x = layer(x, Packing.of_packed(cu_seqlens, 20, len(x)), plan=DropoutPlan(SEED))
+        return model.loss(x, model.words.weight, targets).loss
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(

@@ -8,17 +8,35 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
-from spanbert_fast.nn import DropoutAddLayerNorm, PackedSelfAttention, TransformerLayer
+from spanbert_fast.nn import (
+    DropoutAddLayerNorm,
+    NormOptions,
+    PackedSelfAttention,
+    Packing,
+    TransformerLayer,
+)
+from spanbert_fast.ops.dropout import DropoutPlan
 from spanbert_fast.testing import assert_bitwise_equal
 
 HIDDEN, HEADS, INNER = 32, 4, 64
 LENGTHS = [13, 1, 20, 7]
-SEED = torch.tensor(987654321)
+PLAN = DropoutPlan(torch.tensor(987654321))
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def cumulative(lengths):
     return F.pad(torch.tensor(lengths).long().cumsum(0), (1, 0)).to(torch.int32)
+
+
+def make_layer(attention_dropout=0.0, dropout=0.0, **options):
+    norm = NormOptions(dropout)
+    return TransformerLayer(
+        HIDDEN, HEADS, INNER, attention_dropout=attention_dropout, norm=norm, **options
+    )
+
+
+def make_packing(lengths):
+    return Packing.of_packed(cumulative(lengths), max(lengths, default=0), sum(lengths))
 
 
 def draw_large(module, std=0.3):
@@ -31,9 +49,10 @@ def draw_large(module, std=0.3):
 
 @pytest.mark.parametrize("lengths", [[], [1], [0, 5, 0], [1, 1, 1]])
 def test_edge_lengths(lengths):
-    layer = draw_large(TransformerLayer(HIDDEN, HEADS, INNER, 0.1, 0.1).double())
+    layer = draw_large(make_layer(0.1, 0.1).double())
     x = torch.randn(sum(lengths), HIDDEN, dtype=torch.float64, requires_grad=True)
-    y = layer(x, cumulative(lengths), max(lengths, default=0), dropout_seed=SEED)
+    y = layer(x, make_packing(lengths), plan=PLAN)
+    assert_bitwise_equal(layer(x, cu_seqlens=cumulative(lengths), plan=PLAN), y)
     assert y.shape == x.shape
     y.sum().backward()
     assert torch.isfinite(x.grad).all()
@@ -44,11 +63,11 @@ def test_edge_lengths(lengths):
 
 
 def test_some_rows_are_what_all_rows_have_with_dropout_too():
-    layer = draw_large(TransformerLayer(HIDDEN, HEADS, INNER, 0.2, 0.3, layer_index=3).double())
+    layer = draw_large(make_layer(0.2, 0.3, layer_index=3).double())
     x = torch.randn(sum(LENGTHS), HIDDEN, dtype=torch.float64, requires_grad=True)
     rows = torch.tensor([40, 0, 13, 13, 7])
-    full = layer(x, cumulative(LENGTHS), dropout_seed=SEED)
-    some = layer(x, cumulative(LENGTHS), rows=rows, dropout_seed=SEED)
+    full = layer(x, make_packing(LENGTHS), plan=PLAN)
+    some = layer(x, make_packing(LENGTHS), rows=rows, plan=PLAN)
     torch.testing.assert_close(some, full[rows], **CLOSE)
     dy = torch.randn_like(some)
     leaves = [x, *layer.parameters()]
@@ -58,10 +77,10 @@ def test_some_rows_are_what_all_rows_have_with_dropout_too():
 
 
 def test_dropout_is_the_seeds_and_differs_between_places():
-    layer = TransformerLayer(HIDDEN, HEADS, INNER, 0.5, 0.5)
+    layer = make_layer(0.5, 0.5)
     x = torch.randn(sum(LENGTHS), HIDDEN)
-    arguments = (x, cumulative(LENGTHS))
-    assert_bitwise_equal(layer(*arguments, dropout_seed=SEED), layer(*arguments, dropout_seed=SEED))
+    arguments = (x, make_packing(LENGTHS))
+    assert_bitwise_equal(layer(*arguments, plan=PLAN), layer(*arguments, plan=PLAN))
     assert not torch.equal(layer(*arguments), layer(*arguments))
     torch.manual_seed(3)
     first = layer(*arguments)
@@ -73,7 +92,7 @@ def test_dropout_is_the_seeds_and_differs_between_places():
         layer.layer_index = index
         for norm in (layer.attention.output.LayerNorm, layer.output.LayerNorm):
             norm.register_forward_pre_hook(
-                lambda module, args, kwargs: sites.append(kwargs["dropout_site"]), with_kwargs=True
+                lambda module, args, kwargs: sites.append(kwargs["dropout"].site), with_kwargs=True
             )
         layer(*arguments)
         for norm in (layer.attention.output.LayerNorm, layer.output.LayerNorm):
@@ -82,34 +101,33 @@ def test_dropout_is_the_seeds_and_differs_between_places():
 
     layer.eval()
     assert_bitwise_equal(layer(*arguments), layer(*arguments))
-    assert_bitwise_equal(layer(*arguments), layer(*arguments, dropout_seed=SEED))
+    assert_bitwise_equal(layer(*arguments), layer(*arguments, plan=PLAN))
 
 
 def test_dropout_reaches_attention_and_both_outputs():
     x = torch.randn(sum(LENGTHS), HIDDEN)
-    calm = TransformerLayer(HIDDEN, HEADS, INNER, 0.0, 0.0)
-    draw_large(calm)
-    expected = calm(x, cumulative(LENGTHS), dropout_seed=SEED)
+    calm, packing = draw_large(make_layer()), make_packing(LENGTHS)
+    expected = calm(x, packing, plan=PLAN)
     for attention, after_attention, after_inner in ((0.5, 0, 0), (0, 0.5, 0), (0, 0, 0.5)):
         layer = TransformerLayer(HIDDEN, HEADS, INNER)
         layer.load_state_dict(calm.state_dict())
         layer.attention.self.attention_dropout = attention
-        layer.attention.output.LayerNorm.dropout = after_attention
-        layer.output.LayerNorm.dropout = after_inner
-        assert not torch.allclose(layer(x, cumulative(LENGTHS), dropout_seed=SEED), expected)
+        layer.attention.output.LayerNorm.options = NormOptions(after_attention)
+        layer.output.LayerNorm.options = NormOptions(after_inner)
+        assert not torch.allclose(layer(x, packing, plan=PLAN), expected)
         layer.eval()
-        assert_bitwise_equal(layer(x, cumulative(LENGTHS)), expected)
+        assert_bitwise_equal(layer(x, packing), expected)
 
 
-@pytest.mark.parametrize("seed", [SEED, None], ids=["given seed", "drawn seed"])
-def test_checkpointing_gives_the_same_gradients(seed):
-    layer = draw_large(TransformerLayer(HIDDEN, HEADS, INNER, 0.2, 0.3))
+@pytest.mark.parametrize("plan", [PLAN, None], ids=["given plan", "drawn plan"])
+def test_checkpointing_gives_the_same_gradients(plan):
+    layer = draw_large(make_layer(0.2, 0.3))
     x = torch.randn(sum(LENGTHS), HIDDEN, requires_grad=True)
-    arguments = (x, cumulative(LENGTHS), max(LENGTHS))
+    arguments = (x, make_packing(LENGTHS))
     results = []
     for run in (layer, lambda *a, **k: checkpoint(layer, *a, use_reentrant=False, **k)):
         torch.manual_seed(1)
-        y = run(*arguments, dropout_seed=seed)
+        y = run(*arguments, plan=plan)
         results.append((y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])))
     for a, b in zip(*results, strict=True):
         assert_bitwise_equal(a, b)
@@ -134,7 +152,7 @@ def test_attention_equals_multi_head_attention():
 
 @pytest.mark.parametrize("shape", [(HIDDEN,), (5, HIDDEN), (2, 3, HIDDEN), (0, HIDDEN)])
 def test_dropout_add_layer_norm_of_any_shape(shape):
-    norm = draw_large(DropoutAddLayerNorm(HIDDEN, dropout=0.5)).eval()
+    norm = draw_large(DropoutAddLayerNorm(HIDDEN, NormOptions(0.5))).eval()
     x, residual, bias = torch.randn(shape), torch.randn(shape), torch.randn(HIDDEN)
     expected = F.layer_norm(x + bias + residual, (HIDDEN,), norm.weight, norm.bias, 1e-12)
     torch.testing.assert_close(norm(x, residual, bias), expected)
@@ -150,35 +168,35 @@ def test_a_linear_that_is_not_plain_is_called_as_it_is():
         def forward(self, x):
             return 2 * super().forward(x)
 
-    x, cu_seqlens = torch.randn(sum(LENGTHS), HIDDEN), cumulative(LENGTHS)
-    layer = draw_large(TransformerLayer(HIDDEN, HEADS, INNER, 0.0, 0.0))
-    plain = layer(x, cu_seqlens)
+    x, packing = torch.randn(sum(LENGTHS), HIDDEN), make_packing(LENGTHS)
+    layer = draw_large(make_layer())
+    plain = layer(x, packing)
     calls = []
     hook = layer.intermediate.dense.register_forward_hook(lambda *_: calls.append(1))
-    torch.testing.assert_close(layer(x, cu_seqlens), plain)
+    torch.testing.assert_close(layer(x, packing), plain)
     hook.remove()
     assert calls == [1]
 
     dense = layer.output.dense
     forward = dense.forward
     dense.forward = lambda value: 2 * forward(value)
-    replaced = layer(x, cu_seqlens)
+    replaced = layer(x, packing)
     del dense.forward
     layer.output.dense = Doubled(INNER, HIDDEN)
     layer.output.dense.load_state_dict(dense.state_dict())
-    adapted = layer(x, cu_seqlens)
+    adapted = layer(x, packing)
     layer.output.dense = dense
     with torch.no_grad():
         dense.weight *= 2
         dense.bias *= 2
-    expected = layer(x, cu_seqlens)
+    expected = layer(x, packing)
     assert not torch.allclose(expected, plain, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(replaced, expected)
     torch.testing.assert_close(adapted, expected)
 
 
 def test_parameters_names_reset_and_repr():
-    layer = draw_large(TransformerLayer(HIDDEN, HEADS, INNER, 0.2, 0.3, layer_index=4))
+    layer = draw_large(make_layer(0.2, 0.3, layer_index=4))
     config = BertConfig(hidden_size=HIDDEN, num_attention_heads=HEADS, intermediate_size=INNER)
     assert layer.state_dict().keys() == BertLayer(config).state_dict().keys()
     layer.reset_parameters()
@@ -204,18 +222,18 @@ def test_bad_input():
     with pytest.raises(ValueError, match="cu_seqlens must be given with packed input, got None"):
         layer(packed)
     with pytest.raises(ValueError, match="cu_seqlens must end at 5, got 4"):
-        layer(packed, cumulative([4]))
+        layer(packed, cu_seqlens=cumulative([4]))
     with pytest.raises(ValueError, match="max_seqlen must be at least the longest length 5, got 3"):
-        layer(packed, cumulative([5]), 3)
+        layer(packed, cu_seqlens=cumulative([5]), max_seqlen=3)
     with pytest.raises(ValueError, match="attention_mask must be None with packed hidden_states"):
-        layer(packed, cumulative([5]), attention_mask=torch.ones(1, 5))
+        layer(packed, cu_seqlens=cumulative([5]), attention_mask=torch.ones(1, 5))
     with pytest.raises(ValueError, match="cu_seqlens must be None with padded hidden_states"):
-        layer(padded, cumulative([3, 3]))
+        layer(padded, cu_seqlens=cumulative([3, 3]))
     with pytest.raises(ValueError, match=r"attention_mask must have .* = \(2, 3\), got \(2, 4\)"):
         layer(padded, attention_mask=torch.ones(2, 4))
     with pytest.raises(ValueError, match="rows must be None with padded hidden_states"):
         layer(padded, rows=torch.tensor([0]))
     with pytest.raises(ValueError, match=r"rows must be in \[0, 5\), got -1"):
-        layer(packed, cumulative([5]), rows=torch.tensor([0, -1]))
+        layer(packed, cu_seqlens=cumulative([5]), rows=torch.tensor([0, -1]))
     with pytest.raises(ValueError, match=r"hidden_states must have shape .*, got \(32,\)"):
         layer(packed[0])

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spanbert_fast import use_backend
 from spanbert_fast._extension import _C
-from spanbert_fast.ops import _common
 from spanbert_fast.ops._implementations import implementations
+from spanbert_fast.ops._register import KERNELS
 from spanbert_fast.ops.pad import pad, take_tokens, unpad, unpad_indices
 from spanbert_fast.testing import assert_bitwise_equal
 
@@ -36,7 +37,7 @@ def test_bitwise_against_boolean_indexing(mask, tail, dtype, poisoned_empty):
     expected = x.clone()
     expected[~mask.bool()] = 0
     assert_bitwise_equal(pad(packed, indices, *mask.shape), expected)
-    with _common.use_backend("reference"):
+    with use_backend("reference"):
         theirs = unpad(x, mask)
         assert theirs.max_seqlen == max_seqlen
         assert_bitwise_equal(theirs.packed, packed)
@@ -107,15 +108,13 @@ def test_gradients_are_gathers_and_scatters():
     assert_bitwise_equal(drows, dpadded[mask.bool()])
 
 
-def test_gradcheck_opcheck_compile():
+def test_gradcheck_compile():
     indices = torch.tensor([5, 0, 3])
     x = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
     rows = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(take_tokens, (x, indices))
     assert torch.autograd.gradcheck(pad, (rows, indices, 2, 3))
     assert torch.autograd.gradgradcheck(pad, (rows, indices, 2, 3))
-    torch.library.opcheck(torch.ops.spanbert_fast.unpad_fwd, (x.detach().flatten(0, 1), indices))
-    torch.library.opcheck(torch.ops.spanbert_fast.pad_fwd, (rows, indices, 6))
 
     def there_and_back(x, indices):
         return pad(take_tokens(x, indices), indices, 2, 3)
@@ -139,7 +138,7 @@ def test_non_contiguous_and_mask_dtypes():
 def test_bad_input(backend):
     x, mask = torch.randn(2, 3, 4), torch.ones(2, 3)
     indices = torch.arange(6)
-    with _common.use_backend(backend):
+    with use_backend(backend):
         with pytest.raises(ValueError, match=r"attention_mask must have shape \(2, 3\), got \(2,"):
             unpad(x, torch.ones(2, 4))
         with pytest.raises(ValueError, match=r"x must have shape \(batch, seqlen, .*, got \(6,\)"):
@@ -163,10 +162,27 @@ def test_an_index_out_of_range_is_refused():
         take_tokens(torch.randn(2, 3, 4), torch.tensor([0, -1]))
 
 
-def test_the_ops_themselves_refuse_bad_input():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_index_that_comes_twice_is_refused(dtype):
+    """No token is in two places: the sum of its gradients would be missing."""
+    twice = torch.tensor([3, 0, 3])
+    with pytest.raises(ValueError, match="indices must be distinct, got 3 twice"):
+        pad(torch.randn(3, 4, dtype=dtype), twice, 2, 3)
+    x = torch.randn(2, 3, 4, dtype=dtype, requires_grad=True)
+    taken = take_tokens(x, twice)
+    assert_bitwise_equal(taken, x.flatten(0, 1)[twice])
+    with pytest.raises(ValueError, match="indices must be distinct, got 3 twice"):
+        taken.sum().backward()
+
+
+@pytest.mark.parametrize("implementation", ["op", "composite"])
+def test_the_ops_themselves_refuse_bad_input(implementation):
     """What a caller of torch.ops meets, who has passed the public functions by."""
-    x, op = torch.randn(3, 4), torch.ops.spanbert_fast
+    x = torch.randn(3, 4)
+    unpad_fwd, pad_fwd = (getattr(KERNELS[f"{op}_fwd"], implementation) for op in ("unpad", "pad"))
     with pytest.raises(ValueError, match=r"indices must be in \[0, 3\), got -2"):
-        op.unpad_fwd(x, torch.tensor([5, -2, 0]))
+        unpad_fwd(x, torch.tensor([5, -2, 0]))
     with pytest.raises(ValueError, match=r"indices must be in \[0, 6\), got 7"):
-        op.pad_fwd(x, torch.tensor([5, 7, 6]), 6)
+        pad_fwd(x, torch.tensor([5, 7, 1]), 6)
+    with pytest.raises(ValueError, match="indices must be distinct, got 5 twice"):
+        pad_fwd(x, torch.tensor([5, 1, 5]), 6)

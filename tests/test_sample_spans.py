@@ -15,7 +15,7 @@ from sample_spans_cases import (
     random_case,
     run,
 )
-from spanbert_fast.ops._span_law import derived_seed, span_law
+from spanbert_fast.ops.span_options import SpanOptions, derived_seed
 from spanbert_fast.testing import assert_bitwise_equal
 
 
@@ -23,10 +23,11 @@ from spanbert_fast.testing import assert_bitwise_equal
 @given(options=OPTIONS, seed=st.integers(0, 2**31))
 def test_invariants(options, seed):
     """On 100,000 random texts."""
-    texts, options, law = random_case(options, seed, num_texts=1000)
+    texts, options, span_options = random_case(options, seed, num_texts=1000)
     sample = run(texts, seed=seed, **options)
     scheme = options["scheme"]
     schemes = (scheme,) if isinstance(scheme, str) else tuple(scheme)
+    law = span_options.law()
     check_invariants(texts, sample, law, options.get("given_spans"), schemes)
 
 
@@ -83,7 +84,7 @@ def test_derived_seeds_differ():
 def test_shapes(lengths):
     texts = make_texts(lengths)
     sample = run(texts)
-    check_invariants(texts, sample, span_law())
+    check_invariants(texts, sample, SpanOptions().law())
     assert [t.dtype for t in sample] == [*[torch.int64] * 6, torch.int32, torch.int64, torch.int8]
     assert sample.span_boundaries.shape == (len(sample.cu_span_lengths) - 1, 2)
     assert sample.input_ids is not texts[0]

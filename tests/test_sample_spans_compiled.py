@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sample_spans_cases import MASK, OPTIONS, POOL, assert_same, make_texts, random_case, run
-from spanbert_fast import _extension
-from spanbert_fast.ops._common import use_backend
-from spanbert_fast.ops._span_law import span_law
+from spanbert_fast import _extension, use_backend
 from spanbert_fast.ops.sample_spans import (
+    SpanOptions,
     SpanSample,
     sample_spans_fixed,
     span_capacity,
@@ -42,7 +41,7 @@ def on(device, texts, options):
     return tuple(t.to(device) for t in texts), {k: moved(v) for k, v in options.items()}
 
 
-def run_fixed(texts, law, seed=1, **arguments):
+def run_fixed(texts, options, seed=1, **arguments):
     input_ids, cu_seqlens, word_starts, special_mask = texts
     return sample_spans_fixed(
         input_ids,
@@ -51,7 +50,7 @@ def run_fixed(texts, law, seed=1, **arguments):
         special_mask=special_mask,
         seed=seed,
         sequence_ids=torch.arange(len(cu_seqlens) - 1, device=input_ids.device),
-        law=law,
+        options=options,
         mask_token_id=MASK,
         random_token_pool=POOL.to(input_ids.device),
         **arguments,
@@ -62,17 +61,18 @@ def run_fixed(texts, law, seed=1, **arguments):
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(options=OPTIONS, seed=st.integers(0, 2**63))
 def test_every_implementation_draws_the_same(device, options, seed):
-    texts, options, law = random_case(options, seed % 2**31, num_texts=20)
+    texts, options, span_options = random_case(options, seed % 2**31, num_texts=20)
     with use_backend("reference"):
         expected = run(texts, seed=seed, **options)
         expected_fixed, expected_counts = run_fixed(
-            texts, law, seed, given_spans=options.get("given_spans")
+            texts, span_options, seed, given_spans=options.get("given_spans")
         )
     texts, options = on(device, texts, options)
     pool, ids = POOL.to(device), torch.arange(20, device=device)
-    sample = run(texts, seed=seed, sequence_ids=ids, random_token_pool=pool, **options)
+    sample = run(texts, seed=seed, sequence_ids=ids, pool=pool, **options)
     assert_same(SpanSample(*(t.cpu() for t in sample)), expected)
-    fixed, counts = run_fixed(texts, law, seed, given_spans=options.get("given_spans"))
+    given = options.get("given_spans")
+    fixed, counts = run_fixed(texts, span_options, seed, given_spans=given)
     assert_same(SpanSample(*(t.cpu() for t in fixed)), expected_fixed)
     assert_bitwise_equal(counts.cpu(), expected_counts)
 
@@ -85,7 +85,7 @@ def test_every_implementation_does_the_same_on_odd_shapes(device, lengths):
         expected = run(texts)
     moved, _ = on(device, texts, {})
     ids = torch.arange(len(lengths), device=device)
-    sample = run(moved, sequence_ids=ids, random_token_pool=POOL.to(device))
+    sample = run(moved, sequence_ids=ids, pool=POOL.to(device))
     assert_same(SpanSample(*(t.cpu() for t in sample)), expected)
 
 
@@ -126,9 +126,9 @@ def test_cpus_without_our_instructions_draw_the_same(tmp_path):
 
 def test_fixed_shapes_hold_the_sample_and_nothing_else():
     texts = make_texts([40, 7, 130], special=0.1)
-    law, sample = span_law(), run(texts)
-    fixed, counts = run_fixed(texts, law)
-    capacity = span_capacity(law, 177, 3)
+    options, sample = SpanOptions(), run(texts)
+    fixed, counts = run_fixed(texts, options)
+    capacity = span_capacity(options.law(), 177, 3)
     assert capacity == 29  # 177 * 3 // 20 + 3
     masked, spans, with_targets, targets, refused = counts.tolist()
     assert refused == 0 and masked == len(sample.mlm_positions)
@@ -148,25 +148,16 @@ def test_fixed_shapes_hold_the_sample_and_nothing_else():
         assert len(field) == capacity + (name == "cu_span_lengths")
         assert_bitwise_equal(field[:count], getattr(sample, name), name)
         assert (field[count:] == filling).all(), name
-    assert span_capacity(span_law(complete_words=True), 177, 3) == 177
-    assert span_capacity(span_law(mask_ratio=1.0), 177, 3) == 177
+    for options in (SpanOptions(complete_words=True), SpanOptions(mask_ratio=1.0)):
+        assert span_capacity(options.law(), 177, 3) == 177
 
 
 @compiled
-def test_opcheck_and_compile():
+def test_compile():
     texts = make_texts([40, 7, 130], special=0.1)
-    law = span_law(scheme={"geometric": 0.5, "word": 0.5})
-    input_ids, cu_seqlens, word_starts, special_mask = texts
-    torch.library.opcheck(
-        torch.ops.spanbert_fast.sample_spans.default,
-        (
-            input_ids, cu_seqlens, word_starts, special_mask, None, POOL, torch.arange(3), 1, MASK,
-            3, 20, 1, law.length_thresholds, law.scheme_thresholds, 20, False, False, False, False,
-            span_capacity(law, 177, 3),
-        ),
-    )  # fmt: skip
+    options = SpanOptions(scheme={"geometric": 0.5, "word": 0.5})
     function = torch.compile(run_fixed, fullgraph=True, backend="aot_eager")
-    sample, counts = function(texts, law)
-    expected, expected_counts = run_fixed(texts, law)
+    sample, counts = function(texts, options)
+    expected, expected_counts = run_fixed(texts, options)
     assert_same(sample, expected)
     assert_bitwise_equal(counts, expected_counts)

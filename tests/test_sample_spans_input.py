@@ -1,13 +1,16 @@
 """What the span sampler refuses, and in which words."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_fast.ops._common import use_backend
-from spanbert_fast.ops.sample_spans import sample_spans
+from spanbert_fast import use_backend
+from spanbert_fast.ops.sample_spans import SpanOptions, sample_spans
 
+OPTIONS = {field.name for field in dataclasses.fields(SpanOptions)}
 MASK = 4
 POOL = torch.tensor([1000, 1001, 1002, 1002])
 
@@ -128,6 +131,19 @@ def call(change):
         "sequence_ids": torch.arange(3),
         "mask_token_id": MASK,
         "random_token_pool": POOL,
-        **change,
     }
-    return sample_spans(**arguments)
+    options = {name: value for name, value in change.items() if name in OPTIONS}
+    arguments |= {name: value for name, value in change.items() if name not in OPTIONS}
+    return sample_spans(**arguments, options=SpanOptions(**options))
+
+
+def test_options_are_a_value():
+    options = SpanOptions(scheme={"word": 0.5, "geometric": 0.5}, mask_ratio=0.2)
+    assert options == SpanOptions(scheme={"geometric": 0.5, "word": 0.5}, mask_ratio=0.2)
+    assert len({options, SpanOptions(scheme={"geometric": 0.5, "word": 0.5}, mask_ratio=0.2)}) == 1
+    assert options != SpanOptions() and len({options, SpanOptions()}) == 2
+    assert dataclasses.replace(options, mask_ratio=0.15).law().budget(100) == 15
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options.mask_ratio = 0.3
+    with pytest.raises(ValueError, match="mask_ratio must be in"):  # where it is made
+        dataclasses.replace(options, mask_ratio=2.0)

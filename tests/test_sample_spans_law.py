@@ -5,8 +5,7 @@ import pytest
 import scipy.stats
 import torch
 
-from spanbert_fast.ops._span_law import span_law
-from spanbert_fast.ops.sample_spans import sample_spans
+from spanbert_fast.ops.sample_spans import SpanOptions, sample_spans
 from spanbert_fast.reference import sample_spans as reference
 
 MASK = 4
@@ -56,7 +55,7 @@ def word_starts_like(text, total, generator):
 
 def simulate(text, seqlen, sequences, **options):
     """Every figure per sequence, and the masks, for blocks that begin at a word."""
-    law = span_law(**options)
+    law = SpanOptions(**options).law()
     generator = np.random.default_rng(2020)
     stream = word_starts_like(text, 200_000, generator)
     begins = generator.choice(np.flatnonzero(stream[:-seqlen]), size=sequences)
@@ -146,7 +145,7 @@ def test_replacement_shares(replacement):
         torch.rand(total) > 0.03,
         seed=1,
         sequence_ids=torch.arange(400),
-        replacement=replacement,
+        options=SpanOptions(replacement=replacement),
         mask_token_id=MASK,
         random_token_pool=POOL,
     )

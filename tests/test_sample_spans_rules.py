@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import torch
 
-from spanbert_fast.ops._span_law import scheme_shares, span_law
+from spanbert_fast.ops.span_options import SpanOptions
 from spanbert_fast.reference import sample_spans as reference
 from spanbert_fast.reference.philox import philox4x32, split_key
 
@@ -35,22 +35,22 @@ def spans_of(draws, law, word_starts=WORDS, maskable=None, given_spans=()):
 
 
 def test_a_span_starts_at_its_word_and_takes_whole_words():
-    law = span_law(mask_ratio=0.6)
+    law = SpanOptions(mask_ratio=0.6).law()
     spans, number = spans_of([draw(law, words=3, anchor=2, maskable=10)], law)
     assert spans == [[1, 2, 3, 4, 5, 6]] and number == 1
 
 
 def test_the_budget_cuts_the_last_word_unless_words_are_completed():
-    law = span_law(mask_ratio=0.3)
+    law = SpanOptions(mask_ratio=0.3).law()
     spans, _ = spans_of([draw(law, words=3, anchor=0, maskable=10)], law)
     assert spans == [[0, 1, 2]]
-    law = span_law(mask_ratio=0.3, complete_words=True)
+    law = SpanOptions(mask_ratio=0.3, complete_words=True).law()
     spans, _ = spans_of([draw(law, words=3, anchor=0, maskable=10)], law)
     assert spans == [[0, 1, 2, 3]]
 
 
 def test_a_masked_anchor_is_drawn_again_and_a_span_may_run_over_masked_words():
-    law = span_law(mask_ratio=0.5)
+    law = SpanOptions(mask_ratio=0.5).law()
     draws = [
         draw(law, words=1, anchor=4, maskable=10),
         draw(law, words=5, anchor=4, maskable=10),  # masked already
@@ -61,7 +61,7 @@ def test_a_masked_anchor_is_drawn_again_and_a_span_may_run_over_masked_words():
 
 
 def test_a_span_ends_at_the_end_and_at_special_tokens():
-    law = span_law(mask_ratio=0.5)
+    law = SpanOptions(mask_ratio=0.5).law()
     maskable = [True] * 10
     maskable[5] = False  # its word's second piece begins a word then
     draws = [
@@ -76,14 +76,14 @@ def test_a_span_ends_at_the_end_and_at_special_tokens():
 
 
 def test_in_a_ring_a_span_goes_on_behind_special_tokens_and_the_end():
-    law = span_law(mask_ratio=1.0, unbiased_edges=True)
+    law = SpanOptions(mask_ratio=1.0, unbiased_edges=True).law()
     maskable = [False, *[True] * 3, False, *[True] * 4, False]
     spans, _ = spans_of([draw(law, words=10, anchor=3, maskable=7)], law, maskable=maskable)
     assert spans == [[5, 6, 7, 8, 1, 2, 3]]
 
 
 def test_schemes_choose_what_a_draw_masks():
-    law = span_law(mask_ratio=0.6, scheme={"given": 0.4, "word": 0.2, "subword": 0.4})
+    law = SpanOptions(mask_ratio=0.6, scheme={"given": 0.4, "word": 0.2, "subword": 0.4}).law()
     draws = [
         draw(law, anchor=0, maskable=10, scheme="given", given=(1, 2)),
         draw(law, anchor=0, maskable=10, scheme="given", given=(1, 2)),  # masked already
@@ -93,7 +93,7 @@ def test_schemes_choose_what_a_draw_masks():
     spans, number = spans_of(draws, law, given_spans=[(0, 1), (7, 9)])
     assert spans == [[7, 8, 9], [5, 6], [3]] and number == 4
     # without given spans such a draw is drawn again
-    law = span_law(mask_ratio=0.1, scheme="given")
+    law = SpanOptions(mask_ratio=0.1, scheme="given").law()
     draws = [
         draw(law, anchor=0, maskable=10, scheme="given"),
         draw(law, anchor=9, maskable=10, scheme="word"),
@@ -116,7 +116,7 @@ def test_draws_are_numbered_words_of_philox():
 
 
 def test_the_law_is_exact():
-    law = span_law()
+    law = SpanOptions().law()
     weights = [Fraction(4, 5) ** k for k in range(10)]
     for k, bound in enumerate(law.length_thresholds, 1):
         assert abs(bound - 2**32 * sum(weights[:k]) / sum(weights)) <= 0.51
@@ -124,6 +124,8 @@ def test_the_law_is_exact():
     assert [law.budget(n) for n in (1, 20, 21, 60, 140, 512, 2**31 - 1)] == [
         1, 3, 4, 9, 21, 77, -(-(2**31 - 1) * 3 // 20)
     ]  # fmt: skip
-    assert span_law(mask_ratio=1.0).budget(7) == 7
-    assert span_law(geometric_p=1.0).length_thresholds == (2**32,) * 9
-    assert scheme_shares("given", 0.5) == (0.5, 0.0, 0.5, 0.0)
+    assert SpanOptions(mask_ratio=1.0).law().budget(7) == 7
+    assert SpanOptions(geometric_p=1.0).law().length_thresholds == (2**32,) * 9
+    # half of the draws are given spans, the others words
+    shares = SpanOptions(scheme="given", given_probability=0.5).law().scheme_thresholds
+    assert shares == (2**31, 2**31, 2**32)

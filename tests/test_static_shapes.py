@@ -5,10 +5,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from model_cases import encode
 from spanbert_fast.data.batches import TokenBudgetBatches
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
-from spanbert_fast.data.static_shapes import StaticShapes, own_sizes
-from spanbert_fast.ops import _common
+from spanbert_fast.data.static_shapes import BatchSizes, StaticShapes, own_sizes
+from spanbert_fast.ops import _checks
+from spanbert_fast.ops.dropout import DropoutPlan
+from spanbert_fast.ops.span_options import SpanOptions
 from spanbert_fast.testing import assert_bitwise_equal
 from spanbert_fast.training.captured_step import check_alike
 from static_shapes_cases import (
@@ -55,18 +58,21 @@ def assert_same_gradients(ours, expected):
 def test_dropout_masks_are_those_of_the_batch_itself(tokenizer):
     own, filled = pair_of_batches(tokenizer)
     model = model_of(tokenizer, 0.1)
+    names = ("input_ids", "cu_seqlens", "max_seqlen")
     states = [
-        model.bert.encode(**{k: batch[k] for k in ("input_ids", "cu_seqlens", "max_seqlen")},
-                          dropout_seed=batch["dropout_seed"]).hidden_states
-        for batch in (own, filled)
-    ]  # fmt: skip
+        encode(model.bert, DropoutPlan(b["dropout_seed"]), **{name: b[name] for name in names})
+        for b in (own, filled)
+    ]
     tokens = len(own["input_ids"])
     assert int(filled["num_tokens"]) == tokens < len(states[1])
     torch.testing.assert_close(states[1][:tokens], states[0], rtol=1e-4, atol=1e-4)
-    other = model.bert.encode(
-        filled["input_ids"], cu_seqlens=filled["cu_seqlens"], dropout_seed=torch.tensor(1)
+    other = encode(
+        model.bert,
+        DropoutPlan(torch.tensor(1)),
+        input_ids=filled["input_ids"],
+        cu_seqlens=filled["cu_seqlens"],
     )
-    assert (other.hidden_states[:tokens] - states[0]).abs().max() > 0.1
+    assert (other[:tokens] - states[0]).abs().max() > 0.1
 
 
 def test_global_denominators_and_predictions(tokenizer):
@@ -127,7 +133,7 @@ class NoLookAtData(TorchDispatchMode):
 @pytest.mark.parametrize("pair_loss_weight", [0.0, 0.5])
 def test_nothing_in_a_step_looks_at_data(tokenizer, pair_loss_weight, monkeypatch):
     """Without the checks of indices, which are made on a CPU alone, where looking is free."""
-    monkeypatch.setattr(_common, "check_ids", lambda name, ids, rows: None)
+    monkeypatch.setattr(_checks, "check_ids", lambda name, ids, rows: None)
     model = model_of(tokenizer, 0.1, pair_loss_weight=pair_loss_weight)
     batch = pair_of_batches(tokenizer)[1]
     with NoLookAtData():
@@ -164,23 +170,32 @@ def test_one_compilation_without_a_break(tokenizer):
 def test_what_a_batch_holds_of_its_own(tokenizer, lengths):
     own, filled = pair_of_batches(tokenizer, lengths)
     names = ("mlm_targets", "sbo_targets", "input_ids", "span_boundaries")
-    sizes = [len(own[name]) for name in names]
-    assert own_sizes(own).tolist() == own_sizes(filled).tolist() == sizes
-    full = {"mlm_capacity": sizes[0], "target_capacity": max(sizes[1], 1), "max_sequences": 4}
-    tight = StaticShapes.of(max(sizes[2], 40), 40, **full).fill(own)
-    assert own_sizes(tight).tolist() == sizes
+    sizes = BatchSizes(*(torch.tensor(len(own[name])) for name in names))
+    assert own_sizes(own) == own_sizes(filled) == sizes
+    assert all(size.dtype == torch.int64 and size.dim() == 0 for size in own_sizes(filled))
+    full = {"mlm_capacity": int(sizes.mlm_targets), "max_sequences": 4}
+    full["target_capacity"] = max(int(sizes.sbo_targets), 1)
+    tight = StaticShapes.of(max(int(sizes.tokens), 40), 40, **full).fill(own)
+    assert own_sizes(tight) == sizes
+    both = BatchSizes.sum_of([own, filled])
+    assert both == BatchSizes(*(2 * size for size in sizes))
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"mask_ratio": 0.4}, {"scheme": "subword"}, {"max_span_targets": 2, "max_span_words": 3}],
+    [
+        SpanOptions(),
+        SpanOptions(mask_ratio=0.4),
+        SpanOptions(scheme="subword"),
+        SpanOptions(max_span_targets=2, max_span_words=3),
+    ],
 )
 def test_the_usual_capacities_hold_every_batch(tokenizer, options):
     draw = np.random.default_rng(5)
     lengths = draw.integers(3, 33, 300)
     items = examples(tokenizer, lengths)
-    shapes = StaticShapes.of(96, 32, **options)
-    collate = collator(tokenizer, static_shapes=shapes, **options)
+    shapes = StaticShapes.of(96, 32, options)
+    collate = collator(tokenizer, options, static_shapes=shapes)
     sizes = []
     batches = TokenBudgetBatches(lengths, 96, 90, seed=1, max_sequences=shapes.max_sequences)
     for keys in batches:
@@ -201,6 +216,9 @@ def test_batches_of_few_sequences():
 
 def test_sizes_follow_from_the_options():
     shapes = StaticShapes.of(1024, 128)
+    assert shapes == StaticShapes.of(1024, 128, SpanOptions())
+    assert StaticShapes.of(1024, 128, SpanOptions(mask_ratio=0.5)).mlm_capacity == 512 + 32
+    assert StaticShapes.of(1024, 128, SpanOptions(max_span_targets=7)).max_span_targets == 7
     assert shapes.max_sequences == 32
     assert shapes.mlm_capacity == 153 + 32
     assert shapes.span_capacity == shapes.target_capacity == shapes.mlm_capacity
@@ -209,7 +227,6 @@ def test_sizes_follow_from_the_options():
     for arguments, message in (
         ({"max_sequences": 0}, "max_sequences must be at least 1, got 0"),
         ({"max_seqlen": 2048}, "token_budget must be at least max_seqlen = 2048, got 1024"),
-        ({"mask_ratio": 2.0}, r"mask_ratio must be in \(0, 1\], got 2.0"),
     ):
         with pytest.raises(ValueError, match=message):
             StaticShapes.of(**{"token_budget": 1024, "max_seqlen": 128, **arguments})
@@ -235,15 +252,7 @@ def test_a_batch_that_is_too_large(tokenizer, name, size, has):
 
 
 def test_a_collator_that_they_do_not_fit(tokenizer):
-    for options, message in (
-        (
-            {"output": "padded"},
-            "static_shapes must be None with padded output, got .*'padded'",
-        ),
-        (
-            {"max_span_targets": 5},
-            "max_span_targets must be the collator's 5, got 20",
-        ),
-    ):
-        with pytest.raises(ValueError, match=message):
-            collator(tokenizer, static_shapes=SHAPES, **options)
+    with pytest.raises(ValueError, match="static_shapes must be None with padded .*'padded'"):
+        collator(tokenizer, output="padded", static_shapes=SHAPES)
+    with pytest.raises(ValueError, match="max_span_targets must be the collator's 5, got 20"):
+        collator(tokenizer, SpanOptions(max_span_targets=5), static_shapes=SHAPES)

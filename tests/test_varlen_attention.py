@@ -1,133 +1,48 @@
-"""varlen_attention: kernels and composites against fp64, dropout exactly, every shape of C6."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""varlen_attention against fp64 and PyTorch in the same dtype, in every shape of C6."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
-from isa_cases import CAPABILITIES, run_at_level
+from spanbert_fast import use_backend
 from spanbert_fast._extension import _C
-from spanbert_fast.ops import _common
-from spanbert_fast.ops._attention_composite import (
-    grouped_bwd,
-    grouped_fwd,
-    padded_bwd,
-    padded_fwd,
-)
+from spanbert_fast.ops._attention_composite import AttentionInputs
+from spanbert_fast.ops._register import KERNELS
+from spanbert_fast.ops.dropout import Dropout
 from spanbert_fast.ops.varlen_attention import varlen_attention
-from spanbert_fast.reference.dropout import attention_keep_mask, dropout_scale, dropout_threshold
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
-
-SEED = torch.tensor(2**62 + 12345)
-SITE = 3
-LENGTHS = {
-    "one token": [1],
-    "one sequence": [100],
-    "ragged": [3, 1, 65, 17, 64, 3],
-    "with empty": [0, 5, 0, 5, 9, 0],
-    "equal": [16, 16, 16],
-    "empty batch": [],
-}
-OF_THE_KERNELS = "(no_worse and (ragged or one) and (64 or 96)) or exactly or any_head or level"
-
-
-@pytest.fixture
-def poisoned(poisoned_empty):
-    """What the kernels allocate and do not write is NaN as well."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def cumulative(lengths):
-    return F.pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0), (1, 0)).to(torch.int32)
-
-
-def make(lengths, heads, head_dim, dtype):
-    # large scores: a wrong scale or a lost maximum shows
-    return [(2 * torch.randn(sum(lengths), heads, head_dim)).to(dtype) for _ in range(4)]
-
-
-def attention_with(dropout_p, lengths):
-    cu_seqlens, longest = cumulative(lengths), max(lengths, default=0)
-
-    def function(q, k, v):
-        return varlen_attention(
-            q, k, v, cu_seqlens, longest, dropout_p=dropout_p, dropout_seed=SEED, dropout_site=SITE
-        )
-
-    return function
-
-
-def run(function, qkv, dout, dtype):
-    leaves = [t.detach().to(dtype).requires_grad_() for t in qkv]
-    out = function(*leaves)
-    return out, *torch.autograd.grad(out, leaves, dout.to(dtype))
-
-
-def rounding_floors(q, k, v, dout, truth, dtype):
-    """What an implementation that keeps lse and out, and not the probabilities, must round.
-
-    exp(S - lse) is off by eps * |S| in fp32, relatively; out is stored in `dtype`, so dS = P (dP -
-    dout out) by eps * |dout| |out| absolutely, and by as much in fp32 again, where dP and dout out
-    are summed in two orders. PyTorch's softmax stores P and has none of it (with one token its dq
-    is exactly 0).
-    """
-    if len(q) == 0:
-        return 0.0, 0.0, 0.0, 0.0
-    norm = [t.double().norm(dim=-1).max().item() for t in (q, k, v, dout)]
-    scale = q.shape[2] ** -0.5
-    single = torch.finfo(torch.float32).eps
-    relative = single * norm[0] * norm[1] * scale
-    stored = (torch.finfo(dtype).eps + single) * norm[2] * norm[3] * scale
-    size = [t.abs().max().item() for t in truth]
-    largest = [t.double().abs().max().item() for t in (q, k)]
-    return (
-        relative * size[0],
-        relative * size[1] + stored * largest[1],
-        relative * size[2] + stored * largest[0],
-        relative * size[3],
-    )
-
-
-def check_no_worse_than_pytorch(lengths, heads, head_dim, dtype, dropout_p):
-    *qkv, dout = make(lengths, heads, head_dim, dtype)
-    function = attention_with(dropout_p, lengths)
-    ours = run(function, qkv, dout, dtype)
-    with _common.use_backend("reference"):
-        peer = run(function, qkv, dout, dtype)
-        truth = run(function, qkv, dout, torch.float64)
-    floors = rounding_floors(*qkv, dout, truth, dtype)
-    names = ("out", "dq", "dk", "dv")
-    for name, a, b, c, floor in zip(names, ours, peer, truth, floors, strict=True):
-        assert a.dtype == dtype
-        assert_no_worse_than(a, b, c, floor=floor, name=name)
+from varlen_attention_cases import (
+    LENGTHS,
+    SEED,
+    SITE,
+    attention_with,
+    check_no_worse_than_pytorch,
+    cumulative,
+    make,
+    rounding_floors,
+    run,
+)
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
-def test_no_worse_than_pytorch(lengths, head_dim, dtype, dropout_p, poisoned):
+def test_no_worse_than_pytorch(lengths, head_dim, dtype, dropout_p, poisoned_empty):
     check_no_worse_than_pytorch(lengths, 2, head_dim, dtype, dropout_p)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("head_dim", [1, 4, 33, 80, 200])
-def test_any_head_dim(head_dim, dtype, poisoned):
+def test_any_head_dim(head_dim, dtype, poisoned_empty):
     check_no_worse_than_pytorch([7, 66, 1], 2, head_dim, dtype, 0.25)
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lengths", [[513, 2], [1024], [2048]], ids=str)
-def test_long_sequences(lengths, dtype, dropout_p, poisoned):
+def test_long_sequences(lengths, dtype, dropout_p, poisoned_empty):
     """Beyond 512 keys the softmax goes on with a running maximum; from 2,048 dq comes in parts."""
     check_no_worse_than_pytorch(lengths, 1, 32, dtype, dropout_p)
 
@@ -163,86 +78,6 @@ def test_8192_tokens(dtype):
 def test_any_shape(lengths, heads, head_dim, dropout_p):
     torch.manual_seed(1)
     check_no_worse_than_pytorch(lengths, heads, head_dim, torch.float32, dropout_p)
-
-
-COMPOSITES = {"grouped": (grouped_fwd, grouped_bwd), "padded": (padded_fwd, padded_bwd)}
-
-
-@pytest.mark.parametrize("dropout_p", [0.0, 0.25])
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
-@pytest.mark.parametrize("composite", COMPOSITES)
-def test_composites_equal_the_reference(composite, lengths, dropout_p, poisoned_empty):
-    """What runs without the extension, and the GPU's, which is device-agnostic: here on the CPU."""
-    forward, backward = COMPOSITES[composite]
-    *qkv, dout = make(lengths, 3, 32, torch.float64)
-    with _common.use_backend("reference"):
-        out, *gradients = run(attention_with(dropout_p, lengths), qkv, dout, torch.float64)
-    threshold = 64 if dropout_p else 0
-    last = (cumulative(lengths), max(lengths, default=0), 32**-0.5, SEED, threshold, SITE)
-    got_out, lse = forward(*qkv, *last)
-    torch.testing.assert_close(got_out, out.detach())
-    for got, want in zip(backward(dout, *qkv, got_out, lse, *last), gradients, strict=True):
-        torch.testing.assert_close(got, want)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("dropout_p", [1 / 256, 0.1, 0.5, 250 / 256])
-def test_the_mask_is_exactly_the_references(dropout_p, dtype):
-    """Recovered from out (lanes of P M), dv, dq and dk, 64 keys or queries at a time.
-
-    With q or k zero every probability is 1 / length. A v, dout, k or q that is the unit matrix at
-    64 tokens then shows M, or dS = P (r M dP - delta), which is above 0 only where M keeps: with
-    v and dout all ones dP is 64, and delta less than r 64 where anything in the row is dropped.
-    """
-    lengths, heads, head_dim = [150, 70], 2, 64
-    threshold = dropout_threshold(dropout_p)
-    zeros = torch.zeros(sum(lengths), heads, head_dim, dtype=dtype)
-    function = attention_with(dropout_p, lengths)
-    for sequence, length in enumerate(lengths):
-        start = sum(lengths[:sequence])
-        keep = attention_keep_mask(SEED, SITE, torch.tensor([sequence]), heads, length, threshold)
-        keep = keep[0].transpose(0, 1)  # (query, heads, key)
-        whole_rows = keep.all(-1, keepdim=True)  # where delta is r 64, and dS tells nothing
-        own = slice(start, start + length)
-        for first in range(0, length, head_dim):
-            size = min(head_dim, length - first)
-            part = slice(first, first + size)
-            unit = zeros.clone()
-            for i in range(size):
-                unit[start + first + i, :, i] = 1
-            ones = torch.ones_like(zeros)
-            out, _, _, dv = run(function, (zeros, zeros, unit), unit, dtype)
-            assert torch.equal(out[own, :, :size] > 0, keep[..., part])
-            assert torch.equal(dv[own, :, :size] > 0, keep[part].permute(2, 1, 0))
-            _, dq, _, _ = run(function, (zeros, unit, ones), ones, dtype)
-            informative = ~whole_rows.expand_as(keep)
-            assert torch.equal(
-                (dq[own, :, :size] > 0)[informative[..., part]],
-                keep[..., part][informative[..., part]],
-            )
-            _, _, dk, _ = run(function, (unit, zeros, ones), ones, dtype)
-            informative = informative[part].permute(2, 1, 0)
-            assert torch.equal(
-                (dk[own, :, :size] > 0)[informative], keep[part].permute(2, 1, 0)[informative]
-            )
-
-
-def test_kept_values_are_scaled():
-    q = torch.zeros(1, 1, 32)
-    out = attention_with(0.1, [1])(q, q, q + 1)
-    kept = attention_keep_mask(SEED, SITE, torch.tensor([0]), 1, 1, 26).item()
-    assert_bitwise_equal(out, (q + 1) * kept * dropout_scale(26))
-
-
-def test_mask_belongs_to_the_sequence_not_to_the_packing():
-    """A sequence's dropout depends on its number, not on where its tokens lie."""
-    q, k, v, _ = make([40], 2, 32, torch.float32)
-    alone = attention_with(0.5, [40])(q, k, v)
-    others = make([7], 2, 32, torch.float32)[:3]
-    behind = attention_with(0.5, [40, 7])(
-        *(torch.cat(pair) for pair in zip((q, k, v), others, strict=True))
-    )
-    assert_bitwise_equal(behind[:40].contiguous(), alone)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -292,9 +127,8 @@ def test_expanded_gradient():
 
 def test_lse_is_the_log_of_the_denominator():
     q, k, v, _ = make([600], 1, 32, torch.float32)
-    _, lse = torch.ops.spanbert_fast.varlen_attention_fwd(
-        q, k, v, cumulative([600]), 600, 0.3, None, 0, 0
-    )
+    forward = KERNELS["varlen_attention_fwd"]
+    _, lse = forward(q, k, v, cumulative([600]), 600, 0.3, None, 0, 0)
     torch.testing.assert_close(lse, torch.logsumexp(0.3 * q[:, 0] @ k[:, 0].T, -1)[:, None])
 
 
@@ -308,7 +142,7 @@ def test_nan_shows_and_does_not_stay(dtype):
         spoilt = [t.clone() for t in qkv]
         spoilt[spoilt_tensor][5, 0, 3] = float("nan")
         # In fp64: PyTorch's bf16 products on a matrix unit give a row's NaN to the row beside it.
-        with _common.use_backend("reference"):
+        with use_backend("reference"):
             expected = run(function, spoilt, dout, torch.float64)
         for a, b in zip(run(function, spoilt, dout, dtype), expected, strict=True):
             assert torch.equal(a.isnan(), b.isnan())
@@ -325,47 +159,6 @@ def test_large_scores_do_not_overflow():
     assert all(g.isfinite().all() for g in torch.autograd.grad(out, (q, k, v), dout))
 
 
-@pytest.mark.skipif(_C is None, reason="needs the extension")
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_every_instruction_set(capability):
-    """PyTorch and the kernels are held to a level."""
-    chosen = f"({OF_THE_KERNELS} or bits) and not every"
-    files, level = [Path(__file__).name], CAPABILITIES[capability]
-    run_at_level(level, files, chosen, at_least=40, ATEN_CPU_CAPABILITY=capability)
-
-
-@pytest.mark.skipif(
-    _C is None or "avx512_bf16" not in Path("/proc/cpuinfo").read_text(),
-    reason="the kernels with tile instructions have AVX-512 and bfloat16 ones, too",
-)
-def test_matrix_unit(tmp_path):
-    """The kernels with tile instructions; on a CPU without them, each one is carried out by
-    matrix_unit.cpp when the CPU refuses it."""
-    library = tmp_path / "matrix_unit.so"
-    command = [os.environ.get("CXX", "c++"), "-O3", "-Wall", "-Werror", "-shared", "-fPIC"]
-    source = Path(__file__).with_name("matrix_unit.cpp")
-    subprocess.run([*command, str(source), "-o", str(library)], check=True)
-    # the library takes the signal that faulthandler would take
-    options = ("-p", "no:faulthandler")
-    environment = {"LD_PRELOAD": str(library), "SPANBERT_FAST_ASSUME_AMX": "1"}
-    chosen = f"({OF_THE_KERNELS}) and not every"
-    run_at_level("amx", [Path(__file__).name], chosen, *options, at_least=40, **environment)
-
-
-@pytest.mark.skipif(_C is None or sys.platform != "linux", reason="needs the extension, on Linux")
-def test_built_with_threads():
-    assert _C.build_info()["openmp"]
-
-
-@pytest.mark.skipif(_C is None, reason="needs the extension")
-def test_level_is_what_the_environment_allows():
-    order = ["baseline", "avx2", "avx512", "avx512_bf16", "amx"]
-    capability = os.environ.get("ATEN_CPU_CAPABILITY", "")
-    assert order.index(_C.isa_level()) <= order.index(CAPABILITIES.get(capability, order[-1]))
-    if os.environ.get("SPANBERT_FAST_ASSUME_AMX") == "1":
-        assert _C.isa_level() == "amx"
-
-
 def test_softmax_scale_is_used():
     q, k, v, _ = make([12], 1, 32, torch.float64)
     cu_seqlens = cumulative([12])
@@ -376,16 +169,11 @@ def test_softmax_scale_is_used():
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.25])
-def test_gradcheck_opcheck_compile(dropout_p):
+def test_gradcheck_compile(dropout_p):
     lengths = [3, 5, 1]
     q, k, v, _ = (t.requires_grad_() for t in make(lengths, 2, 4, torch.float64))
     function = attention_with(dropout_p, lengths)
     assert torch.autograd.gradcheck(function, (q, k, v))
-    threshold = round(256 * dropout_p)
-    torch.library.opcheck(
-        torch.ops.spanbert_fast.varlen_attention_fwd,
-        (q, k, v, cumulative(lengths), 5, 0.5, SEED if threshold else None, threshold, 3),
-    )
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     assert_bitwise_equal(compiled(q, k, v), function(q, k, v))
 
@@ -414,34 +202,32 @@ def test_bad_input():
             varlen_attention(q, k, v, torch.tensor(values, dtype=torch.int32), 6)
     with pytest.raises(ValueError, match="max_seqlen must be at least the longest length 6, got 5"):
         varlen_attention(q, k, v, cu_seqlens, 5)
-    for site in (-1, 65536):  # 16 bits of the counter: another one would give a lower one's mask
-        with pytest.raises(ValueError, match=rf"dropout_site must be in \[0, 65536\), got {site}"):
-            varlen_attention(
-                q, k, v, cu_seqlens, 6, dropout_p=0.1, dropout_seed=SEED, dropout_site=site
-            )
+    with pytest.raises(ValueError, match=r"dropout.site must be in \[0, 65536\), got -1"):
+        varlen_attention(q, k, v, cu_seqlens, 6, dropout=Dropout(0.1, SEED, -1))
 
 
 @pytest.mark.skipif(_C is None, reason="needs the extension")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_op_runs_the_extension(dtype):
-    """Bit for bit: PyTorch's own operators round elsewhere."""
+    """PyTorch's own operators round elsewhere."""
     *qkv, dout = make([40, 9], 2, 64, dtype)
-    last = (cumulative([40, 9]), 40, 0.125, SEED, 26, SITE)
-    ops = torch.ops.spanbert_fast
-    out, lse = ops.varlen_attention_fwd(*qkv, *last)
-    assert_bitwise_equal(_C.varlen_attention_fwd(*qkv, *last)[0], out)
-    assert not torch.equal(grouped_fwd(*qkv, *last)[1], lse)
-    got = ops.varlen_attention_bwd(dout, *qkv, out, lse, *last)
-    for a, b in zip(_C.varlen_attention_bwd(dout, *qkv, out, lse, *last), got, strict=True):
-        assert_bitwise_equal(a, b)
+    inputs = AttentionInputs(*qkv, cumulative([40, 9]), 40, 0.125, SEED, 26, SITE)
+    forward, backward = KERNELS["varlen_attention_fwd"], KERNELS["varlen_attention_bwd"]
+    out, lse = forward.op(*inputs)
+    assert not torch.equal(forward.composite(*inputs)[1], lse)
+    ours, theirs = (b(dout, *inputs, out, lse) for b in (backward.op, backward.composite))
+    assert not any(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.skipif(_C is None, reason="needs the extension")
 def test_the_extension_checks_what_it_gets():
     q, k, v, _ = make([6], 1, 32, torch.float32)
     last = (cumulative([6]), 6, 1.0, None, 0, 0)
-    message = "q must be bfloat16, float16 or float32, got Double"
-    with pytest.raises(TypeError, match=message):
-        _C.varlen_attention_fwd(q.double(), k, v, *last)
-    with pytest.raises(ValueError, match=r"k must have shape \[6, 1, 32\], got \[5, 1, 32\]"):
-        _C.varlen_attention_fwd(q, k[:5], v, *last)
+    op = KERNELS["varlen_attention_fwd"].op
+    message = "q must be bfloat16, float16 or float32, got torch.float64"
+    with pytest.raises(ValueError, match=message):
+        op(q.double(), k, v, *last)
+    with pytest.raises(ValueError, match=r"k must have shape \(6, 1, 32\), got \(5, 1, 32\)"):
+        op(q, k[:5], v, *last)
+    with pytest.raises(ValueError, match="v must be torch.float32, got torch.bfloat16"):
+        op(q, k, v.bfloat16(), *last)

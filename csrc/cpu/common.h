@@ -55,6 +55,13 @@ inline Tensor int64_vector(const char* name, const Tensor& tensor, int64_t size)
   return as_contiguous(tensor);
 }
 
+// A (rows, 1) result of the forward, as the kernels read it again.
+inline Tensor statistics(const char* name, const Tensor& tensor, int64_t rows) {
+  check_shape(name, tensor, {rows, 1});
+  check_dtype(name, tensor, kFloat);
+  return as_contiguous(tensor);
+}
+
 inline DropoutKey dropout_key(
     const std::optional<Tensor>& seed, int64_t threshold, int64_t site) {
   SPANBERT_FAST_CHECK(

@@ -78,11 +78,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_bwd(
     const Tensor& dy_, const Tensor& x, const Tensor& residual, const Tensor& weight,
     const Tensor& bias, const std::optional<Tensor>& x_bias, const std::optional<Tensor>& seed,
     const std::optional<Tensor>& rows, int64_t threshold, int64_t site, double eps,
-    const Tensor& mean, const Tensor& rstd) {
+    const Tensor& mean_, const Tensor& rstd_) {
   Inputs in(x, residual, weight, bias, x_bias, seed, rows, threshold, site, eps);
   check_like("dy", dy_, residual);
   const int64_t hidden_size = x.size(1);
   const Tensor dy = as_contiguous(dy_);
+  const Tensor mean = statistics("mean", mean_, x.size(0));
+  const Tensor rstd = statistics("rstd", rstd_, x.size(0));
   in.op.mean = mutable_data_of<float>(mean);
   in.op.rstd = mutable_data_of<float>(rstd);
   const Tensor dx = empty_as(x), dresidual = empty_as(residual);

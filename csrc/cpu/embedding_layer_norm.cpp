@@ -149,13 +149,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> embedding_layer_norm_bwd(
     const Tensor& positions, const Tensor& position_ids, const std::optional<Tensor>& token_types,
     const std::optional<Tensor>& token_type_ids, const Tensor& weight, const Tensor& bias,
     const std::optional<Tensor>& seed, int64_t threshold, int64_t site, int64_t padding_idx,
-    double eps, ScalarType out_dtype, const Tensor& mean, const Tensor& rstd) {
+    double eps, ScalarType out_dtype, const Tensor& mean_, const Tensor& rstd_) {
   Inputs in(
       words, input_ids, positions, position_ids, token_types, token_type_ids, weight, bias, seed,
       threshold, site, eps);
   const int64_t hidden_size = in.op.hidden_size;
   check_shape("dy", dy_, {in.tokens, hidden_size});
   const Tensor dy = as_contiguous(dy_);
+  const Tensor mean = statistics("mean", mean_, in.tokens);
+  const Tensor rstd = statistics("rstd", rstd_, in.tokens);
   in.op.mean = mutable_data_of<float>(mean);
   in.op.rstd = mutable_data_of<float>(rstd);
   std::vector<float> dz(in.tokens * hidden_size);

@@ -109,7 +109,7 @@ Tensor empty_large(const Shape& shape, ScalarType dtype) {
   if (fills_empty_memory()) std::memset(block.data, 0xff, bytes);  // NaN in every format
   return torch::stable::from_blob(
       block.data, shape, contiguous_strides(shape),
-      torch::stable::Device(torch::headeronly::DeviceType::CPU, 0), dtype,
+      torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype,
       [block](void*) { store().give(block); });
 }
 

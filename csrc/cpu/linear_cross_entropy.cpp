@@ -183,14 +183,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_fwd(
 std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_bwd(
     const Tensor& dlosses_, const Tensor& hidden_, const Tensor& weight, const Tensor& bias,
     const Tensor& targets, const std::vector<int64_t>& group_sizes, bool with_predictions,
-    int64_t, const Tensor& lse_, const Tensor& kept) {
+    int64_t kept_columns, const Tensor& lse_, const Tensor& kept_) {
   const Inputs in(hidden_, weight, bias, targets, group_sizes);
   const Tensor dlosses = float_vector("dlosses", dlosses_, in.rows);
   check_shape("lse", lse_, {2, in.rows});
-  const Tensor lse = cast(lse_, kFloat);
+  check_shape("kept", kept_, {in.rows, kept_columns});
+  check_dtype("kept", kept_, in.dtype());
+  const Tensor lse = cast(lse_, kFloat), kept = as_contiguous(kept_);
   const float *tops = data_of<float>(lse), *log_sums = tops + in.rows;
   const auto& kernels = SPANBERT_FAST_KERNELS(linear_cross_entropy_kernels);
-  const int64_t num_groups = group_sizes.size(), kept_columns = kept.size(1);
+  const int64_t num_groups = group_sizes.size();
   std::vector<float> dhidden(in.rows * in.hidden_size), dbias(num_groups * in.vocab_size);
   const Tensor dweight = empty_large(shape_of(weight), weight.scalar_type());
   const Matrix hidden = Matrix::of(in.hidden), kept_scores = Matrix::of(kept);

@@ -84,13 +84,15 @@ std::tuple<Tensor, Tensor, Tensor> span_boundary_gather_fwd(
 // The gradients of spans, places, weight and bias.
 std::tuple<Tensor, Tensor, Tensor, Tensor> span_boundary_gather_bwd(
     const Tensor& dy_, const Tensor& spans, const Tensor& places, const Tensor& cu_span_lengths,
-    int64_t num_targets, const Tensor& weight, const Tensor& bias, double eps, const Tensor& mean,
-    const Tensor& rstd) {
+    int64_t num_targets, const Tensor& weight, const Tensor& bias, double eps, const Tensor& mean_,
+    const Tensor& rstd_) {
   Inputs in(spans, places, cu_span_lengths, num_targets, weight, bias, eps);
   const int64_t hidden_size = spans.size(1), num_places = places.size(0);
   check_shape("dy", dy_, {num_targets, hidden_size});
   check_dtype("dy", dy_, spans.scalar_type());
   const Tensor dy = as_contiguous(dy_);
+  const Tensor mean = statistics("mean", mean_, num_targets);
+  const Tensor rstd = statistics("rstd", rstd_, num_targets);
   in.op.mean = mutable_data_of<float>(mean);
   in.op.rstd = mutable_data_of<float>(rstd);
   const Tensor dspans = empty_as(spans);

@@ -178,9 +178,8 @@ class SpanBertForQuestionAnswering(SpanBertPreTrainedModel):
         places = torch.arange(packing.max_seqlen, device=logits.device)
         slots = packing.cu_seqlens[:-1, None].long() + places
         is_token = slots < packing.cu_seqlens[1:, None]
-        if packing.total_tokens == 0:
-            return logits.new_full((*is_token.shape, 2), lowest), is_token
-        rows = logits[slots.clamp(max=len(logits) - 1)]
+        # a row behind the last one stands where there is no token, also in an empty batch
+        rows = F.pad(logits, (0, 0, 0, 1))[slots.clamp(max=len(logits))]
         return rows.masked_fill(~is_token[..., None], lowest), is_token
 
 

@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from spanbert_fast.nn.linear import is_plain
-from spanbert_fast.ops.dropout import Dropout
+from spanbert_fast.ops.dropout import Dropout, dropped
 from spanbert_fast.ops.embedding_layer_norm import embedding_layer_norm
-from spanbert_fast.reference.dropout import dropped
 
 
 class EmbeddingTables(NamedTuple):

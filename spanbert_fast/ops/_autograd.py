@@ -8,9 +8,8 @@ import inspect
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from spanbert_fast.ops._register import Kernel
+from spanbert_fast.ops._register import Kernel, op_of
 
 
 def differentiable(
@@ -43,6 +42,16 @@ def differentiable(
     def result_of(outputs):
         return outputs[0] if results == 1 else outputs[:results]
 
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *arguments):
+            return backward(*arguments)
+
+        @staticmethod
+        def backward(ctx, *_):
+            name = op_of(backward.op.name().removeprefix("spanbert_fast::"))
+            raise RuntimeError(f"{name} must be differentiated once, got a second derivative")
+
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *arguments):
@@ -56,7 +65,6 @@ def differentiable(
             return result_of(outputs)
 
         @staticmethod
-        @once_differentiable
         def backward(ctx, dresult, *_):
             found = [None] * len(names)
             if dresult is None:
@@ -64,14 +72,18 @@ def differentiable(
             # once: activation checkpointing unpacks no tensor twice
             saved, others = list(ctx.saved_tensors), list(ctx.others)
             arguments = [(saved if kept else others).pop(0) for kept in is_tensor]
-            made = backward(dresult, *arguments, *saved)
+            # with create_graph the gradients are functions of the inputs, and no constants
+            differentiate = Backward.apply if torch.is_grad_enabled() else backward
+            made = differentiate(dresult, *arguments, *saved)
             for place, gradient in zip(places, made, strict=True):
                 found[place] = None if arguments[place] is None else gradient
             return tuple(found)
 
     def call(arguments):
-        if torch.is_grad_enabled():
+        leaves = (arguments[place] for place in places)
+        if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in leaves):
             return Function.apply(*arguments)
+        # not the Function here: torch.compile takes one of two inputs for one without a ctx
         return result_of(run(arguments))
 
     return call

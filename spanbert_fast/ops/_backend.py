@@ -9,10 +9,17 @@ import torch
 
 _BACKENDS = ("kernels", "reference")
 _backend = contextvars.ContextVar("spanbert_fast_backend", default="kernels")
-# The blocks of `use_backend` that are open in any thread. torch.compile guards on this number, and
-# looks at the context itself only where there is such a block.
-_open_blocks = 0
-_lock = threading.Lock()
+
+
+class _Thread(threading.local):
+    """The choice of a thread's newest block once more, for torch.compile: it guards what it has
+    compiled on an attribute, but cannot look at a context variable."""
+
+    def __init__(self):
+        self.backend = "kernels"
+
+
+_thread = _Thread()
 
 
 @contextlib.contextmanager
@@ -22,6 +29,8 @@ def use_backend(name: str) -> Iterator[None]:
         with spanbert_fast.use_backend("reference"):
             expected = model(**inputs).logits
 
+    What torch.compile has compiled goes by the thread, not by the task.
+
     Args:
         name: "kernels" (the default) lets PyTorch dispatch by device to the registered
             implementation; "reference" runs the readable PyTorch of `spanbert_fast.reference`,
@@ -30,25 +39,18 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: another name.
     """
-    global _open_blocks
     if name not in _BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {name!r}")
     token = _backend.set(name)
-    with _lock:
-        _open_blocks += 1
+    _thread.backend = name
     try:
         yield
     finally:
-        with _lock:
-            _open_blocks -= 1
         _backend.reset(token)
-
-
-@torch.compiler.assume_constant_result
-def _is_reference() -> bool:
-    return _backend.get() == "reference"
+        _thread.backend = _backend.get()
 
 
 def runs_reference() -> bool:
     """Whether the caller asked for the reference."""
-    return _open_blocks != 0 and _is_reference()
+    backend = _thread.backend if torch.compiler.is_compiling() else _backend.get()
+    return backend == "reference"

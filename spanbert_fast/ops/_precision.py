@@ -1,7 +1,5 @@
 """The dtypes that the ops compute in (contract C5)."""
 
-import functools
-
 import torch
 
 from spanbert_fast._extension import _C
@@ -19,20 +17,21 @@ def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@functools.lru_cache
-def _slow_product_dtypes() -> frozenset[torch.dtype]:
+def _slow_product_dtypes() -> tuple[torch.dtype, ...]:
     """The 16-bit dtypes whose matrix products take this CPU longer than those of fp32."""
     if _C is not None:
         has_bfloat16 = _C.has_bfloat16_products()
     else:
         has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    slow = {torch.float16} if has_bfloat16 else {torch.float16, torch.bfloat16}
-    return frozenset(slow)
+    return (torch.float16,) if has_bfloat16 else (torch.float16, torch.bfloat16)
+
+
+_SLOW_PRODUCTS = _slow_product_dtypes()  # a constant to torch.compile, which cannot ask the CPU
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype that matrix products of `dtype` are made in: fp32 where this CPU's units, or
     PyTorch's code for them, are slower with the dtype itself."""
-    if device.type == "cpu" and dtype in _slow_product_dtypes():
+    if device.type == "cpu" and dtype in _SLOW_PRODUCTS:
         return torch.float32
     return dtype

@@ -8,10 +8,19 @@ from spanbert_fast.reference.dropout import (
     Dropout,
     DropoutPlan,
     dropout_scale,
+    dropped,
     hidden_keep_mask,
 )
 
-__all__ = ["Dropout", "DropoutPlan", "FlatDropout", "flat_dropout", "hidden_multiplier", "of_flat"]
+__all__ = [
+    "Dropout",
+    "DropoutPlan",
+    "FlatDropout",
+    "dropped",
+    "flat_dropout",
+    "hidden_multiplier",
+    "of_flat",
+]
 
 
 class FlatDropout(NamedTuple):

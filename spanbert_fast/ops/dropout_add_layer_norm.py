@@ -119,6 +119,8 @@ def _composite_bwd(
     """The sum is made again rather than stored."""
     multiplier, z = _multiplier_and_sum(inputs)
     weight, bias = inputs.weight.to(z.dtype), inputs.bias.to(z.dtype)
+    # PyTorch reads them as if they were contiguous
+    mean, rstd = mean.contiguous(), rstd.contiguous()
     dz, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
         dy.to(z.dtype), z, (z.shape[1],), mean, rstd, weight, bias, [True, True, True]
     )

@@ -183,6 +183,8 @@ def _composite_bwd(
     if multiplier is not None:
         dy = dy * multiplier
     weight, bias = inputs.weight.to(z.dtype), inputs.bias.to(z.dtype)
+    # PyTorch reads them as if they were contiguous
+    mean, rstd = mean.contiguous(), rstd.contiguous()
     dz, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
         dy, z, (z.shape[1],), mean, rstd, weight, bias, [True, True, True]
     )
@@ -199,7 +201,7 @@ def _composite_bwd(
     else:
         dwords = table_gradient(inputs.input_ids, inputs.words, inputs.padding_idx)
     if inputs.token_types is None:
-        dtoken_types = dz.new_empty(0)
+        dtoken_types = dz.new_empty(0, dtype=torch.float32)
     else:
         dtoken_types = table_gradient(inputs.token_type_ids, inputs.token_types)
     return EmbeddingGradients(

@@ -1,7 +1,6 @@
 """`linear`: x W^T + b, with 16-bit products in fp32 where this CPU is faster so."""
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from spanbert_fast.ops import _checks
@@ -28,11 +27,19 @@ def linear(
 
     Returns:
         (..., out_features) in the dtype of x (autocast's under autocast).
+
+    Raises:
+        TypeError: weight or bias is of another dtype than x, without autocast (where PyTorch's own
+            operator runs, RuntimeError).
     """
     dtype = compute_dtype(x)
     if runs_reference() or product_dtype(dtype, x.device) == dtype:
         return F.linear(x, weight, bias)
     _checks.check_floating("x", x)
+    if not torch.is_autocast_enabled(x.device.type):  # as PyTorch does, on every CPU
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if tensor is not None and tensor.dtype != dtype:
+                raise TypeError(f"{name} must be {dtype} as x is, got {tensor.dtype}")
     return _WideLinear.apply(x.to(dtype), weight, bias)
 
 
@@ -48,7 +55,6 @@ class _WideLinear(torch.autograd.Function):
         return y.to(x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
         dx = dweight = dbias = None

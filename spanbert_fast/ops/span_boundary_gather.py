@@ -139,6 +139,8 @@ def _composite_bwd(
     span, place = _span_and_place(inputs.cu_span_lengths, inputs.num_targets)
     z = _sum(inputs, span, place)
     weight, bias = inputs.weight.to(z.dtype), inputs.bias.to(z.dtype)
+    # PyTorch reads them as if they were contiguous
+    mean, rstd = mean.contiguous(), rstd.contiguous()
     dgelu, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
         dy.to(z.dtype), F.gelu(z), (z.shape[1],), mean, rstd, weight, bias, [True, True, True]
     )

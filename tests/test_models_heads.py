@@ -164,6 +164,29 @@ def test_question_answering_never_answers_with_padding():
     torch.testing.assert_close(output.loss, torch.stack(alone).mean(), rtol=1e-4, atol=1e-4)
 
 
+def test_question_answering_positions_on_padding_take_no_part_in_the_loss():
+    """Nor do places beyond the batch: each mean is over the answers that are there."""
+    inputs, real = batch()
+    ours, _, _ = models(SpanBertForQuestionAnswering, BertForQuestionAnswering)
+    starts, ends = torch.tensor([3, 1, 2, 18]), torch.tensor([18, 0, 7, 500])
+    # the lengths are 19, 1, 7 and 18: starts count in rows 0 and 2, ends in rows 0 and 1
+    padded = ours(**inputs, start_positions=starts, end_positions=ends)
+    flat = ours(**packed(inputs, real), start_positions=starts, end_positions=ends)
+    assert_bitwise_equal(flat.loss, padded.loss)
+    log_p = [logits.log_softmax(-1) for logits in (padded.start_logits, padded.end_logits)]
+    start_loss = -(log_p[0][0, 3] + log_p[0][2, 2]) / 2
+    end_loss = -(log_p[1][0, 18] + log_p[1][1, 0]) / 2
+    torch.testing.assert_close(padded.loss, (start_loss + end_loss) / 2)
+    gradients = []
+    for output in (padded, flat):
+        ours.zero_grad()
+        output.loss.backward()
+        gradients.append(gradients_of(ours))
+    for name, gradient in gradients[0].items():
+        assert gradient.isfinite().all()
+        assert_bitwise_equal(gradients[1][name], gradient, name)
+
+
 @pytest.mark.parametrize(
     "model_class",
     [
