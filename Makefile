@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 CUDA_ARCHITECTURES := 80 90 100
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: help pretrain test check-cuda check-sanitize bench report bench-compare kernel-report wheel check-cpus clean
+.PHONY: help pretrain test check-cuda check-sanitize bench report bench-compare kernel-report wheel test-versions check-cpus clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -59,6 +59,9 @@ check-cuda:  ## compile the CUDA sources with nvcc for every architecture; needs
 	  $(NVCC) -std=c++20 -O3 -Icsrc -arch=sm_$$architecture -c $$source \
 	    -o build/cuda/$$(basename $$source .cu).sm_$$architecture.o; \
 	done; done
+
+test-versions: $(VENV)/installed-test  ## the tests beside the oldest and newest torch and transformers
+	$(VENV)/bin/python tools/versions.py
 
 check-cpus: $(VENV)/installed  ## every op on CPUs that this one is not, under qemu-user
 	$(VENV)/bin/python tools/check_cpus.py

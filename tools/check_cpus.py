@@ -80,7 +80,9 @@ def check(emulated: Emulated) -> Outcome:
 
 def main() -> None:
     """Two at a time; a line for each."""
-    print(f"{'cpu':<14}{'level':<11}{'result':<10}{'seconds':>8}  largest error, of what is allowed")
+    print(
+        f"{'cpu':<14}{'level':<11}{'result':<10}{'seconds':>8}  largest error, of what is allowed"
+    )
     failed = False
     with ThreadPoolExecutor(max_workers=2) as pool:
         for emulated, outcome in zip(CPUS, pool.map(check, CPUS), strict=True):
