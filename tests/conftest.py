@@ -129,6 +129,15 @@ def command():
     return start
 
 
+@pytest.fixture
+def one_thread():
+    """As the processes that `command` starts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def trained_model(tmp_path_factory, corpus_file) -> Path:
     """Directory of a small SpanBERT that a run of two steps has left, with its tokenizer."""

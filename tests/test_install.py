@@ -17,10 +17,11 @@ with warnings.catch_warnings(record=True) as caught:
     import spanbert_fast as sb
 assert sb.__file__.startswith({target!r}), sb.__file__
 assert any("without its compiled extension" in str(w.message) for w in caught), caught
-import torch
+import sys, torch
 from spanbert_fast.ops._implementations import implementations
 named = {{entry.op: entry.name for entry in implementations()}}
 assert named["sample_spans"] == "reference", named
+assert "torch._dynamo" not in sys.modules, "it loads for seconds, and no op needs it"
 model = sb.SpanBertForPreTraining(sb.SpanBertConfig(
     vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
 sample = sb.sample_spans(
