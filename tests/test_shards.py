@@ -156,7 +156,7 @@ def test_prepare_refuses_what_cannot_be(tmp_path, tokenizer):
     with pytest.raises(UsageError, match="shard_tokens must be positive, got 0"):
         prepare(corpus(TEXTS), tokenizer, tmp_path / "b", shard_tokens=0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="file: must be a directory"):
+    with pytest.raises(UsageError, match="file is a file"):
         prepare(corpus(TEXTS), tokenizer, tmp_path / "file")
 
 
@@ -240,7 +240,7 @@ def test_a_truncated_shard_is_refused(tmp_path, kept):
 def test_what_is_no_shard_of_this_corpus_is_refused(tmp_path, tokenizer):
     prepare(corpus(TEXTS), tokenizer, tmp_path, shard_tokens=100)
     path = sorted(tmp_path.glob("shard-*"))[1]
-    with pytest.raises(DataError, match=r"shard-00000.*: made by another tokenizer \(fingerprint"):
+    with pytest.raises(DataError, match=r"corpus.json: made by another tokenizer \(fingerprint"):
         open_shards(tmp_path, "0" * 16)
     content = path.read_bytes()
     path.unlink()
@@ -254,10 +254,6 @@ def test_what_is_no_shard_of_this_corpus_is_refused(tmp_path, tokenizer):
         open_shards(tmp_path)
     path.write_bytes(content)
     assert len(open_shards(tmp_path)) > 2
-    for bad in ("{", "[]", '{"format": "spanbert_fast.corpus.1"}'):
-        (tmp_path / "corpus.json").write_text(bad)
-        with pytest.raises(DataError, match="corpus.json: corrupt"):
-            open_shards(tmp_path)
     with pytest.raises(UsageError, match="nowhere: holds no prepared corpus"):
         open_shards(tmp_path / "nowhere")
 

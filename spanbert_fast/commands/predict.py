@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(model_dir)
     examples, misfits = task.fitting(examples, tokenizer, file, skip_bad=arguments.skip_bad)
-    model = finetuned_model(model_dir, task).to(device)
+    model = finetuned_model(model_dir, task, tokenizer).to(device)
     predictions = predict(
         model,
         task,

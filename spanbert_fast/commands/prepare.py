@@ -49,22 +49,24 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Tokenise, then say what was written."""
+    from spanbert_fast.data.locks import locked
     from spanbert_fast.data.prepare import MANIFEST, is_prepared, open_shards, prepare
     from spanbert_fast.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
     from spanbert_fast.training.sources import documents_of
 
     output = Path(arguments.output_dir)
-    if is_prepared(output) and not arguments.overwrite:
-        raise UsageError(f"--output-dir {output} already holds shards; add --overwrite")
-    documents = documents_of(tuple(arguments.data))
-    if arguments.tokenizer:
-        tokenizer = load_tokenizer(arguments.tokenizer)
-    else:
-        logger.info("training a WordPiece vocabulary of %d", arguments.vocab_size)
-        tokenizer = train_wordpiece(documents["text"], arguments.vocab_size)
-    # All input has been read. Without it the shards are leftovers, which prepare replaces.
-    (output / MANIFEST).unlink(missing_ok=True)
-    prepare(documents, tokenizer, output, progress=sys.stderr.isatty())
+    with locked(output):
+        if is_prepared(output) and not arguments.overwrite:
+            raise UsageError(f"--output-dir {output} already holds shards; add --overwrite")
+        documents = documents_of(tuple(arguments.data))
+        if arguments.tokenizer:
+            tokenizer = load_tokenizer(arguments.tokenizer)
+        else:
+            logger.info("training a WordPiece vocabulary of %d", arguments.vocab_size)
+            tokenizer = train_wordpiece(documents["text"], arguments.vocab_size)
+        # All input has been read. Without it the shards are leftovers, which prepare replaces.
+        (output / MANIFEST).unlink(missing_ok=True)
+        prepare(documents, tokenizer, output, progress=sys.stderr.isatty())
     shards = open_shards(output, tokenizer_fingerprint(tokenizer))
     tokens = sum(len(shard.tokens) for shard in shards)
     print(f"{len(documents):,} documents, {tokens:,} tokens in {len(shards)} shards: {output}")

@@ -10,11 +10,11 @@ import pyarrow.parquet
 from datasets import Dataset, Features, Value, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
-from spanbert_fast.data.text_files import decoded_lines, plain_suffix
+from spanbert_fast.data.text_files import OPENERS, decoded_lines, plain_suffix
 from spanbert_fast.errors import DataError, UsageError
 
-# Files of a plain directory that count as its corpus.
-_SUFFIXES = (".txt", ".jsonl", ".parquet")
+_SUFFIXES = (".txt", ".text", ".jsonl", ".json", ".parquet")
+_IN_FOLDERS = (".txt", ".jsonl", ".parquet")  # other files lie beside a corpus, .json too
 # large_string: the offsets of a batch of long documents do not fit 32 bits.
 _FEATURES = Features({"text": Value("large_string")})
 
@@ -27,7 +27,7 @@ def load_documents(paths: Sequence[str | Path]) -> Dataset:
 
     Args:
         paths: files or directories:
-            text (any other name): a blank line ends a document, a line is a unit of text;
+            .txt, .text: a blank line ends a document, a line is a unit of text;
             .jsonl, .json: an object with a string `text` on each line;
             .parquet: a string column `text`;
             each of these also with .gz, .xz, .bz2 or .zst appended (parquet compresses itself);
@@ -39,7 +39,7 @@ def load_documents(paths: Sequence[str | Path]) -> Dataset:
         and separated by a line feed. Empty documents are left out.
 
     Raises:
-        UsageError: a path is missing, or is a directory with nothing to read.
+        UsageError: a path is missing, has another suffix, or is a directory with nothing to read.
         DataError: a file cannot be decoded or lacks its text, or there is no document at all.
     """
     files = [file for path in paths for file in _files(Path(path))]
@@ -76,11 +76,18 @@ def _files(path: Path) -> list[Path]:
     """What `path` stands for: itself, or the files of a plain directory."""
     if not path.exists():
         raise UsageError(f"{path}: no such file or directory")
-    if path.is_file() or _is_saved_dataset(path):
+    if _is_saved_dataset(path):
         return [path]
-    files = sorted(file for file in path.iterdir() if plain_suffix(file) in _SUFFIXES)
+    if not path.is_dir():
+        if plain_suffix(path) not in _SUFFIXES:
+            raise UsageError(
+                f"{path}: the suffix must be one of {', '.join(_SUFFIXES)}, with or without one of "
+                f"{', '.join(OPENERS)} behind it, got {plain_suffix(path)!r}"
+            )
+        return [path]
+    files = sorted(file for file in path.iterdir() if plain_suffix(file) in _IN_FOLDERS)
     if not files:
-        raise UsageError(f"{path}: a directory with no {', '.join(_SUFFIXES)} file to read")
+        raise UsageError(f"{path}: a directory with no {', '.join(_IN_FOLDERS)} file to read")
     return files
 
 
@@ -90,8 +97,7 @@ def _documents(files: tuple[str, ...]) -> Iterator[dict[str, str]]:
         if path.is_dir():
             texts = _read_saved_dataset(path)
         else:
-            readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".json": _read_jsonl}
-            texts = readers.get(plain_suffix(path), _read_text)(path)
+            texts = _READERS[plain_suffix(path)](path)
         for text in texts:
             lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
             if lines:
@@ -138,6 +144,15 @@ def _read_parquet(path: Path) -> Iterator[str]:
                 yield from _text_column(path, batch.column("text"))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file ({_one_line(error)})") from error
+
+
+_READERS = {
+    ".txt": _read_text,
+    ".text": _read_text,
+    ".jsonl": _read_jsonl,
+    ".json": _read_jsonl,
+    ".parquet": _read_parquet,
+}
 
 
 def _read_saved_dataset(path: Path) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Tokenises a corpus once into a directory of shards that `pretrain` maps."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_fast.data.locks import locked
 from spanbert_fast.data.shards import Shard, token_dtype, write_shard, write_whole
 from spanbert_fast.data.tokenizer import (
     tokenizer_fingerprint,
@@ -19,10 +20,18 @@ from spanbert_fast.data.tokenizer import (
     word_start_table,
 )
 from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.schema import FILE_NAME, TEXT, check, list_of, one_of, read_json, whole
 
 # Written last: a directory without it was not finished.
 MANIFEST = "corpus.json"
 _FORMAT = "spanbert_fast.corpus.1"
+_COUNT = whole(0, 2**63 - 1)
+_MANIFEST_RULES = {
+    "format": one_of(_FORMAT),
+    "tokenizer": TEXT,
+    "shards": list_of(FILE_NAME),
+    **dict.fromkeys(("documents", "lines", "tokens"), _COUNT),
+}
 # Characters that the tokenizer's threads work on at once; the encodings take 50 times as much.
 _BATCH_CHARACTERS = 1 << 22
 
@@ -53,7 +62,8 @@ def prepare(
         The shards' files in the order of the corpus. Shards do not depend on the threads.
 
     Raises:
-        UsageError: output_dir already holds a prepared corpus, or is a file.
+        UsageError: output_dir already holds a prepared corpus, is a file, or another process
+            writes there.
         DataError: no token comes out of the corpus.
         OSError: the disk is full.
     """
@@ -62,9 +72,17 @@ def prepare(
     output_dir = Path(output_dir)
     if is_prepared(output_dir):
         raise UsageError(f"{output_dir}: already holds a prepared corpus; take another directory")
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UsageError(f"{output_dir}: must be a directory, is a file")
-    output_dir.mkdir(parents=True, exist_ok=True)
+    with locked(output_dir):
+        return _prepare(documents, tokenizer, output_dir, shard_tokens, progress)
+
+
+def _prepare(
+    documents: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    output_dir: Path,
+    shard_tokens: int,
+    progress: bool,
+) -> list[Path]:
     for leftover in output_dir.glob("shard-*.safetensors*"):
         leftover.unlink()
     tokenizer.save_pretrained(output_dir)
@@ -120,15 +138,34 @@ def open_shards(
     manifest = Path(directory) / MANIFEST
     if not manifest.is_file():
         raise UsageError(f"{directory}: holds no prepared corpus (no {MANIFEST})")
-    try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        names, made_by = content["shards"], content["tokenizer"]
-        if content["format"] != _FORMAT:
-            raise DataError(f"{manifest}: must have the format {_FORMAT}, got {content['format']}")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{manifest}: corrupt ({type(error).__name__}: {error})") from error
+    content = check(manifest, read_json(manifest), _MANIFEST_RULES)
+    names, made_by = content["shards"], content["tokenizer"]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{manifest}: shards must hold each file once, got {twice} twice")
     # one directory has one tokenizer: a shard of another corpus among them is refused as well
-    return [Shard.open(manifest.parent / name, tokenizer or made_by, verify) for name in names]
+    shards = [Shard.open(manifest.parent / name, made_by, verify) for name in names]
+    if tokenizer not in (None, made_by):
+        raise DataError(
+            f"{manifest}: made by another tokenizer (fingerprint {made_by}, this one has "
+            f"{tokenizer}); prepare the corpus again"
+        )
+    counted = _counts(shards)
+    for name, count in counted.items():
+        if content[name] != count:
+            raise DataError(
+                f"{manifest}: {name} must be that of the shards, {count}, got {content[name]}"
+            )
+    return shards
+
+
+def _counts(shards: Sequence[Shard]) -> dict[str, int]:
+    """How many documents, lines and tokens the shards hold together."""
+    return {
+        "documents": sum(shard.num_documents for shard in shards),
+        "lines": sum(len(shard.line_offsets) - 1 for shard in shards),
+        "tokens": sum(shard.num_tokens for shard in shards),
+    }
 
 
 class _Lines(NamedTuple):

@@ -24,8 +24,8 @@ _READ_ERRORS = (EOFError, OSError, lzma.LZMAError, zlib.error)
 
 
 def plain_suffix(path: Path) -> str:
-    """The suffix below that of a compression: .txt for a.txt.gz."""
-    return (path.with_suffix("") if path.suffix in OPENERS else path).suffix
+    """The suffix below that of a compression, in small letters: .txt for a.TXT.gz."""
+    return (path.with_suffix("") if path.suffix in OPENERS else path).suffix.lower()
 
 
 def decoded_lines(path: Path) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -102,8 +102,18 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     except Exception as error:  # the libraries raise bare Exception among others
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{directory}: the tokenizer cannot be loaded ({reason})") from error
+    kind = type(tokenizer).__name__
     if not tokenizer.is_fast:
-        raise UsageError(f"{directory}: {type(tokenizer).__name__} is slow, a fast one is needed")
+        raise UsageError(f"{directory}: {kind} is slow, a fast one is needed")
+    # another class than the files' own builds a model of its own, and ignores them
+    ids = tokenizer.get_vocab()
+    if not isinstance(tokenizer.backend_tokenizer.model, WordPiece) or any(
+        ids.get(token) != index for token, index in vocab.items()
+    ):
+        raise UsageError(
+            f"{directory}: tokenizer_config.json says {kind}, which does not read the vocabulary "
+            "of these files"
+        )
     for name in _NEEDED:
         token = getattr(tokenizer, name)
         # loading adds missing special tokens beyond the vocabulary, where no embedding is
@@ -113,8 +123,8 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _vocabulary_and_options(directory: Path, settings: dict) -> tuple[set[str], dict]:
-    """The tokens in the directory's files, and what `from_pretrained` must be told beside them."""
+def _vocabulary_and_options(directory: Path, settings: dict) -> tuple[dict[str, int], dict]:
+    """Token -> id of the directory's files, and what `from_pretrained` must be told beside them."""
     if (directory / "tokenizer.json").is_file():
         stored = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
         if not isinstance(stored.model, WordPiece):
@@ -128,9 +138,10 @@ def _vocabulary_and_options(directory: Path, settings: dict) -> tuple[set[str], 
                 "strip_accents": stored.normalizer.strip_accents,
                 "tokenize_chinese_chars": stored.normalizer.handle_chinese_chars,
             }
-        return set(stored.get_vocab(with_added_tokens=True)), options
+        return stored.get_vocab(with_added_tokens=True), options
     if (directory / "vocab.txt").is_file():
-        vocab = set((directory / "vocab.txt").read_text(encoding="utf-8").split("\n"))
+        lines = (directory / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        vocab = {token: index for index, token in enumerate(lines)}
         cased = any(token != token.lower() for token in vocab if not token.startswith("["))
         return vocab, {"do_lower_case": settings.get("do_lower_case", not cased)}
     raise UsageError(f"{directory}: no tokenizer there (neither tokenizer.json nor vocab.txt)")
@@ -153,6 +164,25 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """The number that every id is below: more than `len(tokenizer)` where ids are left out, as
     those of a vocab.txt that has a line twice."""
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def check_fits(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, where: str, new: Sequence[str] = ()
+) -> None:
+    """Raise UsageError where an id of the tokenizer has no row in a model's vocabulary.
+
+    Args:
+        vocab_size: rows of the model.
+        where: the model, for the message.
+        new: tokens for which rows will be made.
+    """
+    ids = tokenizer.get_vocab()
+    token = max(ids.keys() - {*new}, key=ids.__getitem__)
+    if ids[token] >= vocab_size:
+        raise UsageError(
+            f"{where} has a vocabulary of {vocab_size}, in which the tokenizer's {token!r} with "
+            f"the id {ids[token]} has no place"
+        )
 
 
 def word_start_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.models.base import SpanBertPreTrainedModel
+from spanbert_fast.models.evaluation_mode import evaluation_mode
 from spanbert_fast.tasks.base import Example, Task
 from spanbert_fast.tasks.windows import WindowCollator, length_of
 
@@ -52,9 +53,10 @@ def predict(
         progress: show a bar.
 
     Memory grows with the predictions and with one example's outputs, not with the file.
+
+    Raises:
+        FloatingPointError: the model's outputs are not finite.
     """
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
     core = getattr(model, "module", model)
     packed = isinstance(core, SpanBertPreTrainedModel)
@@ -73,6 +75,9 @@ def predict(
                 outputs = model(**inputs)
             outputs = _split(outputs, windows, packed_logits)
             for (opened, number), output in zip(batch, outputs, strict=True):
+                if not all(np.isfinite(array).all() for array in output.values()):
+                    place = examples[opened.index].place
+                    raise FloatingPointError(f"{place}: the model's outputs are not finite")
                 opened.outputs[number] = output
         for opened in {id(opened): opened for opened, _ in waiting}.values():
             close(opened)
@@ -83,22 +88,20 @@ def predict(
             example = examples[opened.index]
             predictions[opened.index] = task.decode(example, opened.windows, opened.outputs)
 
-    try:
-        with tqdm(total=len(examples), unit="example", disable=not progress) as bar:
-            for index, example in enumerate(examples):
-                opened = _Open(index)
-                for window in task.windows(example, tokenizer):
-                    opened.windows.append(window)
-                    opened.outputs.append(None)
-                    waiting.append((opened, len(opened.windows) - 1))
-                    if len(waiting) >= _WAITING:
-                        run_waiting()
-                opened.all_made = True
-                close(opened)  # where its last window has just been run
-                bar.update()
-            run_waiting()
-    finally:
-        model.train(was_training)
+    bar = tqdm(total=len(examples), unit="example", disable=not progress)
+    with evaluation_mode(model), bar:
+        for index, example in enumerate(examples):
+            opened = _Open(index)
+            for window in task.windows(example, tokenizer):
+                opened.windows.append(window)
+                opened.outputs.append(None)
+                waiting.append((opened, len(opened.windows) - 1))
+                if len(waiting) >= _WAITING:
+                    run_waiting()
+            opened.all_made = True
+            close(opened)  # where its last window has just been run
+            bar.update()
+        run_waiting()
     return predictions
 
 

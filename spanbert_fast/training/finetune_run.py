@@ -1,7 +1,5 @@
 """A fine-tuning run's directory: what is in it, and what of it can be gone on with."""
 
-import contextlib
-import json
 import shutil
 from pathlib import Path
 
@@ -9,21 +7,15 @@ from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks import task_class
 from spanbert_fast.tasks.base import Task
 from spanbert_fast.training import run_directory
-from spanbert_fast.training.checkpoints import checkpoints
+from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints, damaged_checkpoints
 from spanbert_fast.training.finetune_options import FinetuneOptions
 
 METRICS = "metrics.json"
 TASK_FILE = "task.json"  # beside a fine-tuned model: what `predict` has to know
 
 
-def start_run(run: Path, options: FinetuneOptions, *, overwrite: bool) -> None:
-    """Make a new run's directory and write its options.
-
-    Raises:
-        UsageError: it holds a run already and `overwrite` is not set.
-    """
-    if run.is_file():
-        raise UsageError(f"--output-dir {run} is a file")
+def check_run(run: Path, options: FinetuneOptions, *, overwrite: bool) -> None:
+    """Raise UsageError where a directory holds a run that the new one may not replace."""
     if run_directory.was_started(run):
         if not overwrite:
             raise UsageError(
@@ -35,21 +27,17 @@ def start_run(run: Path, options: FinetuneOptions, *, overwrite: bool) -> None:
                 f"--model {options.model} belongs to the run in --output-dir {run}, which would "
                 "be removed: write to another directory"
             )
-        for folder in (*checkpoints(run), run / "model", run / "tensorboard"):
+
+
+def start_run(run: Path, options: FinetuneOptions) -> None:
+    """Remove the run that a directory holds, and write the new one's options."""
+    if run_directory.was_started(run):
+        folders = [run / name for name in ("model", "tensorboard", UNFINISHED)]
+        for folder in (*checkpoints(run), *damaged_checkpoints(run), *folders):
             shutil.rmtree(folder, ignore_errors=True)
         (run / METRICS).unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)
     run_directory.write_json(run / run_directory.OPTIONS, options.to_json())
-
-
-def last_whole_checkpoint(run: Path) -> Path | None:
-    """The last checkpoint whose trainer state, which is written last, is whole."""
-    for checkpoint in reversed(checkpoints(run)):
-        with contextlib.suppress(OSError, ValueError):
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            return checkpoint
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    return None
 
 
 def predictions_path(run: Path, split: str, task: Task) -> Path:

@@ -3,10 +3,14 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spanbert_fast.errors import UsageError
 from spanbert_fast.training.recipes import Recipe, recipe_named
 from spanbert_fast.training.run_directory import OPTIONS, read_json, was_started
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 # what does not change the numbers that a run computes
@@ -20,6 +24,12 @@ _OPTION_OF = {
     "num_train_epochs": "max_steps",
     "per_device_train_batch_size": "tokens_per_batch",
 }
+
+
+def refuse_fp16_on_cpu(arguments: "TrainingArguments") -> None:
+    """Raise UsageError where the Trainer would compute in fp32 without a word."""
+    if arguments.fp16 and arguments.device.type == "cpu":
+        raise UsageError("--precision must be fp32 or bf16 on a CPU, got fp16")
 
 
 @dataclass(frozen=True)

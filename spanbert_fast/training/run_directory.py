@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from spanbert_fast.errors import DataError, UsageError
-from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints
+from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints, damaged_checkpoints
 
 OPTIONS = "options.json"
 METRICS = "metrics.jsonl"
@@ -81,16 +81,10 @@ def forget_after(run: Path, step: int) -> None:
 
 
 class MetricsFile(TrainerCallback):
-    """Writes a line of metrics.jsonl for every log step, and ends one wherever a checkpoint is."""
+    """Writes a line of metrics.jsonl for every log step."""
 
     def __init__(self, run: Path):
         self.path = run / METRICS
-
-    def on_step_end(self, args, state, control, **kwargs):
-        # Sums since the last line are not in a checkpoint: with a line at each, none are lost.
-        if control.should_save:
-            control.should_log = True
-        return control
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or "mlm_loss" not in (logs or {}):
@@ -142,10 +136,8 @@ def start(run: Path, options: dict, *, overwrite: bool) -> None:
 
     Raises:
         UsageError: it holds a run already and `overwrite` is not set, or one that the new run
-            starts from; it is a file, or something else lies where a run writes.
+            starts from; or something else lies where a run writes.
     """
-    if run.exists() and not run.is_dir():
-        raise UsageError(f"--output-dir {run} is a file")
     if has_results(run) and not overwrite:
         raise UsageError(
             f"--output-dir {run} already holds a run; go on with --resume, or replace it with "
@@ -162,7 +154,7 @@ def start(run: Path, options: dict, *, overwrite: bool) -> None:
 
 
 def _folders(run: Path) -> list[Path]:
-    return [*checkpoints(run), *(run / name for name in _FOLDERS)]
+    return [*checkpoints(run), *damaged_checkpoints(run), *(run / name for name in _FOLDERS)]
 
 
 def _check_inputs(run: Path, options: dict) -> None:

@@ -1,0 +1,103 @@
+"""What a checkpoint must hold: every tensor of the encoder, under its name, with finite values."""
+
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+# What training scripts, wrappers and other models put before BERT's own names.
+PREFIXES = (
+    "module.",
+    "model.",
+    "_orig_mod.",
+    "bert.",
+    "roberta.",
+    "electra.",
+    "transformer.",
+    "encoder.",
+    "auto_model.",
+    "0.auto_model.",
+    "base_model.model.",
+)
+_ENCODER = re.compile(r"(bert\.)?(embeddings|encoder)\.")
+# Buffers that older versions of transformers wrote; they hold 0, 1, 2, ...
+_BUFFERS = re.compile(r"(bert\.)?embeddings\.(position_ids|token_type_ids)")
+_LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
+_NAMED = 3  # tensors that a message names
+
+
+def foreign_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
+    """What stands before the names of the encoder's tensors in a file; None for nothing.
+
+    Args:
+        missing: names of the model that the file lacks.
+        unexpected: names of the file that the model lacks.
+    """
+    unexpected = set(unexpected)
+    for name in sorted(filter(_ENCODER.match, missing)):
+        own = name.removeprefix("bert.")
+        for found in sorted(unexpected, key=len):
+            if found.endswith("." + own):
+                return found.removesuffix(own).removesuffix("bert.") or None
+    return None
+
+
+def encoder_fault(
+    missing: Iterable[str], unexpected: Iterable[str], num_hidden_layers: int
+) -> str | None:
+    """What is wrong with a file's encoder, and the likely cause; None where nothing is.
+
+    Heads, and the pooler that only some heads have, may be missing or left over.
+
+    Args:
+        missing, unexpected: see `foreign_prefix`.
+        num_hidden_layers: of the configuration.
+    """
+    prefix = foreign_prefix(missing, unexpected)
+    missing = sorted(filter(_ENCODER.match, missing))
+    extra = sorted(
+        name for name in unexpected if _ENCODER.match(name) and not _BUFFERS.fullmatch(name)
+    )
+    if not missing and not extra:
+        return None
+    what = "lacks" if missing else "also holds"
+    names = missing or extra
+    named = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    layers = [int(found[1]) for name in (*missing, *extra) if (found := _LAYER.search(name))]
+    if prefix is not None:
+        cause = f'the names in the file begin with "{prefix}"'
+    elif len(layers) == len(names) and extra and min(layers) >= num_hidden_layers:
+        cause = f"the configuration's num_hidden_layers is {num_hidden_layers}"
+    elif len(layers) == len(names) and max(layers) == num_hidden_layers - 1:
+        cause = f"the configuration's num_hidden_layers is {num_hidden_layers}"
+    else:
+        cause = "it is incomplete, or another model's"
+    count = f"{len(names)} tensor{'s' * (len(names) > 1)} of the encoder"
+    return f"{what} {count} ({named}): {cause}"
+
+
+def heads_said(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
+    """One line on the heads that a file lacks, and on those that the model has no place for."""
+    parts = []
+    for names, said in ((missing, "lacks {}: initialised"), (unexpected, "{} left out")):
+        groups = sorted({_head_of(name) for name in names if not _BUFFERS.fullmatch(name)})
+        if groups:
+            parts.append(said.format(", ".join(groups)))
+    return "; ".join(parts) or None
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """The name of the first parameter that holds NaN or infinity; None where none does."""
+    for name, parameter in model.named_parameters():
+        tensor = parameter.detach()
+        tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a part under FSDP
+        if tensor.numel() and tensor.is_floating_point() and not tensor.is_meta:
+            if not all(bound.isfinite() for bound in torch.aminmax(tensor)):
+                return name
+    return None
+
+
+def _head_of(name: str) -> str:
+    parts = name.split(".")
+    return ".".join(parts[: 2 if parts[0] in ("bert", "cls") else 1]) + ".*"
