@@ -192,6 +192,18 @@ def test_missing_paths_are_a_usage_error(tmp_path):
         load_documents([tmp_path / "folder"])
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv.gz", "a.md", "a", "a.zip", "a.txt.lz4"])
+def test_an_unknown_suffix_is_not_read_as_text(tmp_path, name):
+    path = write(tmp_path / name, "id,text\n1,some words\n")
+    with pytest.raises(UsageError, match=r"must be one of \.txt, .*\.gz, .* behind it, got"):
+        load_documents([path])
+
+
+def test_a_suffix_may_be_in_capitals(tmp_path):
+    assert texts(write(tmp_path / "A.TXT", TEXT)) == DOCUMENTS
+    assert texts(write(tmp_path / "B.TXT.gz", gzip.compress(TEXT.encode()))) == DOCUMENTS
+
+
 def test_embedded_documents_are_english_prose():
     documents = embedded_documents()
     assert len(documents) > 300

@@ -218,3 +218,13 @@ def test_a_vocabulary_without_a_special_token_is_refused(tmp_path, missing):
     save(tmp_path / "json", models.WordPiece(vocab, unk_token="[UNK]"), **names)
     with pytest.raises(UsageError, match=r"json: the vocabulary has no \[[A-Z]+\]"):
         load_tokenizer(tmp_path / "json")
+
+
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "RobertaTokenizer", "LlamaTokenizer"])
+def test_a_class_that_does_not_read_the_files_is_refused(trained, tmp_path, kind):
+    """It would make ids of its own, which mean nothing to the model."""
+    trained.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": kind}))
+    with pytest.raises(UsageError, match=f"says {kind}, which does not read the vocabulary"):
+        load_tokenizer(tmp_path)
