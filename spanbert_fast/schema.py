@@ -53,6 +53,7 @@ def optional(rule: Rule) -> Rule:
     return Rule(f"null or {rule.words}", lambda x: x is None or rule.fits(x))
 
 
+ANYTHING = Rule("anything", lambda x: True)
 TEXT = Rule("a string", lambda x: type(x) is str)
 TRUTH = Rule("true or false", lambda x: type(x) is bool)
 # the name of a file beside another one, and never a way out of its folder

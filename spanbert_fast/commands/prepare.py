@@ -42,6 +42,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="word pieces of the tokenizer that is trained (default 28996)",
     )
+    add(
+        "--max-line-bytes",
+        type=int,
+        default=1 << 26,
+        metavar="N",
+        help="refuse longer lines, of text or JSON (default 67108864)",
+    )
     add("--overwrite", action="store_true", help="replace shards that are there")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -55,10 +62,12 @@ def run(arguments: argparse.Namespace) -> None:
     from spanbert_fast.training.sources import documents_of
 
     output = Path(arguments.output_dir)
+    if arguments.max_line_bytes < 1:
+        raise UsageError(f"--max-line-bytes must be at least 1, got {arguments.max_line_bytes}")
     with locked(output):
         if is_prepared(output) and not arguments.overwrite:
             raise UsageError(f"--output-dir {output} already holds shards; add --overwrite")
-        documents = documents_of(tuple(arguments.data))
+        documents = documents_of(tuple(arguments.data), arguments.max_line_bytes)
         if arguments.tokenizer:
             tokenizer = load_tokenizer(arguments.tokenizer)
         else:

@@ -1,29 +1,37 @@
 """Reads a corpus of any supported form into one table of documents."""
 
 import json
+import logging
+import mmap
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
-from datasets import Dataset, Features, Value, load_from_disk
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, load_from_disk
 
-from spanbert_fast.data.text_files import OPENERS, decoded_lines, plain_suffix
+from spanbert_fast.data.text_files import MOST_LINE_BYTES, OPENERS, decoded_lines, plain_suffix
 from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.schema import regular_file
+
+logger = logging.getLogger("spanbert_fast")
 
 _SUFFIXES = (".txt", ".text", ".jsonl", ".json", ".parquet")
 _IN_FOLDERS = (".txt", ".jsonl", ".parquet")  # other files lie beside a corpus, .json too
 # large_string: the offsets of a batch of long documents do not fit 32 bits.
-_FEATURES = Features({"text": Value("large_string")})
+_SCHEMA = pa.schema({"text": pa.large_string()})
+_WRITTEN_AT_ONCE = 1 << 24  # characters
 
 
-def load_documents(paths: Sequence[str | Path]) -> Dataset:
+def load_documents(
+    paths: Sequence[str | Path], *, max_line_bytes: int = MOST_LINE_BYTES
+) -> Dataset:
     """One row per document, in the order of `paths`.
 
-    The table is memory-mapped from a temporary directory (of `TMPDIR`) that is removed when the
-    process ends, so that a corpus larger than memory can be read.
+    The table is mapped from a file without a name (in `TMPDIR`), which is gone when the process is,
+    so that a corpus larger than memory can be read.
 
     Args:
         paths: files or directories:
@@ -33,6 +41,8 @@ def load_documents(paths: Sequence[str | Path]) -> Dataset:
             each of these also with .gz, .xz, .bz2 or .zst appended (parquet compresses itself);
             a directory written by `Dataset.save_to_disk`, with a column `text`;
             a directory whose .txt, .jsonl and .parquet files are read in the order of their names.
+        max_line_bytes: of a line, and of a row's text. A document of more that has several lines
+            becomes several documents, which is said in the log.
 
     Returns:
         A `datasets.Dataset` with the one column `text`: the document's non-empty lines, stripped
@@ -40,32 +50,31 @@ def load_documents(paths: Sequence[str | Path]) -> Dataset:
 
     Raises:
         UsageError: a path is missing, has another suffix, or is a directory with nothing to read.
-        DataError: a file cannot be decoded or lacks its text, or there is no document at all.
+        DataError: a file cannot be decoded or lacks its text, a line is too long, or there is no
+            document at all.
     """
     files = [file for path in paths for file in _files(Path(path))]
-    try:
-        return Dataset.from_generator(
-            _documents,
-            features=_FEATURES,
-            # a directory of its own: from_generator would find a stale table under the same paths
-            cache_dir=tempfile.mkdtemp(dir=_scratch().name),
-            gen_kwargs={"files": tuple(map(str, files))},
-            # by default 1,000 documents wait in memory, and a document may be a whole book
-            writer_batch_size=100,
-        )
-    except DatasetGenerationError as error:
-        raise error.__cause__ or error from None
+    with tempfile.TemporaryFile() as file:
+        with pa.ipc.new_stream(file, _SCHEMA) as writer:
+            for texts in _batches(_documents(files, max_line_bytes)):
+                writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], _SCHEMA))
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    table = pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
+    return Dataset(table, fingerprint=uuid.uuid4().hex)  # without one all of it would be hashed
 
 
-_scratch_directory: tempfile.TemporaryDirectory | None = None
-
-
-def _scratch() -> tempfile.TemporaryDirectory:
-    """This process's temporary directory; the object's finaliser removes it at exit."""
-    global _scratch_directory
-    if _scratch_directory is None:
-        _scratch_directory = tempfile.TemporaryDirectory(prefix="spanbert-fast-")
-    return _scratch_directory
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _WRITTEN_AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _is_saved_dataset(path: Path) -> bool:
@@ -91,35 +100,43 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _documents(files: tuple[str, ...]) -> Iterator[dict[str, str]]:
+def _documents(files: Sequence[Path], max_line_bytes: int) -> Iterator[str]:
     empty = True
-    for path in map(Path, files):
-        if path.is_dir():
-            texts = _read_saved_dataset(path)
-        else:
-            texts = _READERS[plain_suffix(path)](path)
-        for text in texts:
+    for path in files:
+        read = _read_saved_dataset if path.is_dir() else _READERS[plain_suffix(path)]
+        for text in read(path, max_line_bytes):
             lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
             if lines:
-                yield {"text": "\n".join(lines)}
+                yield "\n".join(lines)
                 empty = False
     if empty:
-        raise DataError(f"the corpus is empty: no text in {', '.join(files)}")
+        raise DataError(f"the corpus is empty: no text in {', '.join(map(str, files))}")
 
 
-def _read_text(path: Path) -> Iterator[str]:
+def _read_text(path: Path, max_line_bytes: int) -> Iterator[str]:
     lines: list[str] = []
-    for line in decoded_lines(path):
-        if line.strip():
+    size, is_said = 0, False
+    for line in decoded_lines(path, max_line_bytes):
+        if line.strip() and size + len(line) <= max_line_bytes:
             lines.append(line)
-        elif lines:
+            size += len(line)
+            continue
+        if line.strip() and not is_said:
+            is_said = True
+            logger.warning(
+                "%s: a document has more than %s characters without a blank line, and becomes "
+                "several documents",
+                path,
+                f"{max_line_bytes:,}",
+            )
+        if lines:
             yield "".join(lines)
-            lines = []
+        lines, size = ([line], len(line)) if line.strip() else ([], 0)
     yield "".join(lines)
 
 
-def _read_jsonl(path: Path) -> Iterator[str]:
-    for number, line in enumerate(decoded_lines(path), start=1):
+def _read_jsonl(path: Path, max_line_bytes: int) -> Iterator[str]:
+    for number, line in enumerate(decoded_lines(path, max_line_bytes), start=1):
         if not line.strip():
             continue
         try:
@@ -136,12 +153,18 @@ def _read_jsonl(path: Path) -> Iterator[str]:
         yield text
 
 
-def _read_parquet(path: Path) -> Iterator[str]:
+def _read_parquet(path: Path, max_line_bytes: int) -> Iterator[str]:
+    regular_file(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             _check_text_column(path, file.schema_arrow)
-            for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-                yield from _text_column(path, batch.column("text"))
+            for group in range(file.num_row_groups):
+                stored = file.metadata.row_group(group)
+                rows = _WRITTEN_AT_ONCE * stored.num_rows // max(stored.total_byte_size, 1)
+                for batch in file.iter_batches(
+                    batch_size=min(max(rows, 1), 1024), row_groups=[group], columns=["text"]
+                ):
+                    yield from _text_column(path, batch.column("text"), max_line_bytes)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file ({_one_line(error)})") from error
 
@@ -155,7 +178,7 @@ _READERS = {
 }
 
 
-def _read_saved_dataset(path: Path) -> Iterator[str]:
+def _read_saved_dataset(path: Path, max_line_bytes: int) -> Iterator[str]:
     try:
         dataset = load_from_disk(str(path))
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
@@ -165,7 +188,7 @@ def _read_saved_dataset(path: Path) -> Iterator[str]:
         raise DataError(f"{path}: holds the splits {', '.join(dataset)}; name one of its folders")
     _check_text_column(path, dataset.features.arrow_schema)
     for batch in dataset.with_format("arrow").iter(batch_size=1024):
-        yield from _text_column(path, batch.column("text"))
+        yield from _text_column(path, batch.column("text"), max_line_bytes)
 
 
 def _check_text_column(path: Path, schema: pa.Schema) -> None:
@@ -176,10 +199,17 @@ def _check_text_column(path: Path, schema: pa.Schema) -> None:
         raise DataError(f"{path}: the column `text` must hold strings, got {kind}")
 
 
-def _text_column(path: Path, column: pa.Array | pa.ChunkedArray) -> list[str]:
+def _text_column(
+    path: Path, column: pa.Array | pa.ChunkedArray, max_line_bytes: int
+) -> Iterator[str]:
     if column.null_count:
         raise DataError(f"{path}: the column `text` has rows without a value")
-    return column.to_pylist()
+    for value in column:
+        size = len(value.as_buffer())
+        if size > max_line_bytes:
+            most = f"{max_line_bytes:,}"
+            raise DataError(f"{path}: a row's text must have at most {most} bytes, has {size:,}")
+        yield value.as_py()
 
 
 def _one_line(error: Exception) -> str:

@@ -14,11 +14,13 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
+from spanbert_fast.data.text_files import pieces
 from spanbert_fast.errors import UsageError
 
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _NEEDED = ("cls_token", "sep_token", "mask_token")
 _PREFIX = "##"
+_PIECE = 1 << 16  # characters
 _MAX_ALPHABET = 1000  # as BERT's own vocabularies: rarer characters become [UNK]
 
 
@@ -62,7 +64,9 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         limit_alphabet=len(alphabet),
         continuing_subword_prefix=_PREFIX,
     )
-    trained.train_from_iterator(texts, trainer)
+    # the trainer holds hundreds of its inputs at once
+    parts = (part for text in texts for part in pieces(text, _PIECE))
+    trained.train_from_iterator(parts, trainer)
     vocab = sorted(trained.get_vocab().items(), key=lambda item: item[1])
     return BertTokenizer(vocab=dict(vocab), do_lower_case=False)
 

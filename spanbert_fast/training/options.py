@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spanbert_fast.data.text_files import MOST_LINE_BYTES
 from spanbert_fast.errors import UsageError
 from spanbert_fast.training.recipes import Recipe, recipe_named
 from spanbert_fast.training.run_directory import OPTIONS, read_json, was_started
@@ -41,6 +42,7 @@ class PretrainOptions:
         recipe_name: the preset that `overrides` change.
         overrides: values of the Recipe that the user has given.
         data: files, dataset directories or prepared shards; none for the embedded corpus.
+        max_line_bytes: of a line of the data; see `load_documents`.
         tokenizer: directory of a fast WordPiece tokenizer; None to take the one that comes with
             the data or the checkpoint, else to train one.
         init_from: checkpoint to start from.
@@ -60,6 +62,7 @@ class PretrainOptions:
     recipe_name: str = "tiny"
     overrides: dict = field(default_factory=dict)
     data: tuple[str, ...] = ()
+    max_line_bytes: int = MOST_LINE_BYTES
     tokenizer: str | None = None
     init_from: str | None = None
     seed: int = 0
@@ -81,6 +84,8 @@ class PretrainOptions:
             )
         if not 0 < self.held_out < 1:
             raise UsageError(f"--held-out must be in (0, 1), got {self.held_out}")
+        if self.max_line_bytes < 1:
+            raise UsageError(f"--max-line-bytes must be at least 1, got {self.max_line_bytes}")
         for name in ("save_steps", "logging_steps", "eval_steps", "num_workers", "seed"):
             if getattr(self, name) < 0:
                 option = "--" + name.replace("_", "-")

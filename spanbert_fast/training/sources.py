@@ -44,12 +44,12 @@ def check_paths(options: PretrainOptions, *, resume: bool = False) -> None:
         raise UsageError(f"--init-from {options.init_from} holds no checkpoint (no config.json)")
 
 
-def documents_of(paths: tuple[str, ...]):
+def documents_of(paths: tuple[str, ...], max_line_bytes: int):
     """The documents of the given files, or of the embedded corpus."""
     import datasets
 
     if paths:
-        return load_documents(paths)
+        return load_documents(paths, max_line_bytes=max_line_bytes)
     return datasets.Dataset.from_dict({"text": embedded_documents()})
 
 
@@ -79,7 +79,7 @@ def text_and_tokenizer(
         shards = open_shards(shards_dir, tokenizer_fingerprint(tokenizer))
         _check_shards(shards, tokenizer)
         return shards, tokenizer
-    documents = documents_of(options.data)
+    documents = documents_of(options.data, options.max_line_bytes)
     if named:
         tokenizer = load_tokenizer(named)
     else:
