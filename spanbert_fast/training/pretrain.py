@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -100,7 +101,11 @@ def _pretrain(
     model = initial_model(options, tokenizer)
     # the places that the model's span boundary head has, which may come from a checkpoint
     masking = {**recipe.masking_options(), "max_span_targets": model.config.max_span_targets}
-    counts = training_blocks.unigram_counts()
+    counts = [None]
+    if state.is_main_process:
+        counts = [blocks.unigram_counts() - held_out_blocks.unigram_counts()]
+    (counts,) = broadcast_object_list(counts)
+    del blocks
     held_out = HeldOut(
         held_out_blocks,
         DataCollatorForSpanMasking(
