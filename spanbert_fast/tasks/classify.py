@@ -1,7 +1,7 @@
 """Classes, or numbers, of texts and of pairs of texts: GLUE and any table."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Bad, Defaults, Task
 from spanbert_fast.tasks.classify_reading import GLUE, Text, read_texts
+from spanbert_fast.tasks.writing import whole_file
 
 CLASS_FIGURES = ("accuracy", "f1", "mcc")
 NUMBER_FIGURES = ("pearson", "spearman")
@@ -209,11 +210,11 @@ class Classification(Task):
         return {"score": score, **figures, "truncated": truncated}
 
     def write(
-        self, path: Path, examples: Sequence[Text], predictions: Sequence[Prediction]
+        self, path: Path, examples: Sequence[Text], predictions: Iterable[Prediction]
     ) -> list[Path]:
         """Write GLUE's file of a submission: a header, then an index, a tab and a prediction on
         each line, numbers with three decimals."""
-        with open(path, "w", encoding="utf-8") as file:
+        with whole_file(path) as file:
             file.write("index\tprediction\n")
             for example, (value, _) in zip(examples, predictions, strict=True):
                 shown = f"{value:.3f}" if self.regression else value

@@ -34,8 +34,13 @@ class _Open:
         return self.all_made and all(output is not None for output in self.outputs)
 
 
+def predict(*args, **kwargs) -> list[Any]:
+    """All of `predictions`, with its arguments."""
+    return list(predictions(*args, **kwargs))
+
+
 @torch.no_grad()
-def predict(
+def predictions(
     model: nn.Module,
     task: Task,
     examples: Sequence[Example],
@@ -44,15 +49,15 @@ def predict(
     autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     tokens_per_batch: int = _TOKENS_PER_BATCH,
     progress: bool = False,
-) -> list[Any]:
-    """One prediction per example, in their order.
+) -> Iterator[Any]:
+    """One prediction per example, in their order, each as soon as it and those before it are made.
 
     Args:
         model: with the task's head; ours gets packed batches, any other padded ones.
         tokens_per_batch: most word pieces of one forward, its padding counted.
         progress: show a bar.
 
-    Memory grows with the predictions and with one example's outputs, not with the file.
+    Memory grows with one example's outputs, not with the file.
 
     Raises:
         FloatingPointError: the model's outputs are not finite.
@@ -62,7 +67,8 @@ def predict(
     packed = isinstance(core, SpanBertPreTrainedModel)
     collate = WindowCollator(packed, tokenizer.pad_token_id or 0)
     packed_logits = packed and task.head == "token-classification"
-    predictions: list[Any] = [None] * len(examples)
+    made: dict[int, Any] = {}  # by the example's number, until those before it are made
+    following = 0
     waiting: list[tuple[_Open, int]] = []
 
     def run_waiting() -> None:
@@ -86,7 +92,7 @@ def predict(
     def close(opened: _Open) -> None:
         if opened.finished():
             example = examples[opened.index]
-            predictions[opened.index] = task.decode(example, opened.windows, opened.outputs)
+            made[opened.index] = task.decode(example, opened.windows, opened.outputs)
 
     bar = tqdm(total=len(examples), unit="example", disable=not progress)
     with evaluation_mode(model), bar:
@@ -101,8 +107,11 @@ def predict(
             opened.all_made = True
             close(opened)  # where its last window has just been run
             bar.update()
+            while following in made:
+                yield made.pop(following)
+                following += 1
         run_waiting()
-    return predictions
+        yield from (made.pop(index) for index in range(following, len(examples)))
 
 
 def _without_answers(window: dict) -> dict:

@@ -1,7 +1,7 @@
 """Relations between two entities of a sentence, classified from its [CLS]."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from spanbert_fast.tasks.relation_reading import (
     format_of,
     read_pairs,
 )
+from spanbert_fast.tasks.writing import whole_file
 
 ENTITIES = ("mask", "markers")
 
@@ -223,9 +224,9 @@ class Relation(Task):
             return semeval_scores(gold, predictions)
         return micro_scores(gold, predictions, NO_RELATION.get(self.format, "no_relation"))
 
-    def write(self, path: Path, examples: Sequence[Pair], predictions: Sequence[str]) -> list[Path]:
+    def write(self, path: Path, examples: Sequence[Pair], predictions: Iterable[str]) -> list[Path]:
         """Write an id, a tab and a relation on each line, as SemEval's scorer reads them."""
-        with open(path, "w", encoding="utf-8") as file:
+        with whole_file(path) as file:
             for example, relation in zip(examples, predictions, strict=True):
                 file.write(f"{example.id}\t{relation}\n")
         return [path]
