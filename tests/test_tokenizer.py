@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from spanbert_fast.data.tokenizer import (
     load_tokenizer,
+    piece_ids,
     tokenizer_fingerprint,
     train_wordpiece,
     word_start_table,
@@ -228,3 +229,10 @@ def test_a_class_that_does_not_read_the_files_is_refused(trained, tmp_path, kind
     path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": kind}))
     with pytest.raises(UsageError, match=f"says {kind}, which does not read the vocabulary"):
         load_tokenizer(tmp_path)
+
+
+def test_piece_ids_are_the_tokenizer_s(trained):
+    texts = ["The quick [MASK] fox", "", "words " * 300, "Jumps, ov\u00e9r."]
+    trained("cut me", truncation=True, padding="max_length", max_length=3)  # leaves its setting
+    got = piece_ids(trained, texts)
+    assert got == trained(texts, add_special_tokens=False)["input_ids"] and len(got[2]) == 300

@@ -170,6 +170,15 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
+def piece_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text, whole and without special tokens around it; in half the time of
+    calling the tokenizer, which also finds where in the text each piece stands."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
 def check_fits(
     tokenizer: PreTrainedTokenizerBase, vocab_size: int, where: str, new: Sequence[str] = ()
 ) -> None:

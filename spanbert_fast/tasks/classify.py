@@ -10,6 +10,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_fast.data.tokenizer import piece_ids
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Bad, Defaults, Task
 from spanbert_fast.tasks.classify_reading import GLUE, Text, read_texts
@@ -161,13 +162,7 @@ class Classification(Task):
 
     def windows(self, example: Text, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
         """See `Task`; there is one. `_cut` is the number of word pieces left out."""
-        texts = tokenizer(
-            list(example.texts),
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # of a text longer than the model: it is cut here
-        )["input_ids"]
+        texts = piece_ids(tokenizer, example.texts)
         kept = _longest_first(texts, self.max_seq_length - len(texts) - 1)
         window: dict[str, Any] = {"input_ids": [tokenizer.cls_token_id], "token_type_ids": [0]}
         for kind, pieces in enumerate(kept):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spanbert_fast.data.tokenizer import piece_ids
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Bad, Defaults, Task
 from spanbert_fast.tasks.predict import predict
@@ -120,7 +121,7 @@ class QuestionAnswering(Task):
 
     def windows(self, example: Question, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
         """See `Task`; `_offsets`, `_first` and `_context_start` are for `qa_decoding`."""
-        question = _pieces(tokenizer, example.question)["input_ids"][: self.max_query_length]
+        question = piece_ids(tokenizer, [example.question])[0][: self.max_query_length]
         pieces, offsets = self._context_pieces(example.context, tokenizer)
         head = [tokenizer.cls_token_id, *question, tokenizer.sep_token_id]
         room = self.max_seq_length - len(question) - _SPECIAL
@@ -148,7 +149,14 @@ class QuestionAnswering(Task):
     ) -> tuple[list[int], np.ndarray]:
         """(ids, offsets (pieces, 2)). Questions about one context follow each other: it is kept."""
         if self._tokenized[0] is not context or self._tokenized[1] is not tokenizer:
-            encoded = _pieces(tokenizer, context, return_offsets_mapping=True)
+            encoded = tokenizer(
+                context,
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                return_offsets_mapping=True,
+                verbose=False,  # of a text longer than the model: it is cut into windows here
+            )
             offsets = np.asarray(encoded["offset_mapping"], np.int32).reshape(-1, 2)
             self._tokenized = (context, tokenizer, (encoded["input_ids"], offsets))
         return self._tokenized[2]
@@ -239,17 +247,6 @@ def _refuse_unknown_answers(examples: Sequence[Question]) -> None:
     unknown = next((example for example in examples if example.answers is None), None)
     if unknown is not None:
         raise DataError(f"{unknown.place}: the file does not say what its answers are")
-
-
-def _pieces(tokenizer: PreTrainedTokenizerBase, text: str, **options):
-    return tokenizer(
-        text,
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # of a text longer than the model: it is cut into windows here
-        **options,
-    )
 
 
 def _answer_pieces(offsets: np.ndarray, start: int, end: int) -> tuple[int, int] | None:

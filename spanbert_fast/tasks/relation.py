@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_fast.data.tokenizer import piece_ids
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Bad, Defaults, Task
 from spanbert_fast.tasks.relation_metrics import micro_scores, semeval_scores
@@ -181,13 +182,7 @@ class Relation(Task):
         markers = self.entities == "markers"
         cuts = sorted({0, len(pair.text), *(x for _, m in mentions for x in (m.start, m.end))})
         parts = [pair.text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
-        texts = tokenizer(
-            parts,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # of a text longer than the model: it is cut here
-        )["input_ids"]
+        texts = piece_ids(tokenizer, parts)
         ids: list[int] = []
         is_entity: list[bool] = []
 
