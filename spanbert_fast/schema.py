@@ -9,7 +9,7 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from spanbert_fast.errors import DataError
 
@@ -53,15 +53,60 @@ def optional(rule: Rule) -> Rule:
     return Rule(f"null or {rule.words}", lambda x: x is None or rule.fits(x))
 
 
+def object_of(key: Rule, value: Rule) -> Rule:
+    """An object whose keys fit one rule, and whose values another."""
+
+    def fits(x: Any) -> bool:
+        return type(x) is dict and all(key.fits(k) and value.fits(v) for k, v in x.items())
+
+    return Rule(f"an object of {key.words}: {value.words}", fits)
+
+
+def digits(most: int) -> Rule:
+    """A string that is a whole number in [0, most]."""
+    words = f"a string of a whole number in [0, {most}]"
+    return Rule(words, lambda x: x.isascii() and x.isdigit() and len(x) < 20 and int(x) <= most)
+
+
+def rules_of(dataclass: type) -> dict[str, Rule]:
+    """The rules of an object that the fields of a dataclass have been written to, by their types.
+
+    Fields that an older version did not write may be missing: they have defaults.
+    """
+    return {name: _rule_of(kind) for name, kind in get_type_hints(dataclass).items()}
+
+
+def _rule_of(kind: Any) -> Rule:
+    arguments = [a for a in get_args(kind) if a is not type(None)]
+    if type(None) in get_args(kind):
+        return optional(_rule_of(arguments[0]))
+    if get_origin(kind) is tuple:
+        return list_of(_rule_of(arguments[0]))
+    return _OF_TYPE[get_origin(kind) or kind]
+
+
 ANYTHING = Rule("anything", lambda x: True)
 TEXT = Rule("a string", lambda x: type(x) is str)
 TRUTH = Rule("true or false", lambda x: type(x) is bool)
+OBJECT = Rule("an object", lambda x: type(x) is dict)
+_OF_TYPE = {
+    str: TEXT,
+    bool: TRUTH,
+    int: whole(-(2**63), 2**63 - 1),
+    float: number(-1e308, 1e308),
+    dict: OBJECT,
+}
 # the name of a file beside another one, and never a way out of its folder
 FILE_NAME = Rule("a file's name", lambda x: type(x) is str and bool(re.fullmatch(r"[\w.-]+", x)))
 
 
-def check(where: Path | str, content: Any, rules: Mapping[str, Rule]) -> dict:
-    """An object that has all fields of `rules`, each as its rule wants it; it may have others.
+def check(
+    where: Path | str, content: Any, rules: Mapping[str, Rule], *, all_of_them: bool = True
+) -> dict:
+    """An object whose fields are as their rules want them; it may have others.
+
+    Args:
+        all_of_them: a field that may not be null must not be missing.
 
     Raises:
         DataError: it has not.
@@ -70,7 +115,7 @@ def check(where: Path | str, content: Any, rules: Mapping[str, Rule]) -> dict:
         raise DataError(f"{where}: must hold an object, got {_short(content)}")
     for name, rule in rules.items():
         if name not in content:
-            if not rule.fits(None):
+            if all_of_them and not rule.fits(None):
                 raise DataError(f"{where}: {name} must be {rule.words}, it is missing")
         elif not rule.fits(content[name]):
             raise DataError(f"{where}: {name} must be {rule.words}, got {_short(content[name])}")

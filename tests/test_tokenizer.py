@@ -21,7 +21,7 @@ from spanbert_fast.data.tokenizer import (
     train_wordpiece,
     word_start_table,
 )
-from spanbert_fast.errors import UsageError
+from spanbert_fast.errors import DataError, UsageError
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -194,7 +194,7 @@ def test_what_is_no_wordpiece_tokenizer_is_refused(tmp_path):
     with pytest.raises(UsageError, match="no tokenizer there"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UsageError, match="cannot be loaded"):
+    with pytest.raises(DataError, match="tokenizer.json: not JSON"):
         load_tokenizer(tmp_path)
 
     vocab = {token: i for i, token in enumerate([*SPECIAL_TOKENS, "a"])}

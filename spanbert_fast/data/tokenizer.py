@@ -15,11 +15,35 @@ from tokenizers.trainers import WordPieceTrainer
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from spanbert_fast.data.text_files import pieces
-from spanbert_fast.errors import UsageError
+from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.schema import (
+    OBJECT,
+    TEXT,
+    TRUTH,
+    Rule,
+    check,
+    digits,
+    object_of,
+    optional,
+    read_json,
+    regular_file,
+    whole,
+)
 
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _NEEDED = ("cls_token", "sep_token", "mask_token")
 _PREFIX = "##"
+_MOST_BYTES = 1 << 28  # of a file
+_ID = whole(0, (1 << 24) - 1)
+_ADDED = Rule(
+    "objects with an id in [0, 16777215] and a content",
+    lambda x: type(x) is list
+    and all(type(a) is dict and _ID.fits(a.get("id")) and TEXT.fits(a.get("content")) for a in x),
+)
+_VOCABULARY = Rule(
+    "an object of tokens with an id in [0, 16777215] each, none twice",
+    lambda x: object_of(TEXT, _ID).fits(x) and len({*x.values()}) == len(x),
+)
 _PIECE = 1 << 16  # characters
 _MAX_ALPHABET = 1000  # as BERT's own vocabularies: rarer characters become [UNK]
 
@@ -92,20 +116,21 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         UsageError: the directory holds no tokenizer, or one that is not a fast WordPiece with
             [CLS], [SEP] and [MASK].
+        DataError: a file of it is not what it should be.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise UsageError(f"{directory}: no such directory; a tokenizer is needed there")
     try:
-        settings = _read_json(directory / "tokenizer_config.json")
+        settings = _settings(directory)
         vocab, options = _vocabulary_and_options(directory, settings)
         kind = AutoTokenizer if "tokenizer_class" in settings else BertTokenizer
         tokenizer = kind.from_pretrained(str(directory), local_files_only=True, **options)
-    except UsageError:
+    except (UsageError, DataError):
         raise
     except Exception as error:  # the libraries raise bare Exception among others
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{directory}: the tokenizer cannot be loaded ({reason})") from error
+        raise DataError(f"{directory}: the tokenizer cannot be loaded ({reason})") from error
     kind = type(tokenizer).__name__
     if not tokenizer.is_fast:
         raise UsageError(f"{directory}: {kind} is slow, a fast one is needed")
@@ -127,9 +152,30 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _settings(directory: Path) -> dict:
+    """What tokenizer_config.json says; the other files of settings are only looked at."""
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        if (directory / name).exists():
+            check(directory / name, read_json(directory / name, _MOST_BYTES), {})
+    path = directory / "tokenizer_config.json"
+    if not path.exists():
+        return {}
+    rules = {
+        "tokenizer_class": optional(TEXT),
+        "do_lower_case": TRUTH,
+        "added_tokens_decoder": object_of(digits((1 << 24) - 1), OBJECT),
+    }
+    return check(path, read_json(path, _MOST_BYTES), rules, all_of_them=False)
+
+
 def _vocabulary_and_options(directory: Path, settings: dict) -> tuple[dict[str, int], dict]:
     """Token -> id of the directory's files, and what `from_pretrained` must be told beside them."""
-    if (directory / "tokenizer.json").is_file():
+    if (directory / "tokenizer.json").exists():
+        path = directory / "tokenizer.json"
+        content = check(path, read_json(path, _MOST_BYTES), {"model": OBJECT})
+        check(path, content, {"added_tokens": _ADDED}, all_of_them=False)
+        if content["model"].get("type") == "WordPiece":
+            check(path, content["model"], {"vocab": _VOCABULARY})
         stored = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
         if not isinstance(stored.model, WordPiece):
             kind = type(stored.model).__name__
@@ -143,16 +189,15 @@ def _vocabulary_and_options(directory: Path, settings: dict) -> tuple[dict[str, 
                 "tokenize_chinese_chars": stored.normalizer.handle_chinese_chars,
             }
         return stored.get_vocab(with_added_tokens=True), options
-    if (directory / "vocab.txt").is_file():
+    if (directory / "vocab.txt").exists():
+        size = regular_file(directory / "vocab.txt").stat().st_size
+        if size > _MOST_BYTES:
+            raise DataError(f"{directory}/vocab.txt: must have at most {_MOST_BYTES:,} bytes")
         lines = (directory / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
         vocab = {token: index for index, token in enumerate(lines)}
         cased = any(token != token.lower() for token in vocab if not token.startswith("["))
         return vocab, {"do_lower_case": settings.get("do_lower_case", not cased)}
     raise UsageError(f"{directory}: no tokenizer there (neither tokenizer.json nor vocab.txt)")
-
-
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

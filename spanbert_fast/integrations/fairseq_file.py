@@ -10,7 +10,8 @@ from typing import IO, Any
 import torch
 
 from spanbert_fast.errors import DataError, UsageError
-from spanbert_fast.models.base import UNREADABLE, first_line
+from spanbert_fast.models.base import first_line
+from spanbert_fast.models.loading import refuse_inflating
 
 
 class _StandIn:
@@ -61,10 +62,11 @@ def read_checkpoint(path: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     if not path.is_file():
         raise UsageError(f"model_pt must be a file, got {path}")
     try:
+        refuse_inflating(path)
         stand_ins = [(_StandIn, name) for name in _classes_named_in(path)]
         with torch.serialization.safe_globals(stand_ins):  # torch's own classes come first
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (*UNREADABLE, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of pickletools, zipfile and torch, which have many
         raise DataError(f"model_pt cannot be read: {path}: {first_line(error)}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
         raise DataError(f"model_pt must hold a dict with the key 'model', got {path}")

@@ -4,6 +4,7 @@ import logging
 import pickle
 import re
 import struct
+import zipfile
 from pathlib import Path
 
 import torch
@@ -22,6 +23,11 @@ logger = logging.getLogger("spanbert_fast")
 
 # What reading a missing, truncated or corrupt checkpoint may raise.
 UNREADABLE = (
+    AssertionError,
+    AttributeError,
+    MemoryError,
+    OverflowError,
+    UnicodeError,
     pickle.UnpicklingError,
     EOFError,
     LookupError,
@@ -29,6 +35,7 @@ UNREADABLE = (
     RuntimeError,
     SafetensorError,
     struct.error,
+    zipfile.BadZipFile,
 )
 
 
@@ -77,12 +84,15 @@ class SpanBertPreTrainedModel(PreTrainedModel):
                 finite; a file is corrupt, or not the one that its digest was made of.
         """
         where = f"the checkpoint {pretrained_model_name_or_path}"
-        folder = _folder_with_digests(pretrained_model_name_or_path, kwargs.get("subfolder"))
-        if folder is not None:
+        folder = _local_folder(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        has_digests = folder is not None and (folder / digests.FILE).is_file()
+        if has_digests:
             _refuse(where, digests.damage(folder, _weights_in(folder)))
 
         def load(**more):
             try:
+                if folder is not None and not ignore_mismatched_sizes:
+                    loading.refuse_another_size(folder, kwargs.get("config"))
                 return super(SpanBertPreTrainedModel, cls).from_pretrained(
                     pretrained_model_name_or_path,
                     *model_args,
@@ -109,7 +119,7 @@ class SpanBertPreTrainedModel(PreTrainedModel):
                 f"{name} must have shape {tuple(wanted)} for {cls.__name__}, got {tuple(found)} "
                 f"in {where}"
             )
-        if folder is not None:
+        if has_digests:
             _refuse(where, digests.another_config(folder, model.config))
         name = loading.not_finite(model)
         _refuse(where, name and f"{name} holds values that are not finite (NaN or infinity)")
@@ -156,12 +166,10 @@ def _refuse(where: str, fault: str | None) -> None:
         raise DataError(f"{where}: {fault}")
 
 
-def _folder_with_digests(name, subfolder: str | None) -> Path | None:
-    """The local folder of a checkpoint whose files have digests."""
-    if not isinstance(name, (str, Path)):  # None, with a state dict
-        return None
-    folder = Path(name, subfolder or "")
-    return folder if (folder / digests.FILE).is_file() else None
+def _local_folder(name, subfolder: str | None) -> Path | None:
+    """The folder of a checkpoint that is here; None for one of the Hub's, and for a state dict."""
+    folder = Path(name, subfolder or "") if isinstance(name, (str, Path)) else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def _weights_in(folder: Path) -> list[str]:

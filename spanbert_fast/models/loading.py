@@ -1,10 +1,16 @@
 """What a checkpoint must hold: every tensor of the encoder, under its name, with finite values."""
 
 import re
+import zipfile
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import nn
+
+from spanbert_fast.config import SpanBertConfig
+from spanbert_fast.errors import DataError
+from spanbert_fast.schema import regular_file
 
 # What training scripts, wrappers and other models put before BERT's own names.
 PREFIXES = (
@@ -20,6 +26,8 @@ PREFIXES = (
     "0.auto_model.",
     "base_model.model.",
 )
+_MOST_INFLATION = 1 << 20  # bytes that a zip archive may have beyond its size: its own headers
+_SMALL = 1 << 26  # parameters
 _ENCODER = re.compile(r"(bert\.)?(embeddings|encoder)\.")
 # Buffers that older versions of transformers wrote; they hold 0, 1, 2, ...
 _BUFFERS = re.compile(r"(bert\.)?embeddings\.(position_ids|token_type_ids)")
@@ -85,6 +93,45 @@ def heads_said(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
         if groups:
             parts.append(said.format(", ".join(groups)))
     return "; ".join(parts) or None
+
+
+def refuse_inflating(path: Path) -> None:
+    """Raise DataError where a file of `torch.save` would be larger in memory than it is.
+
+    Such a file is a zip archive whose members are stored as they are.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        inside = sum(member.file_size for member in archive.infolist())
+    size = path.stat().st_size
+    if inside > size + _MOST_INFLATION:
+        raise DataError(f"{path}: must hold at most its size, {size:,} bytes, holds {inside:,}")
+
+
+def refuse_another_size(folder: Path, config: SpanBertConfig | None) -> None:
+    """Raise DataError where a folder's weights cannot be those of so large an encoder.
+
+    Args:
+        config: the encoder's; None for the folder's own.
+    """
+    safe, torches = folder.glob("model*.safetensors"), [*folder.glob("pytorch_model*.bin")]
+    stored = sum(regular_file(path).stat().st_size for path in (*safe, *torches))
+    for path in torches:
+        refuse_inflating(path)
+    if not isinstance(config, SpanBertConfig):
+        config = SpanBertConfig.from_pretrained(folder)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    rows = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
+    parameters = rows * hidden
+    parameters += config.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * inner)
+    # half a byte of each is little even when quantised; a small model does no harm, and what is
+    # wrong with its file is said in other words
+    if parameters > max(4 * stored, _SMALL):
+        raise DataError(
+            f"{folder}: config.json says an encoder of {parameters:,} parameters, the weights "
+            f"have {stored:,} bytes"
+        )
 
 
 def not_finite(model: nn.Module) -> str | None:

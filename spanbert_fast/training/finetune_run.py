@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 from spanbert_fast.errors import DataError, UsageError
-from spanbert_fast.tasks import task_class
+from spanbert_fast.schema import TEXT, check, list_of, one_of, optional, read_json, whole
+from spanbert_fast.tasks import NAMES, task_class
 from spanbert_fast.tasks.base import Task
 from spanbert_fast.training import run_directory
 from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints, damaged_checkpoints
@@ -60,10 +61,18 @@ def load_task(model_dir: Path, name: str | None = None) -> Task:
         UsageError: it is another one than `name`.
     """
     path = model_dir / TASK_FILE
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"{path}: there is no such file; is this a model of `finetune`?")
-    state = run_directory.read_json(path)
+    rules = {
+        "task": one_of(*NAMES),
+        "max_seq_length": whole(1, 1 << 20),
+        "labels": optional(list_of(TEXT)),
+    }
+    state = dict(check(path, read_json(path), rules))
     kind = state.pop("task")
     if name is not None and kind != name:
         raise UsageError(f"{model_dir} was fine-tuned on {kind}, not on {name}")
-    return task_class(kind)(**state)
+    try:
+        return task_class(kind)(**state)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: makes no task {kind} ({error})") from error

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from spanbert_fast.data.text_files import MOST_LINE_BYTES
 from spanbert_fast.errors import UsageError
+from spanbert_fast.schema import check, rules_of, whole
 from spanbert_fast.training.recipes import Recipe, recipe_named
-from spanbert_fast.training.run_directory import OPTIONS, read_json, was_started
+from spanbert_fast.training.run_directory import OPTIONS, read_object, was_started
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -165,10 +166,12 @@ def resumed_options(output_dir: str, given: dict, world_size: int) -> PretrainOp
     run = Path(output_dir)
     if not was_started(run):
         raise UsageError(f"--output-dir {output_dir} holds no run to resume")
-    saved = read_json(run / OPTIONS)
-    old_world_size = saved.pop("world_size")
-    known = {f.name for f in dataclasses.fields(PretrainOptions)}
-    saved = {**{k: v for k, v in saved.items() if k in known}, "output_dir": output_dir}
+    rules = rules_of(PretrainOptions)
+    saved = read_object(run / OPTIONS, rules, all_of_them=False)
+    check(run / OPTIONS, saved, {"world_size": whole(1, 1 << 20), "data": rules["data"]})
+    check(run / OPTIONS, saved.get("overrides", {}), rules_of(Recipe), all_of_them=False)
+    old_world_size = saved["world_size"]
+    saved = {**{k: v for k, v in saved.items() if k in rules}, "output_dir": output_dir}
     saved["data"] = tuple(saved["data"])
     old = PretrainOptions(**saved)
     changed = dict(given)

@@ -19,6 +19,7 @@ from spanbert_fast.data.static_shapes import StaticShapes
 from spanbert_fast.errors import UsageError
 from spanbert_fast.fill_span import FillSpan
 from spanbert_fast.models import SpanBertForPreTraining
+from spanbert_fast.schema import OBJECT, number
 from spanbert_fast.training import run_directory
 from spanbert_fast.training.captured_step import CapturedStep
 from spanbert_fast.training.checkpoints import checkpoint_step, checkpoint_to_resume
@@ -133,7 +134,8 @@ def _pretrain(
         if state.is_main_process:
             run_directory.write_json(run / run_directory.SUMMARY, summary)
     else:
-        summary = run_directory.read_json(run / run_directory.SUMMARY)
+        rules = {"held_out_before": OBJECT, "unigram_cross_entropy": number(0, 1e9)}
+        summary = run_directory.read_object(run / run_directory.SUMMARY, rules)
 
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
