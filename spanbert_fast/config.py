@@ -100,7 +100,16 @@ class SpanBertConfig(BertConfig):
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         path = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "", "config.json")
         if path.exists():
-            check(path, read_json(path), _RULES, all_of_them=False)
+            content = check(path, read_json(path), _RULES, all_of_them=False)
+            hidden, heads = (
+                content.get(name, getattr(cls, name))
+                for name in ("hidden_size", "num_attention_heads")
+            )
+            if hidden % heads:
+                raise DataError(
+                    f"{path}: hidden_size must be a multiple of num_attention_heads = {heads}, got "
+                    f"{hidden}"
+                )
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         kind = config.get("model_type", "bert")  # a directory of the original release has none
         if kind not in ("bert", cls.model_type):

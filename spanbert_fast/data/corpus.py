@@ -1,18 +1,26 @@
 """Reads a corpus of any supported form into one table of documents."""
 
+import io
 import json
 import logging
 import mmap
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 from datasets import Dataset, load_from_disk
 
-from spanbert_fast.data.text_files import MOST_LINE_BYTES, OPENERS, decoded_lines, plain_suffix
+from spanbert_fast.data.text_files import (
+    MOST_LINE_BYTES,
+    OPENERS,
+    decoded_lines,
+    lines_of,
+    plain_suffix,
+)
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.schema import regular_file
 
@@ -101,41 +109,47 @@ def _files(path: Path) -> list[Path]:
 
 
 def _documents(files: Sequence[Path], max_line_bytes: int) -> Iterator[str]:
+    """The text of each document. What reads a file yields its lines, stripped and not empty, and
+    None where a document ends."""
     empty = True
     for path in files:
         read = _read_saved_dataset if path.is_dir() else _READERS[plain_suffix(path)]
-        for text in read(path, max_line_bytes):
-            lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
-            if lines:
-                yield "\n".join(lines)
-                empty = False
+        text, size, is_said = io.StringIO(), 0, False
+        for line in chain(read(path, max_line_bytes), [None]):
+            is_too_long = line is not None and size + len(line) > max_line_bytes
+            if size and (line is None or is_too_long):
+                yield text.getvalue()
+                text, size, empty = io.StringIO(), 0, False
+            if is_too_long and not is_said:
+                is_said = True
+                logger.warning(
+                    "%s: a document has more than %s characters, and becomes several: is there no "
+                    "blank line between documents?",
+                    path,
+                    f"{max_line_bytes:,}",
+                )
+            if line is not None:
+                text.write("\n" + line if size else line)
+                size += len(line) + 1
     if empty:
         raise DataError(f"the corpus is empty: no text in {', '.join(map(str, files))}")
 
 
-def _read_text(path: Path, max_line_bytes: int) -> Iterator[str]:
-    lines: list[str] = []
-    size, is_said = 0, False
+_Lines = Iterator[str | None]
+
+
+def _lines_in(text: str) -> _Lines:
+    """The lines of a document that is one text."""
+    yield from filter(None, map(str.strip, lines_of(text)))
+    yield None
+
+
+def _read_text(path: Path, max_line_bytes: int) -> _Lines:
     for line in decoded_lines(path, max_line_bytes):
-        if line.strip() and size + len(line) <= max_line_bytes:
-            lines.append(line)
-            size += len(line)
-            continue
-        if line.strip() and not is_said:
-            is_said = True
-            logger.warning(
-                "%s: a document has more than %s characters without a blank line, and becomes "
-                "several documents",
-                path,
-                f"{max_line_bytes:,}",
-            )
-        if lines:
-            yield "".join(lines)
-        lines, size = ([line], len(line)) if line.strip() else ([], 0)
-    yield "".join(lines)
+        yield line.strip() or None
 
 
-def _read_jsonl(path: Path, max_line_bytes: int) -> Iterator[str]:
+def _read_jsonl(path: Path, max_line_bytes: int) -> _Lines:
     for number, line in enumerate(decoded_lines(path, max_line_bytes), start=1):
         if not line.strip():
             continue
@@ -150,10 +164,10 @@ def _read_jsonl(path: Path, max_line_bytes: int) -> Iterator[str]:
             text.encode()
         except UnicodeEncodeError as error:
             raise DataError(f"{path}, line {number}: half a surrogate pair in the text") from error
-        yield text
+        yield from _lines_in(text)
 
 
-def _read_parquet(path: Path, max_line_bytes: int) -> Iterator[str]:
+def _read_parquet(path: Path, max_line_bytes: int) -> _Lines:
     regular_file(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -178,7 +192,7 @@ _READERS = {
 }
 
 
-def _read_saved_dataset(path: Path, max_line_bytes: int) -> Iterator[str]:
+def _read_saved_dataset(path: Path, max_line_bytes: int) -> _Lines:
     try:
         dataset = load_from_disk(str(path))
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
@@ -201,7 +215,7 @@ def _check_text_column(path: Path, schema: pa.Schema) -> None:
 
 def _text_column(
     path: Path, column: pa.Array | pa.ChunkedArray, max_line_bytes: int
-) -> Iterator[str]:
+) -> _Lines:
     if column.null_count:
         raise DataError(f"{path}: the column `text` has rows without a value")
     for value in column:
@@ -209,7 +223,11 @@ def _text_column(
         if size > max_line_bytes:
             most = f"{max_line_bytes:,}"
             raise DataError(f"{path}: a row's text must have at most {most} bytes, has {size:,}")
-        yield value.as_py()
+        try:
+            text = value.as_py()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: a row's text is not UTF-8 ({error})") from error
+        yield from _lines_in(text)
 
 
 def _one_line(error: Exception) -> str:

@@ -23,7 +23,7 @@ from spanbert_fast.data.finished_shards import (
 )
 from spanbert_fast.data.locks import locked
 from spanbert_fast.data.shards import Shard, token_dtype, write_shard, write_whole
-from spanbert_fast.data.text_files import pieces
+from spanbert_fast.data.text_files import lines_of, pieces
 from spanbert_fast.data.tokenizer import (
     tokenizer_fingerprint,
     vocabulary_size,
@@ -46,6 +46,7 @@ _MANIFEST_RULES = {
 }
 # Characters that the tokenizer's threads work on at once; the encodings take 50 times as much.
 _BATCH_CHARACTERS = 1 << 22
+_OWN_CHARACTERS = 16  # that an encoding's own memory is worth
 _PIECE = 1 << 16  # characters that are tokenised as one: a longer line is cut at blanks
 
 
@@ -245,11 +246,11 @@ def _encode(
     owners: list[tuple[int, int]] = []
     characters = line_number = 0
     for number, text in rows:
-        for line in text.split("\n"):
+        for line in lines_of(text):
             for part in pieces(line, _PIECE):
                 parts.append(part)
                 owners.append((line_number, number))
-                characters += len(part)
+                characters += len(part) + _OWN_CHARACTERS
                 if characters >= batch_characters:
                     yield encode(parts, owners)
                     parts, owners, characters = [], [], 0

@@ -25,9 +25,9 @@ _READ_ERRORS = (EOFError, OSError, lzma.LZMAError, zlib.error, MemoryError)
 
 MOST_LINE_BYTES = 1 << 26  # of a line, and of anything else that has to be in memory as one
 MOST_JSON_BYTES = 1 << 30  # of a file that is one JSON document
-# Text shrinks to a tenth, tables to a hundredth; only what was made to fill a disk goes beyond.
-_MOST_RATIO = 200
-_FREE_BYTES = 1 << 26  # from here on the ratio is looked at
+# Text shrinks to a fifth, tables to a twentieth; what goes beyond was made to fill memory.
+_MOST_RATIO = 100
+_FREE_BYTES = 1 << 23  # from here on the ratio is looked at
 
 
 def plain_suffix(path: Path) -> str:
@@ -43,7 +43,7 @@ def decoded_lines(path: Path, most_bytes: int = MOST_LINE_BYTES) -> Iterator[str
         most_bytes: of a line.
 
     Raises:
-        DataError: it cannot be read, has a line that is longer, expands to more than 200 times its
+        DataError: it cannot be read, has a line that is longer, expands to more than 100 times its
             size, or holds other bytes than UTF-8.
     """
     compressed = path.suffix in OPENERS
@@ -104,6 +104,16 @@ def decoded_text(path: Path) -> str:
             )
         parts.append(line)
     return "".join(parts)
+
+
+def lines_of(text: str) -> Iterator[str]:
+    """The parts of a text between its line feeds, one at a time: all at once, as `str.split` makes
+    them, they would take many times its memory where they are short."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
 
 
 def pieces(text: str, most: int) -> Iterator[str]:

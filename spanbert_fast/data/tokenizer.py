@@ -23,6 +23,7 @@ from spanbert_fast.schema import (
     Rule,
     check,
     digits,
+    number,
     object_of,
     optional,
     read_json,
@@ -31,7 +32,7 @@ from spanbert_fast.schema import (
 )
 
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_NEEDED = ("cls_token", "sep_token", "mask_token")
+_NEEDED = ("unk_token", "cls_token", "sep_token", "mask_token")
 _PREFIX = "##"
 _MOST_BYTES = 1 << 28  # of a file
 _ID = whole(0, (1 << 24) - 1)
@@ -115,7 +116,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 
     Raises:
         UsageError: the directory holds no tokenizer, or one that is not a fast WordPiece with
-            [CLS], [SEP] and [MASK].
+            [UNK], [CLS], [SEP] and [MASK].
         DataError: a file of it is not what it should be.
     """
     directory = Path(directory)
@@ -163,6 +164,7 @@ def _settings(directory: Path) -> dict:
     rules = {
         "tokenizer_class": optional(TEXT),
         "do_lower_case": TRUTH,
+        "model_max_length": number(1, 1e31),  # the library's word for none is 10**30 or so
         "added_tokens_decoder": object_of(digits((1 << 24) - 1), OBJECT),
     }
     return check(path, read_json(path, _MOST_BYTES), rules, all_of_them=False)

@@ -88,10 +88,13 @@ def import_fairseq(
     if output_dir.exists() and any(output_dir.iterdir()):
         raise UsageError(f"output_dir must not exist or be empty, got {output_dir}")
     args, tensors = read_checkpoint(model_pt)
-    state_dict, renamed, tied, dropped = _rename(tensors)
     arguments = _Arguments(args)
-    config = _deduce_config(arguments, state_dict)
-    _check_complete(state_dict, renamed, config)
+    try:
+        state_dict, renamed, tied, dropped = _rename(tensors)
+        config = _deduce_config(arguments, state_dict)
+        _check_complete(state_dict, renamed, config)
+    except (ValueError, TypeError) as error:  # of the configuration's class, too
+        raise DataError(f"{model_pt}: {' '.join(str(error).split())}") from error
     vocabulary = None if tokenizer is None else _read_tokenizer(Path(tokenizer), config)
 
     if vocabulary is not None:

@@ -119,6 +119,11 @@ def refuse_another_size(folder: Path, config: SpanBertConfig | None) -> None:
     stored = sum(regular_file(path).stat().st_size for path in (*safe, *torches))
     for path in torches:
         refuse_inflating(path)
+        try:  # the names and shapes alone
+            torch.load(path, map_location="meta", weights_only=True)
+        except Exception as error:  # the unpickler has a way of failing for each wrong byte
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise DataError(f"{path} cannot be read: {reason}") from error
     if not isinstance(config, SpanBertConfig):
         config = SpanBertConfig.from_pretrained(folder)
     hidden, inner = config.hidden_size, config.intermediate_size

@@ -193,7 +193,8 @@ def _text(
     columns = next((names for names in choices if row.keys() >= set(names)), None)
     if columns is None:
         wanted = " or ".join("+".join(names) for names in choices)
-        raise _BadItem(f"needs the column {wanted}, has {', '.join(row)}")
+        names = " ".join(", ".join(row).split())  # on one line
+        raise _BadItem(f"needs the column {wanted}, has {names:.200}")
     texts = tuple(row[name] for name in columns)
     for name, text in zip(columns, texts, strict=True):
         if not isinstance(text, str):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spanbert_fast.errors import UsageError
+from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.schema import check, rules_of
 from spanbert_fast.tasks import NAMES, task_class
 from spanbert_fast.tasks.base import Task
@@ -139,4 +139,7 @@ def options_of_run(output_dir: str) -> FinetuneOptions:
     saved = read_object(run / OPTIONS, rules, all_of_them=False)
     check(run / OPTIONS, saved, {name: rules[name] for name in ("task", "model", "train", "dev")})
     saved = {name: value for name, value in saved.items() if name in rules}
-    return FinetuneOptions(**{**saved, "output_dir": output_dir})
+    try:
+        return FinetuneOptions(**{**saved, "output_dir": output_dir})
+    except OSError as error:  # of a path that cannot be looked at
+        raise DataError(f"{run / OPTIONS}: {error}") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spanbert_fast.data.text_files import MOST_LINE_BYTES
-from spanbert_fast.errors import UsageError
+from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.schema import check, rules_of, whole
 from spanbert_fast.training.recipes import Recipe, recipe_named
 from spanbert_fast.training.run_directory import OPTIONS, read_object, was_started
@@ -169,7 +169,11 @@ def resumed_options(output_dir: str, given: dict, world_size: int) -> PretrainOp
     rules = rules_of(PretrainOptions)
     saved = read_object(run / OPTIONS, rules, all_of_them=False)
     check(run / OPTIONS, saved, {"world_size": whole(1, 1 << 20), "data": rules["data"]})
-    check(run / OPTIONS, saved.get("overrides", {}), rules_of(Recipe), all_of_them=False)
+    of_recipe = rules_of(Recipe)
+    overrides = check(run / OPTIONS, saved.get("overrides", {}), of_recipe, all_of_them=False)
+    unknown = sorted(overrides.keys() - of_recipe)
+    if unknown:
+        raise DataError(f"{run / OPTIONS}: overrides must be those of a recipe, got {unknown[0]!r}")
     old_world_size = saved["world_size"]
     saved = {**{k: v for k, v in saved.items() if k in rules}, "output_dir": output_dir}
     saved["data"] = tuple(saved["data"])
