@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 CUDA_ARCHITECTURES := 80 90 100
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/*)
 
-.PHONY: help pretrain test check-cuda check-sanitize fuzz bench report bench-compare kernel-report clean
+.PHONY: help pretrain test check-cuda check-sanitize check-crash fuzz bench report bench-compare kernel-report clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -65,6 +65,11 @@ check-sanitize: $(VENV)/installed-test  ## the C++ under the address and undefin
 	  $(VENV)/bin/python -m pytest -q --capture=sys \
 	  tests/test_philox.py tests/test_sample_spans.py tests/test_sample_spans_compiled.py \
 	  tests/test_sample_spans_input.py
+
+KILLS ?= 20
+
+check-crash: $(VENV)/installed-test  ## KILLS kill -9, signals, full disks, damaged files; go on, compare
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests $(VENV)/bin/python -m crash --kills $(KILLS)
 
 SECONDS ?= 600
 
