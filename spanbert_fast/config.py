@@ -32,6 +32,7 @@ _SIZES = {
     "span_position_embedding_size": 1 << 14,
     "num_labels": 1 << 20,
 }
+_DTYPES = ("float64", "float32", "float16", "bfloat16")
 _SHARE, _WEIGHT = number(0, 1), number(0, 1e9)
 # of config.json, so that no field makes anything before it has been looked at
 _RULES = {
@@ -48,7 +49,7 @@ _RULES = {
     "id2label": object_of(digits(1 << 20), TEXT),
     "label2id": object_of(TEXT, whole(0, 1 << 20)),
     "architectures": optional(list_of(TEXT)),
-    **dict.fromkeys(("dtype", "torch_dtype"), optional(one_of("float32", "float16", "bfloat16"))),
+    **dict.fromkeys(("dtype", "torch_dtype"), optional(one_of(*_DTYPES))),
     **dict.fromkeys(("model_type", "hidden_act", "pair_loss_form"), TEXT),
     **dict.fromkeys(("is_decoder", "add_cross_attention", "residual_in_fp32"), TRUTH),
 }

@@ -115,8 +115,8 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(kind, request, tmp_path,
 def test_where_no_checkpoint_is_whole_nothing_begins_anew(finetuned, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finetuned, run)
-    for path in checkpoints(run):
-        (path / "optimizer.pt").unlink()
+    for path, name in zip(checkpoints(run), ("scheduler.pt", "optimizer.pt"), strict=True):
+        (path / name).unlink()
     assert resume("finetuned", run) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "no checkpoint is whole; checkpoint-4: optimizer.pt is missing" in line

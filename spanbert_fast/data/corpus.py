@@ -17,6 +17,7 @@ from datasets import Dataset, load_from_disk
 from spanbert_fast.data.text_files import (
     MOST_LINE_BYTES,
     OPENERS,
+    TooLong,
     decoded_lines,
     lines_of,
     plain_suffix,
@@ -108,6 +109,9 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
+_Lines = Iterator[str | None]
+
+
 def _documents(files: Sequence[Path], max_line_bytes: int) -> Iterator[str]:
     """The text of each document. What reads a file yields its lines, stripped and not empty, and
     None where a document ends."""
@@ -115,7 +119,7 @@ def _documents(files: Sequence[Path], max_line_bytes: int) -> Iterator[str]:
     for path in files:
         read = _read_saved_dataset if path.is_dir() else _READERS[plain_suffix(path)]
         text, size, is_said = io.StringIO(), 0, False
-        for line in chain(read(path, max_line_bytes), [None]):
+        for line in chain(_hinted(read(path, max_line_bytes)), [None]):
             is_too_long = line is not None and size + len(line) > max_line_bytes
             if size and (line is None or is_too_long):
                 yield text.getvalue()
@@ -135,7 +139,11 @@ def _documents(files: Sequence[Path], max_line_bytes: int) -> Iterator[str]:
         raise DataError(f"the corpus is empty: no text in {', '.join(map(str, files))}")
 
 
-_Lines = Iterator[str | None]
+def _hinted(lines: _Lines) -> _Lines:
+    try:
+        yield from lines
+    except TooLong as error:
+        raise DataError(f"{error}; --max-line-bytes allows more") from error
 
 
 def _lines_in(text: str) -> _Lines:
@@ -222,7 +230,7 @@ def _text_column(
         size = len(value.as_buffer())
         if size > max_line_bytes:
             most = f"{max_line_bytes:,}"
-            raise DataError(f"{path}: a row's text must have at most {most} bytes, has {size:,}")
+            raise TooLong(f"{path}: a row's text must have at most {most} bytes, has {size:,}")
         try:
             text = value.as_py()
         except UnicodeDecodeError as error:

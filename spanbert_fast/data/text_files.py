@@ -30,6 +30,10 @@ _MOST_RATIO = 100
 _FREE_BYTES = 1 << 23  # from here on the ratio is looked at
 
 
+class TooLong(DataError):
+    """A line, or the text of a row, has more bytes than it may have."""
+
+
 def plain_suffix(path: Path) -> str:
     """The suffix below that of a compression, in small letters: .txt for a.TXT.gz."""
     return (path.with_suffix("") if path.suffix in OPENERS else path).suffix.lower()
@@ -64,7 +68,7 @@ def decoded_lines(path: Path, most_bytes: int = MOST_LINE_BYTES) -> Iterator[str
                 return
             number += 1
             if len(line) > most_bytes:
-                raise DataError(
+                raise TooLong(
                     f"{path}: line {number} must have at most {most_bytes:,} bytes, has more"
                 )
             if compressed and offset + len(line) > most_in_all:

@@ -57,18 +57,19 @@ def checkpoint_to_resume(run: Path, state: PartialState) -> Path | None:
 
 
 def _newest_whole(run: Path) -> Path | None:
-    damaged = []
+    faults: dict[Path, str] = {}
     for checkpoint in reversed(checkpoints(run)):
         fault = digests.damage(checkpoint)
         if fault is None:
             _check_best(checkpoint)
-            for path in damaged:
+            for path in faults:
                 _set_aside(path)
             return checkpoint
         logger.warning("%s is damaged and not gone on with: %s", checkpoint, fault)
-        damaged.append(checkpoint)
-    if damaged:
-        raise DataError(f"{run}: no checkpoint is whole; {damaged[0].name}: {fault}")
+        faults[checkpoint] = fault
+    if faults:
+        newest, fault = next(iter(faults.items()))
+        raise DataError(f"{run}: no checkpoint is whole; {newest.name}: {fault}")
     return None
 
 
