@@ -164,6 +164,8 @@ def _child(arguments: list[str], scratch: Path, fault: Fault, watch) -> None:
 
         from spanbert_fast.cli import main
 
+        # in the background a shell lets its commands ignore it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         tempfile.tempdir = os.environ["TMPDIR"] = str(scratch / "tmp")
         counter, counts = Counter(), open(scratch / "counts", "w", buffering=1)  # noqa: SIM115
         if watch is not None:
