@@ -6,7 +6,7 @@ What a file says of its own size, of counts and of types is checked before anyth
 import json
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -65,19 +65,17 @@ def digits(most: int) -> Rule:
     return Rule(words, lambda x: x.isascii() and x.isdigit() and len(x) < 20 and int(x) <= most)
 
 
-def rules_of(dataclass: type) -> dict[str, Rule]:
-    """The rules of an object that the fields of a dataclass have been written to, by their types.
-
-    Fields that an older version did not write may be missing: they have defaults.
-    """
-    return {name: _rule_of(kind) for name, kind in get_type_hints(dataclass).items()}
+def rules_of(annotated: Callable) -> dict[str, Rule]:
+    """The rules of an object to which the fields of a dataclass, or the arguments of a function,
+    have been written, by their types."""
+    return {name: _rule_of(kind) for name, kind in get_type_hints(annotated).items()}
 
 
 def _rule_of(kind: Any) -> Rule:
     arguments = [a for a in get_args(kind) if a is not type(None)]
     if type(None) in get_args(kind):
         return optional(_rule_of(arguments[0]))
-    if get_origin(kind) is tuple:
+    if get_origin(kind) in (tuple, Sequence):
         return list_of(_rule_of(arguments[0]))
     return _OF_TYPE[get_origin(kind) or kind]
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from spanbert_fast.errors import DataError, UsageError
-from spanbert_fast.schema import TEXT, check, list_of, one_of, optional, read_json, whole
+from spanbert_fast.schema import check, one_of, read_json, rules_of, whole
 from spanbert_fast.tasks import NAMES, task_class
 from spanbert_fast.tasks.base import Task
 from spanbert_fast.training import run_directory
@@ -63,13 +63,10 @@ def load_task(model_dir: Path, name: str | None = None) -> Task:
     path = model_dir / TASK_FILE
     if not path.exists():
         raise DataError(f"{path}: there is no such file; is this a model of `finetune`?")
-    rules = {
-        "task": one_of(*NAMES),
-        "max_seq_length": whole(1, 1 << 20),
-        "labels": optional(list_of(TEXT)),
-    }
-    state = dict(check(path, read_json(path), rules))
+    state = dict(check(path, read_json(path), {"task": one_of(*NAMES)}))
     kind = state.pop("task")
+    rules = {**rules_of(task_class(kind).__init__), "max_seq_length": whole(1, 1 << 20)}
+    check(path, state, rules, all_of_them=False)
     if name is not None and kind != name:
         raise UsageError(f"{model_dir} was fine-tuned on {kind}, not on {name}")
     try:
