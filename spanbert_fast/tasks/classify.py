@@ -248,7 +248,8 @@ def _longest_first(texts: Sequence[list[int]], room: int) -> list[list[int]]:
 
 
 def _order(label: str) -> tuple:
-    return (0, int(label), label) if label.isdecimal() else (1, 0, label)
+    is_number = label.isdecimal() and len(label) < 1000  # int() has its limit
+    return (0, int(label), label) if is_number else (1, 0, label)
 
 
 def _refuse_unlabelled(examples: Sequence[Text]) -> None:
