@@ -35,11 +35,18 @@ class FinetuneTrainer(WholeCheckpoints):
 
     def predictions(self, examples: Sequence[Example]) -> list:
         """The model's predictions: in every process all of them, each made by one process, so that
-        all processes measure and decide the same."""
+        all processes measure and decide the same.
+
+        Raises:
+            FloatingPointError: they are not finite.
+        """
         processes, rank = self.args.world_size, self.args.process_index
         autocast = self.accelerator.autocast
         own = examples[rank::processes]
-        made = predict(self.model, self.task, own, self.processing_class, autocast=autocast)
+        try:
+            made = predict(self.model, self.task, own, self.processing_class, autocast=autocast)
+        except FloatingPointError as error:
+            raise self.not_a_number(str(error)) from error
         if processes == 1:
             return made
         parts: list[list] = [[]] * processes

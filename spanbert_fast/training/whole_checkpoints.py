@@ -31,10 +31,11 @@ class WholeCheckpoints(Trainer):
             FloatingPointError: the loss is NaN or infinite.
         """
         if "loss" in logs and not math.isfinite(logs["loss"]):
-            raise self._not_a_number(f"the loss is {logs['loss']}")
+            raise self.not_a_number(f"the loss is {logs['loss']}")
         super().log(logs, start_time)
 
-    def _not_a_number(self, what: str) -> FloatingPointError:
+    def not_a_number(self, what: str) -> FloatingPointError:
+        """The error that ends a run, with what can be gone on with."""
         last = next(reversed(checkpoints(Path(self.args.output_dir))), None)
         good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
         return FloatingPointError(
@@ -45,7 +46,7 @@ class WholeCheckpoints(Trainer):
     def _refuse_not_finite(self) -> None:
         name = not_finite(self.model)
         if name is not None:
-            raise self._not_a_number(f"{name} is no longer finite")
+            raise self.not_a_number(f"{name} is no longer finite")
 
     def _get_output_dir(self, trial) -> str:
         return self._writing_to or super()._get_output_dir(trial)
