@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 CUDA_ARCHITECTURES := 80 90 100
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: help pretrain test check-cuda check-sanitize bench report bench-compare kernel-report wheel test-versions check-cpus clean
+.PHONY: help pretrain test check-cuda check-sanitize check-crash fuzz bench report bench-compare kernel-report wheel test-versions check-cpus clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -75,6 +75,16 @@ check-sanitize: $(VENV)/installed-test  ## the C++ under the address and undefin
 	  $(VENV)/bin/python -m pytest -q --capture=sys \
 	  tests/test_philox.py tests/test_sample_spans.py tests/test_sample_spans_compiled.py \
 	  tests/test_sample_spans_input.py
+
+KILLS ?= 20
+
+check-crash: $(VENV)/installed-test  ## KILLS kill -9, signals, full disks, damaged files; go on, compare
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests $(VENV)/bin/python -m crash --kills $(KILLS)
+
+SECONDS ?= 600
+
+fuzz: $(VENV)/installed-test  ## spoilt files of every kind for every reader, SECONDS long
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(VENV)/bin/python -m fuzz --seconds $(SECONDS)
 
 clean:  ## remove the environment, builds and runs
 	rm -rf $(VENV) build *.egg-info runs spanbert_fast/*.so

@@ -1,12 +1,15 @@
 """The `spanbert-fast` command: `spanbert-fast COMMAND --help` tells each one's options."""
 
+import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from spanbert_fast import __version__
 from spanbert_fast.errors import UsageError
@@ -21,7 +24,11 @@ COMMANDS = {
     "env": "versions, hardware, and which implementation each op runs",
 }
 
-USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+USAGE_ERROR, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come."""
 
 
 def _help() -> str:
@@ -33,7 +40,7 @@ def _help() -> str:
         "  spanbert-fast pretrain --output-dir runs/first\n"
         '  spanbert-fast fill "The [MASK] [MASK] fox" --model runs/first/model\n\n'
         "`spanbert-fast COMMAND --help` lists a command's options.\n"
-        "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."
     )
 
 
@@ -60,10 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     _quieten(debug="--debug" in argv)
     try:
-        command.run(arguments)
+        with _sigterm_raises(), _threads_in_one_line(debug="--debug" in argv):
+            command.run(arguments)
     except KeyboardInterrupt:
         print(f"spanbert-fast {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except _Terminated:
+        print(f"spanbert-fast {name}: terminated", file=sys.stderr)
+        return TERMINATED
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
@@ -74,6 +85,40 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"spanbert-fast {name}: error: {_one_line(error)}", file=sys.stderr)
         return USAGE_ERROR if isinstance(error, UsageError) else FAILURE
     return 0
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM ends the command as an interrupt does, so that what is open is left in order."""
+
+    def terminate(signum, frame):
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # no other may set a handler
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _threads_in_one_line(debug: bool) -> Iterator[None]:
+    """An error in a thread of a library is a line, too."""
+
+    def tell(stop) -> None:
+        name = stop.thread.name if stop.thread else "a thread"
+        print(f"spanbert-fast: in {name}: {_one_line(stop.exc_value)}", file=sys.stderr)
+
+    before = threading.excepthook
+    if not debug:
+        threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _one_line(error: Exception) -> str:

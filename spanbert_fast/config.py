@@ -1,7 +1,58 @@
 """The configuration of a SpanBERT model."""
 
+from pathlib import Path
+
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
+
+from spanbert_fast.errors import DataError
+from spanbert_fast.schema import (
+    TEXT,
+    TRUTH,
+    check,
+    digits,
+    list_of,
+    number,
+    object_of,
+    one_of,
+    optional,
+    read_json,
+    whole,
+)
+
+_SIZES = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 16,
+    "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 12,
+    "intermediate_size": 1 << 20,
+    "max_position_embeddings": 1 << 20,
+    "type_vocab_size": 1 << 16,
+    "max_span_targets": 1 << 12,
+    "span_position_embedding_size": 1 << 14,
+    "num_labels": 1 << 20,
+}
+_DTYPES = ("float64", "float32", "float16", "bfloat16")
+_SHARE, _WEIGHT = number(0, 1), number(0, 1e9)
+# of config.json, so that no field makes anything before it has been looked at
+_RULES = {
+    **{name: whole(1, most) for name, most in _SIZES.items()},
+    "hidden_dropout_prob": _SHARE,
+    "attention_probs_dropout_prob": _SHARE,
+    "classifier_dropout": optional(_SHARE),
+    "layer_norm_eps": _SHARE,
+    "initializer_range": number(0, 100),
+    "sbo_weight": _WEIGHT,
+    "sbo_denominator_offset": whole(0, 1 << 20),
+    "pair_loss_weight": _WEIGHT,
+    "pad_token_id": optional(whole(-1, 1 << 24)),
+    "id2label": object_of(digits(1 << 20), TEXT),
+    "label2id": object_of(TEXT, whole(0, 1 << 20)),
+    "architectures": optional(list_of(TEXT)),
+    **dict.fromkeys(("dtype", "torch_dtype"), optional(one_of(*_DTYPES))),
+    **dict.fromkeys(("model_type", "hidden_act", "pair_loss_form"), TEXT),
+    **dict.fromkeys(("is_decoder", "add_cross_attention", "residual_in_fp32"), TRUTH),
+}
 
 
 @strict
@@ -31,7 +82,35 @@ class SpanBertConfig(BertConfig):
     residual_in_fp32: bool = False
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in Hugging Face.
+
+        Raises:
+            DataError: config.json is not JSON, or a field of it cannot be.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (DataError, OSError):
+            raise
+        except Exception as error:  # the library has a way of failing for each wrong field
+            reason = " ".join(str(error).split()) or type(error).__name__
+            path = f"{pretrained_model_name_or_path}/config.json"
+            raise DataError(f"{path} cannot be used: {reason}") from error
+
+    @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        path = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "", "config.json")
+        if path.exists():
+            content = check(path, read_json(path), _RULES, all_of_them=False)
+            hidden, heads = (
+                content.get(name, getattr(cls, name))
+                for name in ("hidden_size", "num_attention_heads")
+            )
+            if hidden % heads:
+                raise DataError(
+                    f"{path}: hidden_size must be a multiple of num_attention_heads = {heads}, got "
+                    f"{hidden}"
+                )
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         kind = config.get("model_type", "bert")  # a directory of the original release has none
         if kind not in ("bert", cls.model_type):

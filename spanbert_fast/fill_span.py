@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from spanbert_fast.models import SpanBertForMaskedLM, SpanBertForPreTraining
+from spanbert_fast.models.evaluation_mode import evaluation_mode
 from spanbert_fast.models.inputs import EncoderInputs
 
 _HEADS = ("mlm", "sbo", "both")
@@ -115,6 +116,7 @@ class FillSpan:
         Raises:
             ValueError: an unknown head, one that the model lacks or that has no prediction for a
                 run, a text without a mask, or one that is longer than the model reads.
+            FloatingPointError: the model's scores are not finite.
         """
         if head not in _HEADS:
             raise ValueError(f"head must be one of {', '.join(_HEADS)}, got {head!r}")
@@ -128,13 +130,9 @@ class FillSpan:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         given = [texts] if isinstance(texts, str) else list(texts)
         encoded = [self._encode(index, text) for index, text in enumerate(given)]
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            search = self._beams if iterative else self._independent
+        search = self._beams if iterative else self._independent
+        with evaluation_mode(self.model):
             hypotheses = search([e["input_ids"] for e in encoded], head, top_k, batch_size)
-        finally:
-            self.model.train(was_training)
         filled = [
             [self._filling(*source, hypothesis) for hypothesis in found]
             for *source, found in zip(given, encoded, hypotheses, strict=True)
@@ -244,6 +242,8 @@ class FillSpan:
             )
             sbo = F.linear(states, decoder.weight, sbo_head.bias).float().log_softmax(-1)
             log_p[answers] = sbo if head == "sbo" else (log_p[answers] + sbo).log_softmax(-1)
+        if not log_p.isfinite().all():
+            raise FloatingPointError("the model's scores are not finite (NaN or infinity)")
         return log_p.masked_fill(self._never.to(device), float("-inf"))
 
     def _questions(

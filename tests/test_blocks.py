@@ -170,17 +170,45 @@ def test_split_keeps_documents_whole(tmp_path):
         assert 0.5 * fraction < share <= fraction
         ids = [{part[i]["example_id"] for i in range(len(part))} for part in (rest, held_out)]
         assert ids[0] | ids[1] == set(range(len(blocks))) and not ids[0] & ids[1]
-        documents = [set(part._document.tolist()) for part in (rest, held_out)]
+        documents = [set(part.documents().tolist()) for part in (rest, held_out)]
         assert not documents[0] & documents[1]
+        assert documents[0] | documents[1] == set(range(200))
         for part in (rest, held_out):  # an id still names its block
             for i in range(0, len(part), 7):
                 item = part[i]
                 same = blocks[item["example_id"]]
                 assert np.array_equal(item["input_ids"], same["input_ids"])
         again = blocks.split(fraction, seed=3)[1]
-        assert np.array_equal(again._example_id, held_out._example_id)
-    other = blocks.split(0.1, seed=4)[1]
-    assert not np.array_equal(other._example_id, blocks.split(0.1, seed=3)[1]._example_id)
+        assert numbers_of(again) == numbers_of(held_out)
+    assert numbers_of(blocks.split(0.1, seed=4)[1]) != numbers_of(blocks.split(0.1, seed=3)[1])
+    # of a part, a part
+    rest, held_out = blocks.split(0.5)[0].split(0.2)
+    assert not set(rest.documents().tolist()) & set(held_out.documents().tolist())
+    for i, number in enumerate(numbers_of(held_out)):
+        assert np.array_equal(held_out[i]["input_ids"], blocks[number]["input_ids"])
+
+
+def test_the_document_of_each_block(tmp_path):
+    corpus = random_corpus(30)
+    blocks = make_blocks(tmp_path, corpus, max_seq_length=9)
+    documents = blocks.documents().tolist()
+    assert documents == sorted(documents)
+    for number, document in enumerate(corpus):
+        tokens = [t for d, own in zip(documents, tokens_of(blocks), strict=True) for t in own
+                  if d == number]  # fmt: skip
+        assert tokens == [token for line in document for token in line]
+
+
+def numbers_of(part: BlockDataset) -> list[int]:
+    return [part[i]["example_id"] for i in range(len(part))]
+
+
+def test_the_index_is_small(tmp_path):
+    """8 bytes a block, and 12 behind a split."""
+    blocks = make_blocks(tmp_path, random_corpus(200), max_seq_length=5)
+    rest, _ = blocks.split(0.1)
+    for part, most in ((blocks, 8), (rest, 12)):
+        assert len(pickle.dumps(part)) < most * len(part) + 5000
 
 
 def test_split_of_few_documents_is_by_block(tmp_path):

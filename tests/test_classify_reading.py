@@ -220,6 +220,9 @@ def test_learns_labels():
     task = Classification()
     task.learn(texts("b", "10", "9", "a", "9"))
     assert task.labels == ["9", "10", "a", "b"]
+    long = Classification()
+    long.learn(texts("9" * 5000, "1"))  # more digits than int() reads
+    assert long.labels == ["1", "9" * 5000]
     task.check_labels(texts("a", None))
     with pytest.raises(DataError, match="f:1: the label c is not in the training data"):
         task.check_labels(texts("a", "c"))

@@ -63,6 +63,11 @@ USAGE = [
     (["--seed", "4294967296"], "--seed must be below 2**32, got 4294967296"),
     (["--max-span-words", "257"], "--max-span-words must be at most 256, got 257"),
     (["--held-out", "1"], "--held-out must be in (0, 1), got 1"),
+    (
+        ["--precision", "fp16", "--set", "use_cpu=true"],
+        "--precision must be fp32 or bf16 on a CPU, got fp16",
+    ),
+    (["--data", __file__], "the suffix must be one of .txt, .text, .jsonl, .json, .parquet, with"),
 ]
 
 

@@ -2,11 +2,12 @@
 
 import gzip
 import json
+import logging
 import lzma
 import os
+import pickle
 import re
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import datasets
@@ -16,6 +17,7 @@ import pytest
 
 from spanbert_fast.data.corpus import load_documents
 from spanbert_fast.data.embedded import embedded_documents
+from spanbert_fast.data.text_files import pieces
 from spanbert_fast.errors import DataError, UsageError
 
 DOCUMENTS = ["One line.\nAnother, with é and 漢.", "A second document.", "Third.\nIts end."]
@@ -90,20 +92,48 @@ def test_jsonl_documents_keep_their_paragraphs(tmp_path):
     assert texts(path) == ["a\nb"]
 
 
-def test_the_temporary_tables_go_with_the_process(tmp_path):
-    write(tmp_path / "a.txt", "text")
-    script = (
-        "from spanbert_fast.data.corpus import load_documents\n"
-        f"documents = load_documents([{str(tmp_path / 'a.txt')!r}])\n"
-        "print(documents.cache_files[0]['filename'])"
-    )
+def test_the_temporary_table_has_no_name(tmp_path, monkeypatch):
+    """So that it goes with the process, however that ends; its rows are mapped."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    environment = {**os.environ, "TMPDIR": str(scratch), "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-c", script]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert run.stdout.startswith(str(scratch))
-    assert list(scratch.glob("spanbert-fast-*")) == []
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    documents = load_documents([write(tmp_path / "a.txt", TEXT)])
+    assert list(scratch.iterdir()) == [] and list(documents["text"]) == DOCUMENTS
+    with open("/proc/self/maps") as maps:
+        assert any(str(scratch) in line and "(deleted)" in line for line in maps)
+    again = pickle.loads(pickle.dumps(documents))
+    assert list(again["text"]) == DOCUMENTS
+
+
+def test_a_line_has_a_limit_and_a_document_is_cut_at_it(tmp_path, caplog, monkeypatch):
+    path = write(tmp_path / "a.txt", "one\ntwo\n" + "x" * 30 + "\n")
+    with pytest.raises(DataError, match=r"a\.txt: line 3 must .* 30 bytes.*; --max-line-bytes"):
+        load_documents([path], max_line_bytes=30)
+    monkeypatch.setattr(logging.getLogger("spanbert_fast"), "propagate", True)
+    path = write(tmp_path / "b.txt", "one\ntwo\nthree\nfour\n\nfive\n")
+    assert list(load_documents([path], max_line_bytes=14)["text"]) == [
+        "one\ntwo\nthree",
+        "four",
+        "five",
+    ]
+    assert caplog.text.count("b.txt: a document has more than 14 characters, and becomes") == 1
+    path = write(tmp_path / "c.jsonl", json.dumps({"text": "y" * 40}))
+    with pytest.raises(DataError, match=r"c\.jsonl: line 1 must have at most 40 bytes"):
+        load_documents([path], max_line_bytes=40)
+    pyarrow.parquet.write_table(pa.table({"text": ["fine", "z" * 41]}), tmp_path / "d.parquet")
+    datasets.Dataset.from_dict({"text": ["fine", "z" * 41]}).save_to_disk(tmp_path / "d")
+    for name in ("d.parquet", "d"):
+        with pytest.raises(DataError, match=f"{name}: a row's text must have at most 40 .*41"):
+            load_documents([tmp_path / name], max_line_bytes=40)
+
+
+def test_parts_of_a_text_are_cut_before_blanks():
+    text = "ab cde f\nghijkl " + "m" * 12
+    for most in range(1, 30):
+        parts = list(pieces(text, most))
+        assert "".join(parts) == text and max(map(len, parts)) <= most
+        words = [word for part in parts for word in part.split()]
+        assert most <= 12 or words == text.split()
 
 
 @pytest.mark.parametrize("compression", COMPRESS)
@@ -190,6 +220,18 @@ def test_missing_paths_are_a_usage_error(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(UsageError, match="folder: a directory with no .txt, .jsonl, .parquet"):
         load_documents([tmp_path / "folder"])
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv.gz", "a.md", "a", "a.zip", "a.txt.lz4"])
+def test_an_unknown_suffix_is_not_read_as_text(tmp_path, name):
+    path = write(tmp_path / name, "id,text\n1,some words\n")
+    with pytest.raises(UsageError, match=r"must be one of \.txt, .*\.gz, .* behind it, got"):
+        load_documents([path])
+
+
+def test_a_suffix_may_be_in_capitals(tmp_path):
+    assert texts(write(tmp_path / "A.TXT", TEXT)) == DOCUMENTS
+    assert texts(write(tmp_path / "B.TXT.gz", gzip.compress(TEXT.encode()))) == DOCUMENTS
 
 
 def test_embedded_documents_are_english_prose():

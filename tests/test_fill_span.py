@@ -201,6 +201,14 @@ def test_masked_lm_alone_and_train_mode(model, tokenizer):
             FillSpan(bare, tokenizer)(TEXTS, head=head)
 
 
+def test_scores_that_are_no_numbers_are_an_error(tokenizer):
+    bare = make(sb.SpanBertForMaskedLM)
+    with torch.no_grad():
+        bare.cls.predictions.bias[7] = float("nan")
+    with pytest.raises(FloatingPointError, match="the model's scores are not finite"):
+        FillSpan(bare, tokenizer)(TEXTS[0])
+
+
 def test_bad_input(model, tokenizer):
     fill = FillSpan(model, tokenizer)
     assert fill([]) == []

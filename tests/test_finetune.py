@@ -10,6 +10,7 @@ from spanbert_fast.cli import main
 from spanbert_fast.data.tokenizer import load_tokenizer
 from spanbert_fast.tasks.ner import NamedEntities
 from spanbert_fast.tasks.windows import WindowDataset
+from spanbert_fast.training.checkpoints import checkpoints
 from spanbert_fast.training.finetune import finetune, make_trainer, training_arguments
 from spanbert_fast.training.finetune_models import initial_model
 
@@ -72,7 +73,7 @@ def test_both_engines_take_the_same_steps(folder, tmp_path):
             training_arguments={"logging_steps": 1},
         )
         results.append(finetune(options))
-        state = next((tmp_path / engine).glob("checkpoint-*")) / "trainer_state.json"
+        state = checkpoints(tmp_path / engine)[-1] / "trainer_state.json"
         history = json.loads(state.read_text())["log_history"]
         losses.append([float(line["loss"]) for line in history if "loss" in line])
     assert len(losses[0]) == len(losses[1]) >= 8

@@ -154,6 +154,21 @@ def test_fairseq_without_span_head_and_in_half_precision(tmp_path, fairseq):
     assert_bitwise_equal(word, state["decoder.bert.embeddings.word_embeddings.weight"].float())
 
 
+def test_what_is_not_reproduced_is_said(tmp_path, fairseq):
+    state = fairseq_names(pretraining())
+    path = fairseq(tmp_path / "model.pt", state, clamp_attention=True)
+    report = import_fairseq(path, tmp_path / "out")
+    assert "not reproduced: clamp_attention: attention scores beyond +-10,000 were" in str(report)
+    plain = {name: tensor for name, tensor in state.items() if "pair_target" not in name}
+    fairseq(path, plain, clamp_attention=True, arch="bert_hf_large")
+    report = import_fairseq(path, tmp_path / "plain")
+    assert "+-32,000" in str(report) and report.config.layer_norm_eps == 1e-5
+    # the family decides the norms' eps, where the head does not show it
+    fairseq(path, plain, arch="bert_pair")
+    report = import_fairseq(path, tmp_path / "pair")
+    assert report.config.layer_norm_eps == 1e-12 and "not reproduced" not in str(report)
+
+
 @pytest.mark.parametrize("as_directory", [True, False])
 def test_fairseq_with_another_vocabulary(tmp_path, fairseq, vocabulary, as_directory):
     path = fairseq(tmp_path / "model.pt", fairseq_names(pretraining()))
@@ -193,6 +208,15 @@ def test_fairseq_refusals(tmp_path, fairseq, vocabulary):
         import_fairseq(fairseq(path, state, pair_target_layer=0), out)
     with pytest.raises(DataError, match='endpoints must be "external", got "internal"'):
         import_fairseq(fairseq(path, state, endpoints="internal"), out)
+    nan = {words: torch.full((61, 64), float("nan"))}
+    with pytest.raises(DataError, match=f"{words} must be finite in .*model.pt, it holds NaN"):
+        import_fairseq(fairseq(path, {**state, **nan}), out)
+    with pytest.raises(DataError, match="num_hidden_layers must be that of the tensors, 2, got 3"):
+        import_fairseq(fairseq(path, state, num_hidden_layers=3), out)
+    with pytest.raises(DataError, match="arch must be one of bert_pair, .*, got transformer_lm"):
+        import_fairseq(fairseq(path, state, arch="transformer_lm"), out)
+    with pytest.raises(DataError, match="arch must be one of bert_pair with .*, got cased_bert_hf"):
+        import_fairseq(fairseq(path, state, arch="cased_bert_hf"), out)
     with pytest.raises(UsageError, match="model_pt must be a file"):
         import_fairseq(tmp_path / "absent.pt", out)
 

@@ -209,8 +209,7 @@ def test_warm_start_from_a_stock_bert_names_what_is_missing(
     )
     err = capsys.readouterr().err
     assert code == 0, err
-    assert "--init-from has no cls.span_boundary.bias: initialised" in err
-    assert "--init-from has no cls.predictions" not in err
+    assert f"{source}: lacks cls.span_boundary.*: initialised" in err
     assert "--warmup-steps 80 leaves no step of the 2 at the full learning rate" in err
     assert "another tokenizer" not in err
     trained = json.loads((finished[0] / "summary.json").read_text())["held_out_after"]["mlm_loss"]

@@ -83,6 +83,7 @@ def test_prepared_tokens_are_the_tokenizer_s(tmp_path, tokenizer, shard_tokens):
 def test_small_batches_give_the_same_shard(tmp_path, tokenizer, monkeypatch):
     prepare(corpus(TEXTS), tokenizer, tmp_path / "large")
     monkeypatch.setattr(prepare_module, "_BATCH_CHARACTERS", 50)
+    monkeypatch.setattr(prepare_module, "_PIECE", 20)  # cuts lines, at blanks
     prepare(corpus(TEXTS), tokenizer, tmp_path / "small")
     name = "shard-00000.safetensors"
     assert (tmp_path / "large" / name).read_bytes() == (tmp_path / "small" / name).read_bytes()
@@ -119,26 +120,6 @@ def load_and_limit(tokenizer, directory):
     return limited
 
 
-def test_an_interrupted_run_is_not_prepared_and_starts_anew(tmp_path, tokenizer):
-    def failing():
-        yield from ({"text": text} for text in TEXTS[:30])
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        prepare(failing(), tokenizer, tmp_path, shard_tokens=100, progress=False)
-    left = list(tmp_path.glob("shard-*"))
-    assert left and all(Shard.open(path).num_tokens for path in left)  # each is whole,
-    assert not is_prepared(tmp_path)  # but they are not all
-    with pytest.raises(UsageError, match="holds no prepared corpus"):
-        open_shards(tmp_path)
-    (tmp_path / "shard-00009.safetensors.partial").write_bytes(b"half")
-    paths = prepare(corpus(TEXTS), tokenizer, tmp_path)
-    assert sorted(tmp_path.glob("shard-*")) == paths
-    assert lines_of(open_shards(tmp_path)) == expected_lines(TEXTS, tokenizer)
-    with pytest.raises(UsageError, match="already holds a prepared corpus"):
-        prepare(corpus(TEXTS), tokenizer, tmp_path)
-
-
 def test_a_full_disk_leaves_no_file(tmp_path, tokenizer, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
@@ -156,7 +137,7 @@ def test_prepare_refuses_what_cannot_be(tmp_path, tokenizer):
     with pytest.raises(UsageError, match="shard_tokens must be positive, got 0"):
         prepare(corpus(TEXTS), tokenizer, tmp_path / "b", shard_tokens=0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="file: must be a directory"):
+    with pytest.raises(UsageError, match="file is a file"):
         prepare(corpus(TEXTS), tokenizer, tmp_path / "file")
 
 
@@ -240,7 +221,7 @@ def test_a_truncated_shard_is_refused(tmp_path, kept):
 def test_what_is_no_shard_of_this_corpus_is_refused(tmp_path, tokenizer):
     prepare(corpus(TEXTS), tokenizer, tmp_path, shard_tokens=100)
     path = sorted(tmp_path.glob("shard-*"))[1]
-    with pytest.raises(DataError, match=r"shard-00000.*: made by another tokenizer \(fingerprint"):
+    with pytest.raises(DataError, match=r"corpus.json: made by another tokenizer \(fingerprint"):
         open_shards(tmp_path, "0" * 16)
     content = path.read_bytes()
     path.unlink()
@@ -254,10 +235,6 @@ def test_what_is_no_shard_of_this_corpus_is_refused(tmp_path, tokenizer):
         open_shards(tmp_path)
     path.write_bytes(content)
     assert len(open_shards(tmp_path)) > 2
-    for bad in ("{", "[]", '{"format": "spanbert_fast.corpus.1"}'):
-        (tmp_path / "corpus.json").write_text(bad)
-        with pytest.raises(DataError, match="corpus.json: corrupt"):
-            open_shards(tmp_path)
     with pytest.raises(UsageError, match="nowhere: holds no prepared corpus"):
         open_shards(tmp_path / "nowhere")
 

@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerFast
 
 from spanbert_fast.data.tokenizer import (
     load_tokenizer,
+    piece_ids,
     tokenizer_fingerprint,
     train_wordpiece,
     word_start_table,
 )
-from spanbert_fast.errors import UsageError
+from spanbert_fast.errors import DataError, UsageError
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -193,7 +194,7 @@ def test_what_is_no_wordpiece_tokenizer_is_refused(tmp_path):
     with pytest.raises(UsageError, match="no tokenizer there"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UsageError, match="cannot be loaded"):
+    with pytest.raises(DataError, match="tokenizer.json: not JSON"):
         load_tokenizer(tmp_path)
 
     vocab = {token: i for i, token in enumerate([*SPECIAL_TOKENS, "a"])}
@@ -218,3 +219,20 @@ def test_a_vocabulary_without_a_special_token_is_refused(tmp_path, missing):
     save(tmp_path / "json", models.WordPiece(vocab, unk_token="[UNK]"), **names)
     with pytest.raises(UsageError, match=r"json: the vocabulary has no \[[A-Z]+\]"):
         load_tokenizer(tmp_path / "json")
+
+
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "RobertaTokenizer", "LlamaTokenizer"])
+def test_a_class_that_does_not_read_the_files_is_refused(trained, tmp_path, kind):
+    """It would make ids of its own, which mean nothing to the model."""
+    trained.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": kind}))
+    with pytest.raises(UsageError, match=f"says {kind}, which does not read the vocabulary"):
+        load_tokenizer(tmp_path)
+
+
+def test_piece_ids_are_the_tokenizer_s(trained):
+    texts = ["The quick [MASK] fox", "", "words " * 300, "Jumps, ov\u00e9r."]
+    trained("cut me", truncation=True, padding="max_length", max_length=3)  # leaves its setting
+    got = piece_ids(trained, texts)
+    assert got == trained(texts, add_special_tokens=False)["input_ids"] and len(got[2]) == 300

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from spanbert_fast.errors import UsageError
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from spanbert_fast.data.tokenizer import load_tokenizer
-    from spanbert_fast.tasks.predict import predict
+    from spanbert_fast.tasks.predict import predictions
     from spanbert_fast.training.finetune_models import finetuned_model
     from spanbert_fast.training.finetune_run import load_task
 
@@ -56,8 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(model_dir)
     examples, misfits = task.fitting(examples, tokenizer, file, skip_bad=arguments.skip_bad)
-    model = finetuned_model(model_dir, task).to(device)
-    predictions = predict(
+    model = finetuned_model(model_dir, task, tokenizer).to(device)
+    made = predictions(
         model,
         task,
         examples,
@@ -70,10 +71,20 @@ def run(arguments: argparse.Namespace) -> None:
     )
     output = Path(arguments.output or f"{file.name.split('.')[0]}.{task.predictions_file}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    written = task.write(output, examples, predictions)
+    to_measure: list = []
     if task.has_answers(examples):
-        for name, value in task.metrics(examples, predictions).items():
+        made = _remembered(made, task, to_measure)
+    written = task.write(output, examples, made)
+    if to_measure:
+        for name, value in task.metrics(examples, to_measure).items():
             print(f"{name:<24}{value:10.4f}")
     if skipped + misfits:
         print(f"bad examples left out: {skipped + misfits:,}")
     print("written: " + ", ".join(map(str, written)))
+
+
+def _remembered(made: Iterable, task, to_measure: list) -> Iterator:
+    """The same predictions, of which what is measured is kept."""
+    for prediction in made:
+        to_measure.append(task.measured(prediction))
+        yield prediction

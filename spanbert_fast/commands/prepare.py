@@ -42,6 +42,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="word pieces of the tokenizer that is trained (default 28996)",
     )
+    add(
+        "--max-line-bytes",
+        type=int,
+        default=1 << 26,
+        metavar="N",
+        help="refuse longer lines, of text or JSON (default 67108864)",
+    )
     add("--overwrite", action="store_true", help="replace shards that are there")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -49,22 +56,26 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Tokenise, then say what was written."""
+    from spanbert_fast.data.locks import locked
     from spanbert_fast.data.prepare import MANIFEST, is_prepared, open_shards, prepare
     from spanbert_fast.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
     from spanbert_fast.training.sources import documents_of
 
     output = Path(arguments.output_dir)
-    if is_prepared(output) and not arguments.overwrite:
-        raise UsageError(f"--output-dir {output} already holds shards; add --overwrite")
-    documents = documents_of(tuple(arguments.data))
-    if arguments.tokenizer:
-        tokenizer = load_tokenizer(arguments.tokenizer)
-    else:
-        logger.info("training a WordPiece vocabulary of %d", arguments.vocab_size)
-        tokenizer = train_wordpiece(documents["text"], arguments.vocab_size)
-    # All input has been read. Without it the shards are leftovers, which prepare replaces.
-    (output / MANIFEST).unlink(missing_ok=True)
-    prepare(documents, tokenizer, output, progress=sys.stderr.isatty())
+    if arguments.max_line_bytes < 1:
+        raise UsageError(f"--max-line-bytes must be at least 1, got {arguments.max_line_bytes}")
+    with locked(output):
+        if is_prepared(output) and not arguments.overwrite:
+            raise UsageError(f"--output-dir {output} already holds shards; add --overwrite")
+        documents = documents_of(tuple(arguments.data), arguments.max_line_bytes)
+        if arguments.tokenizer:
+            tokenizer = load_tokenizer(arguments.tokenizer)
+        else:
+            logger.info("training a WordPiece vocabulary of %d", arguments.vocab_size)
+            tokenizer = train_wordpiece(documents["text"], arguments.vocab_size)
+        # All input has been read. Without it the shards are leftovers, which prepare replaces.
+        (output / MANIFEST).unlink(missing_ok=True)
+        prepare(documents, tokenizer, output, progress=sys.stderr.isatty())
     shards = open_shards(output, tokenizer_fingerprint(tokenizer))
     tokens = sum(len(shard.tokens) for shard in shards)
     print(f"{len(documents):,} documents, {tokens:,} tokens in {len(shards)} shards: {output}")

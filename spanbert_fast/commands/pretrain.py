@@ -45,6 +45,12 @@ def parser() -> argparse.ArgumentParser:
         "`text` field, a saved Hugging Face dataset, or directories made by `spanbert-fast "
         "prepare`; default: the embedded corpus",
     )
+    add(
+        "--max-line-bytes",
+        type=int,
+        metavar="N",
+        help="refuse longer lines, of text or JSON (default 67108864)",
+    )
     add("--tokenizer", metavar="DIR", help="a fast WordPiece tokenizer; default: train one")
     add("--init-from", metavar="DIR", help="start from a BERT or SpanBERT checkpoint")
     add(

@@ -88,13 +88,17 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[tuple[int, int]]]):
             yield from self._epoch(epoch)
             epoch += 1
 
+    def _in_order(self, order: np.ndarray) -> Iterator[tuple[int, int]]:
+        """(index, length) of each block; as Python's numbers all at once they would fill memory."""
+        for part in np.split(order, range(1 << 16, len(order), 1 << 16)):
+            yield from zip(part.tolist(), self.lengths[part].tolist(), strict=True)
+
     def _epoch(self, epoch: int) -> Iterator[list[tuple[int, int]]]:
         """First fit into a window of open batches; the oldest leaves when a new one is needed."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
         batches: list[list[tuple[int, int]]] = []
         rooms: list[int] = []
-        lengths = self.lengths[order].tolist()
-        for index, length in zip(order.tolist(), lengths, strict=True):
+        for index, length in self._in_order(order):
             place = next((i for i, room in enumerate(rooms) if room >= length), None)
             if place is None:
                 if len(batches) == _OPEN_BATCHES:

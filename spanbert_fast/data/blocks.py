@@ -2,6 +2,7 @@
 
 import bisect
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ class BlockDataset(torch.utils.data.Dataset):
     from [2, max_seq_length - 2] instead. Every token of the corpus is in exactly one block. The
     blocks are a function of the corpus and the seed, not of how the corpus was cut into shards.
 
-    Only indices are held; tokens are read from the mapped shards on access.
+    Only indices are held, 8 bytes of a block and 12 behind `split`; tokens are read from the mapped
+    shards on access.
 
     Args:
         shards: in the order of the corpus (`open_shards`).
@@ -33,7 +35,7 @@ class BlockDataset(torch.utils.data.Dataset):
         seed: of the target lengths.
 
     Attributes:
-        lengths: int64 (num_blocks,), tokens of each block, [CLS] and [SEP] included.
+        lengths: int32 (num_blocks,), tokens of each block, [CLS] and [SEP] included.
         vocab_size: every id is below it.
 
     Raises:
@@ -64,24 +66,18 @@ class BlockDataset(torch.utils.data.Dataset):
         self.vocab_size = max(shard.vocab_size for shard in self.shards)
 
         rng = np.random.default_rng(seed)
-        cuts, documents, counts = [], [], []
-        first_document = 0
+        starts, lengths = [], []
+        largest = max(shard.num_tokens for shard in self.shards)
         for shard in self.shards:
-            block_ends, block_documents = _cut(
-                shard, max_seq_length - _SPECIAL_TOKENS, short_seq_prob, rng
-            )
-            cuts.append(block_ends)
-            documents.append(block_documents + first_document)
-            counts.append(len(block_ends))
-            first_document += shard.num_documents
-        ends = np.concatenate(cuts)
-        # within a shard blocks follow each other without a gap
-        starts = np.concatenate([np.concatenate(([0], cut[:-1])) for cut in cuts])
-        self._shard = np.repeat(np.arange(len(self.shards), dtype=np.int32), counts)
-        self._start = starts
-        self._document = np.concatenate(documents)
-        self._example_id = np.arange(len(ends))
-        self.lengths = ends - starts + _SPECIAL_TOKENS
+            ends = _cut(shard, max_seq_length - _SPECIAL_TOKENS, short_seq_prob, rng)
+            # within a shard blocks follow each other without a gap
+            starts.append(np.concatenate(([0], ends[:-1])).astype(_index_dtype(largest)))
+            lengths.append((np.diff(ends, prepend=0) + _SPECIAL_TOKENS).astype(np.int32))
+        # of all blocks of the corpus: which shard a block lies in
+        self._shard_ends = list(accumulate(map(len, starts)))
+        self._starts = np.concatenate(starts)
+        self.lengths = np.concatenate(lengths)
+        self._numbers: np.ndarray | None = None  # of the blocks in the corpus; None for all
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -102,20 +98,41 @@ class BlockDataset(torch.utils.data.Dataset):
         input_ids[0], input_ids[-1] = self.cls_token_id, self.sep_token_id
         input_ids[1:-1] = self._tokens(index)
         word_starts = np.ones(length, dtype=bool)
-        shard, start = self.shards[self._shard[index]], int(self._start[index])
+        shard, start = self._shard_of(index), int(self._starts[index])
         word_starts[2:-1] = shard.word_starts(start, length - _SPECIAL_TOKENS)[1:]
         return {
             "input_ids": input_ids,
             "word_starts": word_starts,
-            "example_id": int(self._example_id[index]),
+            "example_id": self._number(index),
             "epoch": int(epoch),
         }
 
+    def _number(self, index: int) -> int:
+        """The block's number in the corpus."""
+        return range(len(self))[index] if self._numbers is None else int(self._numbers[index])
+
+    def _shard_of(self, index: int) -> Shard:
+        return self.shards[bisect.bisect_right(self._shard_ends, self._number(index))]
+
     def _tokens(self, index: int) -> np.ndarray:
         """The block's own tokens, a view of the mapped file."""
-        start = int(self._start[index])
+        start = int(self._starts[index])
         end = start + int(self.lengths[index]) - _SPECIAL_TOKENS
-        return self.shards[self._shard[index]].tokens[start:end]
+        return self._shard_of(index).tokens[start:end]
+
+    def documents(self) -> np.ndarray:
+        """int64 (num_blocks,): the number in the corpus of each block's document, ascending."""
+        numbers = np.arange(len(self)) if self._numbers is None else self._numbers
+        shards = np.searchsorted(self._shard_ends, numbers, side="right")
+        found = np.empty(len(self), dtype=np.int64)
+        before = 0
+        for number, shard in enumerate(self.shards):
+            first, last = np.searchsorted(shards, (number, number + 1))
+            ends = shard.line_offsets[shard.document_offsets[1:]]
+            starts = self._starts[first:last]
+            found[first:last] = before + np.searchsorted(ends, starts, side="right")
+            before += shard.num_documents
+        return found
 
     def split(self, fraction: float, seed: int = 0) -> "tuple[BlockDataset, BlockDataset]":
         """(the rest, held out): a random part with at most `fraction` of the tokens is held out.
@@ -134,8 +151,8 @@ class BlockDataset(torch.utils.data.Dataset):
                 f"{self.shards[0].path.parent}: a corpus of {len(self)} block is too small to hold "
                 "out a part of it"
             )
-        units = np.unique(self._document, return_inverse=True)[1]
-        if units.max() + 1 < _MIN_DOCUMENTS_TO_SPLIT:
+        units = np.cumsum(np.diff(self.documents(), prepend=-1) > 0) - 1
+        if units[-1] + 1 < _MIN_DOCUMENTS_TO_SPLIT:
             units = np.arange(len(self))
         sizes = np.bincount(units, weights=self.lengths).astype(np.int64)
         held_out = _choose(sizes, fraction, np.random.default_rng(seed))[units]
@@ -144,33 +161,47 @@ class BlockDataset(torch.utils.data.Dataset):
     def _subset(self, chosen: np.ndarray) -> "BlockDataset":
         subset = object.__new__(BlockDataset)
         subset.__dict__.update(self.__dict__)
-        for name in ("_shard", "_start", "_document", "_example_id", "lengths"):
-            setattr(subset, name, getattr(self, name)[chosen])
+        subset._starts, subset.lengths = self._starts[chosen], self.lengths[chosen]
+        if self._numbers is None:
+            subset._numbers = np.flatnonzero(chosen).astype(_index_dtype(len(self)))
+        else:
+            subset._numbers = self._numbers[chosen]
         return subset
 
     def unigram_counts(self) -> np.ndarray:
         """int64 (vocab_size,): how often each token is in the blocks, special tokens left out."""
         counts = np.zeros(self.vocab_size, dtype=np.int64)
-        for first in range(0, len(self), 4096):  # a bincount per block would cost its vocabulary
-            indices = range(first, min(first + 4096, len(self)))
-            tokens = np.concatenate([self._tokens(index) for index in indices])
+        for tokens in self._in_pieces():
             counts += np.bincount(tokens, minlength=self.vocab_size)
         return counts
+
+    def _in_pieces(self) -> Iterator[np.ndarray]:
+        """All tokens, many at a time: a bincount of few would cost its vocabulary."""
+        if self._numbers is None:  # every token of the corpus is in exactly one block
+            for shard in self.shards:
+                yield from np.split(shard.tokens, range(1 << 22, shard.num_tokens, 1 << 22))
+            return
+        for first in range(0, len(self), 4096):
+            indices = range(first, min(first + 4096, len(self)))
+            yield np.concatenate([self._tokens(index) for index in indices])
+
+
+def _index_dtype(end: int) -> type[np.unsignedinteger]:
+    """The dtype of indices below `end`."""
+    return np.uint32 if end <= 1 << 32 else np.uint64
 
 
 def _cut(
     shard: Shard, max_tokens: int, short_seq_prob: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """int64 (num_blocks,) twice: where each block ends in the shard's tokens, and its document."""
+) -> np.ndarray:
+    """int64 (num_blocks,): where each block ends in the shard's tokens."""
     ends: list[int] = []
-    counts = []
-    for lines in np.split(shard.line_offsets[1:], shard.document_offsets[1:-1]):
-        start = int(shard.line_offsets[0]) if not ends else ends[-1]
-        blocks_before = len(ends)
-        ends.extend(_block_ends(start, lines.tolist(), max_tokens, short_seq_prob, rng))
-        counts.append(len(ends) - blocks_before)
-    documents = np.repeat(np.arange(shard.num_documents), counts)
-    return np.array(ends, dtype=np.int64), documents
+    for document in range(shard.num_documents):
+        first, last = shard.document_offsets[document : document + 2]
+        lines = shard.line_offsets[first + 1 : last + 1].tolist()
+        start = ends[-1] if ends else 0
+        ends.extend(_block_ends(start, lines, max_tokens, short_seq_prob, rng))
+    return np.array(ends, dtype=np.int64)
 
 
 def _block_ends(
@@ -198,7 +229,7 @@ def _choose(sizes: np.ndarray, fraction: float, rng: np.random.Generator) -> np.
     room = fraction * sizes.sum()
     smallest = sizes.min()
     chosen = np.zeros(len(sizes), dtype=bool)
-    for unit in rng.permutation(len(sizes)).tolist():
+    for unit in map(int, rng.permutation(len(sizes))):
         if room < smallest:
             break
         if sizes[unit] <= room:

@@ -1,71 +1,89 @@
 """Reads a corpus of any supported form into one table of documents."""
 
+import io
 import json
+import logging
+import mmap
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
-from datasets import Dataset, Features, Value, load_from_disk
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, load_from_disk
 
-from spanbert_fast.data.text_files import decoded_lines, plain_suffix
+from spanbert_fast.data.text_files import (
+    MOST_LINE_BYTES,
+    OPENERS,
+    TooLong,
+    decoded_lines,
+    lines_of,
+    plain_suffix,
+)
 from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.schema import regular_file
 
-# Files of a plain directory that count as its corpus.
-_SUFFIXES = (".txt", ".jsonl", ".parquet")
+logger = logging.getLogger("spanbert_fast")
+
+_SUFFIXES = (".txt", ".text", ".jsonl", ".json", ".parquet")
+_IN_FOLDERS = (".txt", ".jsonl", ".parquet")  # other files lie beside a corpus, .json too
 # large_string: the offsets of a batch of long documents do not fit 32 bits.
-_FEATURES = Features({"text": Value("large_string")})
+_SCHEMA = pa.schema({"text": pa.large_string()})
+_WRITTEN_AT_ONCE = 1 << 24  # characters
 
 
-def load_documents(paths: Sequence[str | Path]) -> Dataset:
+def load_documents(
+    paths: Sequence[str | Path], *, max_line_bytes: int = MOST_LINE_BYTES
+) -> Dataset:
     """One row per document, in the order of `paths`.
 
-    The table is memory-mapped from a temporary directory (of `TMPDIR`) that is removed when the
-    process ends, so that a corpus larger than memory can be read.
+    The table is mapped from a file without a name (in `TMPDIR`), which is gone when the process is,
+    so that a corpus larger than memory can be read.
 
     Args:
         paths: files or directories:
-            text (any other name): a blank line ends a document, a line is a unit of text;
+            .txt, .text: a blank line ends a document, a line is a unit of text;
             .jsonl, .json: an object with a string `text` on each line;
             .parquet: a string column `text`;
             each of these also with .gz, .xz, .bz2 or .zst appended (parquet compresses itself);
             a directory written by `Dataset.save_to_disk`, with a column `text`;
             a directory whose .txt, .jsonl and .parquet files are read in the order of their names.
+        max_line_bytes: of a line, and of a row's text. A document of more that has several lines
+            becomes several documents, which is said in the log.
 
     Returns:
         A `datasets.Dataset` with the one column `text`: the document's non-empty lines, stripped
         and separated by a line feed. Empty documents are left out.
 
     Raises:
-        UsageError: a path is missing, or is a directory with nothing to read.
-        DataError: a file cannot be decoded or lacks its text, or there is no document at all.
+        UsageError: a path is missing, has another suffix, or is a directory with nothing to read.
+        DataError: a file cannot be decoded or lacks its text, a line is too long, or there is no
+            document at all.
     """
     files = [file for path in paths for file in _files(Path(path))]
-    try:
-        return Dataset.from_generator(
-            _documents,
-            features=_FEATURES,
-            # a directory of its own: from_generator would find a stale table under the same paths
-            cache_dir=tempfile.mkdtemp(dir=_scratch().name),
-            gen_kwargs={"files": tuple(map(str, files))},
-            # by default 1,000 documents wait in memory, and a document may be a whole book
-            writer_batch_size=100,
-        )
-    except DatasetGenerationError as error:
-        raise error.__cause__ or error from None
+    with tempfile.TemporaryFile() as file:
+        with pa.ipc.new_stream(file, _SCHEMA) as writer:
+            for texts in _batches(_documents(files, max_line_bytes)):
+                writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], _SCHEMA))
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    table = pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
+    return Dataset(table, fingerprint=uuid.uuid4().hex)  # without one all of it would be hashed
 
 
-_scratch_directory: tempfile.TemporaryDirectory | None = None
-
-
-def _scratch() -> tempfile.TemporaryDirectory:
-    """This process's temporary directory; the object's finaliser removes it at exit."""
-    global _scratch_directory
-    if _scratch_directory is None:
-        _scratch_directory = tempfile.TemporaryDirectory(prefix="spanbert-fast-")
-    return _scratch_directory
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _WRITTEN_AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _is_saved_dataset(path: Path) -> bool:
@@ -76,44 +94,71 @@ def _files(path: Path) -> list[Path]:
     """What `path` stands for: itself, or the files of a plain directory."""
     if not path.exists():
         raise UsageError(f"{path}: no such file or directory")
-    if path.is_file() or _is_saved_dataset(path):
+    if _is_saved_dataset(path):
         return [path]
-    files = sorted(file for file in path.iterdir() if plain_suffix(file) in _SUFFIXES)
+    if not path.is_dir():
+        if plain_suffix(path) not in _SUFFIXES:
+            raise UsageError(
+                f"{path}: the suffix must be one of {', '.join(_SUFFIXES)}, with or without one of "
+                f"{', '.join(OPENERS)} behind it, got {plain_suffix(path)!r}"
+            )
+        return [path]
+    files = sorted(file for file in path.iterdir() if plain_suffix(file) in _IN_FOLDERS)
     if not files:
-        raise UsageError(f"{path}: a directory with no {', '.join(_SUFFIXES)} file to read")
+        raise UsageError(f"{path}: a directory with no {', '.join(_IN_FOLDERS)} file to read")
     return files
 
 
-def _documents(files: tuple[str, ...]) -> Iterator[dict[str, str]]:
+_Lines = Iterator[str | None]
+
+
+def _documents(files: Sequence[Path], max_line_bytes: int) -> Iterator[str]:
+    """The text of each document. What reads a file yields its lines, stripped and not empty, and
+    None where a document ends."""
     empty = True
-    for path in map(Path, files):
-        if path.is_dir():
-            texts = _read_saved_dataset(path)
-        else:
-            readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".json": _read_jsonl}
-            texts = readers.get(plain_suffix(path), _read_text)(path)
-        for text in texts:
-            lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
-            if lines:
-                yield {"text": "\n".join(lines)}
-                empty = False
+    for path in files:
+        read = _read_saved_dataset if path.is_dir() else _READERS[plain_suffix(path)]
+        text, size, is_said = io.StringIO(), 0, False
+        for line in chain(_hinted(read(path, max_line_bytes)), [None]):
+            is_too_long = line is not None and size + len(line) > max_line_bytes
+            if size and (line is None or is_too_long):
+                yield text.getvalue()
+                text, size, empty = io.StringIO(), 0, False
+            if is_too_long and not is_said:
+                is_said = True
+                logger.warning(
+                    "%s: a document has more than %s characters, and becomes several: is there no "
+                    "blank line between documents?",
+                    path,
+                    f"{max_line_bytes:,}",
+                )
+            if line is not None:
+                text.write("\n" + line if size else line)
+                size += len(line) + 1
     if empty:
-        raise DataError(f"the corpus is empty: no text in {', '.join(files)}")
+        raise DataError(f"the corpus is empty: no text in {', '.join(map(str, files))}")
 
 
-def _read_text(path: Path) -> Iterator[str]:
-    lines: list[str] = []
-    for line in decoded_lines(path):
-        if line.strip():
-            lines.append(line)
-        elif lines:
-            yield "".join(lines)
-            lines = []
-    yield "".join(lines)
+def _hinted(lines: _Lines) -> _Lines:
+    try:
+        yield from lines
+    except TooLong as error:
+        raise DataError(f"{error}; --max-line-bytes allows more") from error
 
 
-def _read_jsonl(path: Path) -> Iterator[str]:
-    for number, line in enumerate(decoded_lines(path), start=1):
+def _lines_in(text: str) -> _Lines:
+    """The lines of a document that is one text."""
+    yield from filter(None, map(str.strip, lines_of(text)))
+    yield None
+
+
+def _read_text(path: Path, max_line_bytes: int) -> _Lines:
+    for line in decoded_lines(path, max_line_bytes):
+        yield line.strip() or None
+
+
+def _read_jsonl(path: Path, max_line_bytes: int) -> _Lines:
+    for number, line in enumerate(decoded_lines(path, max_line_bytes), start=1):
         if not line.strip():
             continue
         try:
@@ -127,20 +172,35 @@ def _read_jsonl(path: Path) -> Iterator[str]:
             text.encode()
         except UnicodeEncodeError as error:
             raise DataError(f"{path}, line {number}: half a surrogate pair in the text") from error
-        yield text
+        yield from _lines_in(text)
 
 
-def _read_parquet(path: Path) -> Iterator[str]:
+def _read_parquet(path: Path, max_line_bytes: int) -> _Lines:
+    regular_file(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             _check_text_column(path, file.schema_arrow)
-            for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-                yield from _text_column(path, batch.column("text"))
+            for group in range(file.num_row_groups):
+                stored = file.metadata.row_group(group)
+                rows = _WRITTEN_AT_ONCE * stored.num_rows // max(stored.total_byte_size, 1)
+                for batch in file.iter_batches(
+                    batch_size=min(max(rows, 1), 1024), row_groups=[group], columns=["text"]
+                ):
+                    yield from _text_column(path, batch.column("text"), max_line_bytes)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file ({_one_line(error)})") from error
 
 
-def _read_saved_dataset(path: Path) -> Iterator[str]:
+_READERS = {
+    ".txt": _read_text,
+    ".text": _read_text,
+    ".jsonl": _read_jsonl,
+    ".json": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+
+
+def _read_saved_dataset(path: Path, max_line_bytes: int) -> _Lines:
     try:
         dataset = load_from_disk(str(path))
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
@@ -150,7 +210,7 @@ def _read_saved_dataset(path: Path) -> Iterator[str]:
         raise DataError(f"{path}: holds the splits {', '.join(dataset)}; name one of its folders")
     _check_text_column(path, dataset.features.arrow_schema)
     for batch in dataset.with_format("arrow").iter(batch_size=1024):
-        yield from _text_column(path, batch.column("text"))
+        yield from _text_column(path, batch.column("text"), max_line_bytes)
 
 
 def _check_text_column(path: Path, schema: pa.Schema) -> None:
@@ -161,10 +221,21 @@ def _check_text_column(path: Path, schema: pa.Schema) -> None:
         raise DataError(f"{path}: the column `text` must hold strings, got {kind}")
 
 
-def _text_column(path: Path, column: pa.Array | pa.ChunkedArray) -> list[str]:
+def _text_column(
+    path: Path, column: pa.Array | pa.ChunkedArray, max_line_bytes: int
+) -> _Lines:
     if column.null_count:
         raise DataError(f"{path}: the column `text` has rows without a value")
-    return column.to_pylist()
+    for value in column:
+        size = len(value.as_buffer())
+        if size > max_line_bytes:
+            most = f"{max_line_bytes:,}"
+            raise TooLong(f"{path}: a row's text must have at most {most} bytes, has {size:,}")
+        try:
+            text = value.as_py()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: a row's text is not UTF-8 ({error})") from error
+        yield from _lines_in(text)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,34 +1,57 @@
 """Tokenises a corpus once into a directory of shards that `pretrain` maps."""
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tokenizers
-from datasets import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_fast.data.finished_shards import (
+    UNFINISHED,
+    FinishedShard,
+    joined_digest,
+    shard_name,
+    text_digest,
+    whole_shards,
+    write_finished,
+)
+from spanbert_fast.data.locks import locked
 from spanbert_fast.data.shards import Shard, token_dtype, write_shard, write_whole
+from spanbert_fast.data.text_files import lines_of, pieces
 from spanbert_fast.data.tokenizer import (
     tokenizer_fingerprint,
     vocabulary_size,
     word_start_table,
 )
 from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.schema import FILE_NAME, TEXT, check, list_of, one_of, read_json, whole
+
+logger = logging.getLogger("spanbert_fast")
 
 # Written last: a directory without it was not finished.
 MANIFEST = "corpus.json"
 _FORMAT = "spanbert_fast.corpus.1"
+_COUNT = whole(0, 2**63 - 1)
+_MANIFEST_RULES = {
+    "format": one_of(_FORMAT),
+    "tokenizer": TEXT,
+    "shards": list_of(FILE_NAME),
+    **dict.fromkeys(("documents", "lines", "tokens"), _COUNT),
+}
 # Characters that the tokenizer's threads work on at once; the encodings take 50 times as much.
 _BATCH_CHARACTERS = 1 << 22
+_OWN_CHARACTERS = 16  # that an encoding's own memory is worth
+_PIECE = 1 << 16  # characters that are tokenised as one: a longer line is cut at blanks
 
 
 def prepare(
-    documents: Dataset,
+    documents: Iterable[Mapping[str, str]],
     tokenizer: PreTrainedTokenizerBase,
     output_dir: str | Path,
     *,
@@ -39,11 +62,12 @@ def prepare(
 
     The tokenizer's own threads do the work (`RAYON_NUM_THREADS` limits them,
     `TOKENIZERS_PARALLELISM=false` turns them off). The directory then also holds the tokenizer. A
-    run that was interrupted leaves a directory that `is_prepared` denies; running again starts it
-    anew.
+    run that was interrupted leaves a directory that `is_prepared` denies; running again goes on
+    behind its whole shards, as far as they are of the same text.
 
     Args:
-        documents: rows of `text`, a line of text per line (`load_documents`).
+        documents: rows of `text`, a line of text per line (`load_documents`); they are read twice
+            where an interrupted run is gone on with.
         tokenizer: a fast WordPiece tokenizer. A special token's name in the text is plain text.
         output_dir: made if missing; must not hold a prepared corpus yet.
         shard_tokens: about the tokens of a shard, which holds whole documents.
@@ -53,7 +77,8 @@ def prepare(
         The shards' files in the order of the corpus. Shards do not depend on the threads.
 
     Raises:
-        UsageError: output_dir already holds a prepared corpus, or is a file.
+        UsageError: output_dir already holds a prepared corpus, is a file, or another process
+            writes there.
         DataError: no token comes out of the corpus.
         OSError: the disk is full.
     """
@@ -62,19 +87,31 @@ def prepare(
     output_dir = Path(output_dir)
     if is_prepared(output_dir):
         raise UsageError(f"{output_dir}: already holds a prepared corpus; take another directory")
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UsageError(f"{output_dir}: must be a directory, is a file")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for leftover in output_dir.glob("shard-*.safetensors*"):
+    with locked(output_dir):
+        return _prepare(documents, tokenizer, output_dir, shard_tokens, progress)
+
+
+def _prepare(
+    documents: Iterable[Mapping[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    output_dir: Path,
+    shard_tokens: int,
+    progress: bool,
+) -> list[Path]:
+    fingerprint, starts = tokenizer_fingerprint(tokenizer), word_start_table(tokenizer)
+    made_with = {"tokenizer": fingerprint, "shard_tokens": shard_tokens}
+    finished = whole_shards(output_dir, documents, made_with)
+    kept = {output_dir / shard.file for shard in finished}
+    for leftover in {*output_dir.glob("shard-*.safetensors*")} - kept:
         leftover.unlink()
+    if finished:
+        logger.info("%s: going on behind %d whole shards", output_dir, len(finished))
     tokenizer.save_pretrained(output_dir)
 
-    fingerprint, starts = tokenizer_fingerprint(tokenizer), word_start_table(tokenizer)
-    paths: list[Path] = []
-    totals = np.zeros(3, dtype=np.int64)
-    lines = _encode(documents, tokenizer, min(_BATCH_CHARACTERS, shard_tokens), progress)
-    for tokens, line_lengths, document_lengths in _by_shard(lines, shard_tokens):
-        path = output_dir / f"shard-{len(paths):05d}.safetensors"
+    rows = _Rows(documents, skip=sum(shard.rows for shard in finished), progress=progress)
+    lines = _encode(rows, tokenizer, min(_BATCH_CHARACTERS, shard_tokens))
+    for tokens, line_lengths, document_lengths, end in _by_shard(lines, shard_tokens):
+        path = output_dir / shard_name(len(finished))
         write_shard(
             path,
             tokens,
@@ -84,17 +121,20 @@ def prepare(
             tokenizer=fingerprint,
             vocab_size=len(starts),
         )
-        paths.append(path)
-        totals += (len(document_lengths), len(line_lengths), len(tokens))
-    if not paths:
+        count, text = rows.taken_until(end)
+        finished.append(FinishedShard(path.name, count, text))
+        write_finished(output_dir, finished, made_with)
+    if not finished:
         raise DataError(f"{output_dir}: the corpus is empty, no token came out of it")
+    paths = [output_dir / shard.file for shard in finished]
     manifest = {
         "format": _FORMAT,
         "tokenizer": fingerprint,
         "shards": [path.name for path in paths],
-        **dict(zip(("documents", "lines", "tokens"), totals.tolist(), strict=True)),
+        **_counts([Shard.open(path, fingerprint, verify=False) for path in paths]),
     }
     write_whole(output_dir / MANIFEST, json.dumps(manifest, indent=2).encode())
+    (output_dir / UNFINISHED).unlink(missing_ok=True)
     return paths
 
 
@@ -120,27 +160,71 @@ def open_shards(
     manifest = Path(directory) / MANIFEST
     if not manifest.is_file():
         raise UsageError(f"{directory}: holds no prepared corpus (no {MANIFEST})")
-    try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        names, made_by = content["shards"], content["tokenizer"]
-        if content["format"] != _FORMAT:
-            raise DataError(f"{manifest}: must have the format {_FORMAT}, got {content['format']}")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{manifest}: corrupt ({type(error).__name__}: {error})") from error
+    content = check(manifest, read_json(manifest), _MANIFEST_RULES)
+    names, made_by = content["shards"], content["tokenizer"]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{manifest}: shards must hold each file once, got {twice} twice")
     # one directory has one tokenizer: a shard of another corpus among them is refused as well
-    return [Shard.open(manifest.parent / name, tokenizer or made_by, verify) for name in names]
+    shards = [Shard.open(manifest.parent / name, made_by, verify) for name in names]
+    if tokenizer not in (None, made_by):
+        raise DataError(
+            f"{manifest}: made by another tokenizer (fingerprint {made_by}, this one has "
+            f"{tokenizer}); prepare the corpus again"
+        )
+    counted = _counts(shards)
+    for name, count in counted.items():
+        if content[name] != count:
+            raise DataError(
+                f"{manifest}: {name} must be that of the shards, {count}, got {content[name]}"
+            )
+    return shards
+
+
+def _counts(shards: Sequence[Shard]) -> dict[str, int]:
+    """How many documents, lines and tokens the shards hold together."""
+    return {
+        "documents": sum(shard.num_documents for shard in shards),
+        "lines": sum(len(shard.line_offsets) - 1 for shard in shards),
+        "tokens": sum(shard.num_tokens for shard in shards),
+    }
 
 
 class _Lines(NamedTuple):
-    """Lines that follow each other in the corpus, none of them empty."""
+    """Pieces of lines that follow each other in the corpus, none of them empty."""
 
     tokens: np.ndarray  # (num_tokens,)
-    lengths: np.ndarray  # int64 (num_lines,), in tokens
-    documents: np.ndarray  # int64 (num_lines,), the number of each line's document
+    lengths: np.ndarray  # int64 (num_pieces,), in tokens
+    lines: np.ndarray  # int64 (num_pieces,), the number of each piece's line in the corpus
+    documents: np.ndarray  # int64 (num_pieces,), the number of each piece's document
+
+
+class _Rows:
+    """The documents behind the first `skip`, numbered from 0 of the corpus on, and their digests
+    until a shard has taken them."""
+
+    def __init__(self, documents: Iterable[Mapping[str, str]], skip: int, progress: bool):
+        self._documents, self._skip, self._progress = documents, skip, progress
+        self._first = skip  # that no shard has taken
+        self._digests: list[bytes] = []
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        bar = tqdm(self._documents, desc="tokenise", unit=" documents", disable=not self._progress)
+        for number, row in enumerate(bar):
+            if number >= self._skip:
+                self._digests.append(text_digest(row["text"]))
+                yield number, row["text"]
+
+    def taken_until(self, end: int | None) -> tuple[int, str]:
+        """(how many, one digest of all) of the documents from the last call's end on."""
+        count = len(self._digests) if end is None else end - self._first
+        taken, self._digests = self._digests[:count], self._digests[count:]
+        self._first += count
+        return count, joined_digest(taken)
 
 
 def _encode(
-    documents: Dataset, tokenizer: PreTrainedTokenizerBase, batch_characters: int, progress: bool
+    rows: _Rows, tokenizer: PreTrainedTokenizerBase, batch_characters: int
 ) -> Iterator[_Lines]:
     """The tokens of the corpus, in batches of about `batch_characters`."""
     # a copy, to be set up: no truncation, and "[MASK]" in a text is six characters, not a mask
@@ -150,47 +234,57 @@ def _encode(
     backend.encode_special_tokens = True
     dtype = token_dtype(vocabulary_size(tokenizer))
 
-    def encode(lines: list[str], numbers: list[int]) -> _Lines:
-        encodings = backend.encode_batch_fast(lines, add_special_tokens=False)
+    def encode(parts: list[str], owners: list[tuple[int, int]]) -> _Lines:
+        encodings = backend.encode_batch_fast(parts, add_special_tokens=False)
         lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
         ids = chain.from_iterable(encoding.ids for encoding in encodings)
         tokens = np.fromiter(ids, dtype, count=lengths.sum())
-        return _Lines(tokens, lengths[lengths > 0], np.array(numbers, np.int64)[lengths > 0])
+        lines, documents = np.array(owners, np.int64).reshape(-1, 2)[lengths > 0].T
+        return _Lines(tokens, lengths[lengths > 0], lines, documents)
 
-    lines: list[str] = []
-    numbers: list[int] = []
-    characters = 0
-    rows = tqdm(documents, desc="tokenise", unit=" documents", disable=not progress)
-    for number, row in enumerate(rows):
-        for line in row["text"].split("\n"):
-            lines.append(line)
-            numbers.append(number)
-            characters += len(line)
-            if characters >= batch_characters:
-                yield encode(lines, numbers)
-                lines, numbers, characters = [], [], 0
-    yield encode(lines, numbers)
+    parts: list[str] = []
+    owners: list[tuple[int, int]] = []
+    characters = line_number = 0
+    for number, text in rows:
+        for line in lines_of(text):
+            for part in pieces(line, _PIECE):
+                parts.append(part)
+                owners.append((line_number, number))
+                characters += len(part) + _OWN_CHARACTERS
+                if characters >= batch_characters:
+                    yield encode(parts, owners)
+                    parts, owners, characters = [], [], 0
+            line_number += 1
+    yield encode(parts, owners)
 
 
 def _by_shard(
     batches: Iterator[_Lines], shard_tokens: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(tokens, line lengths in tokens, document lengths in lines) of a shard at a time."""
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int | None]]:
+    """(tokens, line lengths in tokens, document lengths in lines, the number of the document behind
+    it or None at the end) of a shard at a time: it ends with the document that fills it."""
 
-    def shard(lines: _Lines) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return lines.tokens, lines.lengths, np.unique(lines.documents, return_counts=True)[1]
+    def shard(part: _Lines) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        firsts = np.unique(part.lines, return_index=True)[1]
+        line_lengths = np.add.reduceat(part.lengths, firsts)
+        return part.tokens, line_lengths, np.unique(part.documents[firsts], return_counts=True)[1]
 
     pending: list[_Lines] = []
     for batch in batches:
         if len(batch.tokens) == 0:
             continue
         pending.append(batch)
-        enough = sum(len(lines.tokens) for lines in pending) >= shard_tokens
-        if enough and pending[0].documents[0] != batch.documents[-1]:
-            tokens, lengths, documents = map(np.concatenate, zip(*pending, strict=True))
-            line = np.searchsorted(documents, documents[-1])  # where the open document begins
-            token = lengths[:line].sum()
-            yield shard(_Lines(tokens[:token], lengths[:line], documents[:line]))
-            pending = [_Lines(tokens[token:], lengths[line:], documents[line:])]
+        while sum(len(part.tokens) for part in pending) >= shard_tokens:
+            pending = [_Lines(*map(np.concatenate, zip(*pending, strict=True)))]
+            tokens, lengths, lines, documents = pending[0]
+            next_documents = np.flatnonzero(np.diff(documents)) + 1  # their first pieces
+            ends = np.cumsum(lengths)[next_documents - 1]
+            filling = np.searchsorted(ends, shard_tokens)
+            if filling == len(ends):  # the last document may go on
+                break
+            token, piece = ends[filling], next_documents[filling]
+            whole = _Lines(tokens[:token], lengths[:piece], lines[:piece], documents[:piece])
+            yield *shard(whole), int(documents[piece])
+            pending = [_Lines(tokens[token:], lengths[piece:], lines[piece:], documents[piece:])]
     if pending:
-        yield shard(_Lines(*map(np.concatenate, zip(*pending, strict=True))))
+        yield *shard(_Lines(*map(np.concatenate, zip(*pending, strict=True)))), None

@@ -23,9 +23,17 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from spanbert_fast.errors import DataError
+from spanbert_fast.schema import TEXT, check, one_of, regular_file, whole
 
 _FORMAT = "spanbert_fast.shard.1"
-_HEADER = {"format", "tokenizer", "vocab_size", "digest"}
+# no vocabulary has as many entries, and a table of so many still fits into any memory
+_MOST_TOKENS = 1 << 24
+_HEADER_RULES = {
+    "format": one_of(_FORMAT),
+    "tokenizer": TEXT,
+    "vocab_size": whole(1, _MOST_TOKENS),
+    "digest": TEXT,
+}
 _DTYPES = {
     "tokens": (np.uint16, np.uint32),
     "word_start_bits": (np.uint8,),
@@ -85,28 +93,36 @@ class Shard:
                 another tokenizer.
         """
         path = Path(path)
+        if not path.exists():
+            raise DataError(f"{path}: the shard is missing")
+        regular_file(path)
         try:
             with safe_open(path, framework="pt") as file:  # the torch reader maps, numpy's copies
-                header = json.loads((file.metadata() or {}).get("shard", "{}"))
-                known = header.keys() == _HEADER and set(file.keys()) == set(_DTYPES)
-                if not known or header["format"] != _FORMAT:
+                header = json.loads((file.metadata() or {}).get("shard", "null"))
+                if header is None or set(file.keys()) != set(_DTYPES):
                     raise DataError(f"{path}: not a shard of the format {_FORMAT}")
+                header = dict(check(path, header, _HEADER_RULES))
                 arrays = {name: file.get_tensor(name).numpy() for name in _DTYPES}
-        except FileNotFoundError as error:
-            raise DataError(f"{path}: the shard is missing") from error
-        except (SafetensorError, json.JSONDecodeError) as error:
+        except DataError:
+            raise
+        except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
             raise DataError(f"{path}: truncated, corrupt or not a shard ({error})") from error
         for array in arrays.values():
             array.flags.writeable = False
         digest = header.pop("digest")
         if not _is_consistent(arrays) or (verify and _digest(header, arrays) != digest):
             raise DataError(f"{path}: corrupt, its content does not match its digest")
+        tokens, vocab_size = arrays["tokens"], header["vocab_size"]
+        if verify and len(tokens) and tokens.max() >= vocab_size:
+            raise DataError(
+                f"{path}: every token must be below vocab_size = {vocab_size}, got {tokens.max()}"
+            )
         if tokenizer is not None and header["tokenizer"] != tokenizer:
             raise DataError(
                 f"{path}: made by another tokenizer (fingerprint {header['tokenizer']}, this one "
                 f"has {tokenizer}); prepare the corpus again"
             )
-        return cls(path, header["tokenizer"], header["vocab_size"], **arrays)
+        return cls(path, header["tokenizer"], vocab_size, **arrays)
 
     def __reduce__(self) -> tuple:
         # another process maps the file anew instead of receiving its content

@@ -1,4 +1,4 @@
-"""Text files, compressed or not, line by line, with errors that name the place."""
+"""Text files, compressed or not, in pieces of bounded size, with errors that name the place."""
 
 import bz2
 import gzip
@@ -12,6 +12,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from spanbert_fast.errors import DataError
+from spanbert_fast.schema import regular_file
 
 OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
     ".gz": gzip.open,
@@ -20,44 +21,115 @@ OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
     # pyarrow's reader goes on across frames and refuses a truncated file
     ".zst": lambda path: io.BufferedReader(pa.input_stream(str(path), compression="zstd")),
 }
-_READ_ERRORS = (EOFError, OSError, lzma.LZMAError, zlib.error)
+_READ_ERRORS = (EOFError, OSError, lzma.LZMAError, zlib.error, MemoryError)
+
+MOST_LINE_BYTES = 1 << 26  # of a line, and of anything else that has to be in memory as one
+MOST_JSON_BYTES = 1 << 30  # of a file that is one JSON document
+# Text shrinks to a fifth, tables to a twentieth; what goes beyond was made to fill memory.
+_MOST_RATIO = 100
+_FREE_BYTES = 1 << 23  # from here on the ratio is looked at
+
+
+class TooLong(DataError):
+    """A line, or the text of a row, has more bytes than it may have."""
 
 
 def plain_suffix(path: Path) -> str:
-    """The suffix below that of a compression: .txt for a.txt.gz."""
-    return (path.with_suffix("") if path.suffix in OPENERS else path).suffix
+    """The suffix below that of a compression, in small letters: .txt for a.TXT.gz."""
+    return (path.with_suffix("") if path.suffix in OPENERS else path).suffix.lower()
 
 
-def decoded_lines(path: Path) -> Iterator[str]:
+def decoded_lines(path: Path, most_bytes: int = MOST_LINE_BYTES) -> Iterator[str]:
     """The lines of a UTF-8 file, with their ends, without a byte order mark.
 
     Args:
         path: .gz, .xz, .bz2 and .zst are decompressed.
+        most_bytes: of a line.
 
     Raises:
-        DataError: it cannot be read, or holds other bytes than UTF-8.
+        DataError: it cannot be read, has a line that is longer, expands to more than 100 times its
+            size, or holds other bytes than UTF-8.
     """
-    offset = 0
+    compressed = path.suffix in OPENERS
+    most_in_all = max(_FREE_BYTES, _MOST_RATIO * regular_file(path).stat().st_size)
+    offset = number = 0
     try:
         stream = OPENERS.get(path.suffix, lambda path: path.open("rb"))(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error.strerror or error})") from error
     with stream:
-        lines = iter(stream)
         while True:
             try:
-                line = next(lines, None)
+                line = stream.readline(most_bytes + 1)
             except _READ_ERRORS as error:
-                raise DataError(f"{path}: cannot be read after byte {offset} ({error})") from error
-            if line is None:
+                why = str(error) or type(error).__name__
+                raise DataError(f"{path}: cannot be read after byte {offset} ({why})") from error
+            if not line:
                 return
+            number += 1
+            if len(line) > most_bytes:
+                raise TooLong(
+                    f"{path}: line {number} must have at most {most_bytes:,} bytes, has more"
+                )
+            if compressed and offset + len(line) > most_in_all:
+                raise DataError(
+                    f"{path}: must expand to at most {_MOST_RATIO} times its size, does to more"
+                )
             try:
                 text = line.decode()
             except UnicodeDecodeError as error:
-                place = "of the uncompressed text" if path.suffix in OPENERS else "of the file"
+                place = "of the uncompressed text" if compressed else "of the file"
                 raise DataError(
                     f"{path}: not UTF-8 at byte {offset + error.start} {place} "
                     f"(0x{line[error.start]:02x}, {error.reason})"
                 ) from error
             yield text.removeprefix("\ufeff") if offset == 0 else text
             offset += len(line)
+
+
+def first_line(path: Path) -> str:
+    """The first line that is not blank, "" where there is none; it may be a whole document."""
+    return next((line for line in decoded_lines(path, MOST_JSON_BYTES) if line.strip()), "")
+
+
+def decoded_text(path: Path) -> str:
+    """All of a file that has to be read as one, such as a JSON document.
+
+    Raises:
+        DataError: it has more than `MOST_JSON_BYTES`, or see `decoded_lines`.
+    """
+    parts, size = [], 0
+    for line in decoded_lines(path, MOST_JSON_BYTES):
+        size += len(line)
+        if size > MOST_JSON_BYTES:
+            raise DataError(
+                f"{path}: must have at most {MOST_JSON_BYTES:,} characters to be read as one, has "
+                "more"
+            )
+        parts.append(line)
+    return "".join(parts)
+
+
+def lines_of(text: str) -> Iterator[str]:
+    """The parts of a text between its line feeds, one at a time: all at once, as `str.split` makes
+    them, they would take many times its memory where they are short."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
+
+
+def pieces(text: str, most: int) -> Iterator[str]:
+    """A text in parts of at most `most` characters, cut before a blank or a line's end.
+
+    WordPiece makes the same tokens of the parts as of the whole. Where there is no blank in a part,
+    it is cut in the middle of a word.
+    """
+    start = 0
+    while len(text) - start > most:
+        end = max(text.rfind(blank, start + 1, start + most) for blank in " \n")
+        end = end if end > 0 else start + most
+        yield text[start:end]
+        start = end
+    yield text[start:]

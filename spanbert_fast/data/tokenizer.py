@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,38 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
-from spanbert_fast.errors import UsageError
+from spanbert_fast.data.text_files import pieces
+from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.schema import (
+    OBJECT,
+    TEXT,
+    TRUTH,
+    Rule,
+    check,
+    digits,
+    number,
+    object_of,
+    optional,
+    read_json,
+    regular_file,
+    whole,
+)
 
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_NEEDED = ("cls_token", "sep_token", "mask_token")
+_NEEDED = ("unk_token", "cls_token", "sep_token", "mask_token")
 _PREFIX = "##"
+_MOST_BYTES = 1 << 28  # of a file
+_ID = whole(0, (1 << 24) - 1)
+_ADDED = Rule(
+    "objects with an id in [0, 16777215] and a content",
+    lambda x: type(x) is list
+    and all(type(a) is dict and _ID.fits(a.get("id")) and TEXT.fits(a.get("content")) for a in x),
+)
+_VOCABULARY = Rule(
+    "an object of tokens with an id in [0, 16777215] each, none twice",
+    lambda x: object_of(TEXT, _ID).fits(x) and len({*x.values()}) == len(x),
+)
+_PIECE = 1 << 16  # characters
 _MAX_ALPHABET = 1000  # as BERT's own vocabularies: rarer characters become [UNK]
 
 
@@ -62,7 +89,9 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         limit_alphabet=len(alphabet),
         continuing_subword_prefix=_PREFIX,
     )
-    trained.train_from_iterator(texts, trainer)
+    # the trainer holds hundreds of its inputs at once
+    parts = (part for text in texts for part in pieces(text, _PIECE))
+    trained.train_from_iterator(parts, trainer)
     vocab = sorted(trained.get_vocab().items(), key=lambda item: item[1])
     return BertTokenizer(vocab=dict(vocab), do_lower_case=False)
 
@@ -87,23 +116,34 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 
     Raises:
         UsageError: the directory holds no tokenizer, or one that is not a fast WordPiece with
-            [CLS], [SEP] and [MASK].
+            [UNK], [CLS], [SEP] and [MASK].
+        DataError: a file of it is not what it should be.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise UsageError(f"{directory}: no such directory; a tokenizer is needed there")
     try:
-        settings = _read_json(directory / "tokenizer_config.json")
+        settings = _settings(directory)
         vocab, options = _vocabulary_and_options(directory, settings)
         kind = AutoTokenizer if "tokenizer_class" in settings else BertTokenizer
         tokenizer = kind.from_pretrained(str(directory), local_files_only=True, **options)
-    except UsageError:
+    except (UsageError, DataError):
         raise
     except Exception as error:  # the libraries raise bare Exception among others
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{directory}: the tokenizer cannot be loaded ({reason})") from error
+        raise DataError(f"{directory}: the tokenizer cannot be loaded ({reason})") from error
+    kind = type(tokenizer).__name__
     if not tokenizer.is_fast:
-        raise UsageError(f"{directory}: {type(tokenizer).__name__} is slow, a fast one is needed")
+        raise UsageError(f"{directory}: {kind} is slow, a fast one is needed")
+    # another class than the files' own builds a model of its own, and ignores them
+    ids = tokenizer.get_vocab()
+    if not isinstance(tokenizer.backend_tokenizer.model, WordPiece) or any(
+        ids.get(token) != index for token, index in vocab.items()
+    ):
+        raise UsageError(
+            f"{directory}: tokenizer_config.json says {kind}, which does not read the vocabulary "
+            "of these files"
+        )
     for name in _NEEDED:
         token = getattr(tokenizer, name)
         # loading adds missing special tokens beyond the vocabulary, where no embedding is
@@ -113,9 +153,31 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _vocabulary_and_options(directory: Path, settings: dict) -> tuple[set[str], dict]:
-    """The tokens in the directory's files, and what `from_pretrained` must be told beside them."""
-    if (directory / "tokenizer.json").is_file():
+def _settings(directory: Path) -> dict:
+    """What tokenizer_config.json says; the other files of settings are only looked at."""
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        if (directory / name).exists():
+            check(directory / name, read_json(directory / name, _MOST_BYTES), {})
+    path = directory / "tokenizer_config.json"
+    if not path.exists():
+        return {}
+    rules = {
+        "tokenizer_class": optional(TEXT),
+        "do_lower_case": TRUTH,
+        "model_max_length": number(1, 1e31),  # the library's word for none is 10**30 or so
+        "added_tokens_decoder": object_of(digits((1 << 24) - 1), OBJECT),
+    }
+    return check(path, read_json(path, _MOST_BYTES), rules, all_of_them=False)
+
+
+def _vocabulary_and_options(directory: Path, settings: dict) -> tuple[dict[str, int], dict]:
+    """Token -> id of the directory's files, and what `from_pretrained` must be told beside them."""
+    if (directory / "tokenizer.json").exists():
+        path = directory / "tokenizer.json"
+        content = check(path, read_json(path, _MOST_BYTES), {"model": OBJECT})
+        check(path, content, {"added_tokens": _ADDED}, all_of_them=False)
+        if content["model"].get("type") == "WordPiece":
+            check(path, content["model"], {"vocab": _VOCABULARY})
         stored = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
         if not isinstance(stored.model, WordPiece):
             kind = type(stored.model).__name__
@@ -128,16 +190,16 @@ def _vocabulary_and_options(directory: Path, settings: dict) -> tuple[set[str], 
                 "strip_accents": stored.normalizer.strip_accents,
                 "tokenize_chinese_chars": stored.normalizer.handle_chinese_chars,
             }
-        return set(stored.get_vocab(with_added_tokens=True)), options
-    if (directory / "vocab.txt").is_file():
-        vocab = set((directory / "vocab.txt").read_text(encoding="utf-8").split("\n"))
+        return stored.get_vocab(with_added_tokens=True), options
+    if (directory / "vocab.txt").exists():
+        size = regular_file(directory / "vocab.txt").stat().st_size
+        if size > _MOST_BYTES:
+            raise DataError(f"{directory}/vocab.txt: must have at most {_MOST_BYTES:,} bytes")
+        lines = (directory / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        vocab = {token: index for index, token in enumerate(lines)}
         cased = any(token != token.lower() for token in vocab if not token.startswith("["))
         return vocab, {"do_lower_case": settings.get("do_lower_case", not cased)}
     raise UsageError(f"{directory}: no tokenizer there (neither tokenizer.json nor vocab.txt)")
-
-
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -153,6 +215,34 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """The number that every id is below: more than `len(tokenizer)` where ids are left out, as
     those of a vocab.txt that has a line twice."""
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def piece_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text, whole and without special tokens around it; in half the time of
+    calling the tokenizer, which also finds where in the text each piece stands."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def check_fits(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, where: str, new: Sequence[str] = ()
+) -> None:
+    """Raise UsageError where an id of the tokenizer has no row in a model's vocabulary.
+
+    Args:
+        vocab_size: rows of the model.
+        where: the model, for the message.
+        new: tokens for which rows will be made.
+    """
+    ids = tokenizer.get_vocab()
+    token = max(ids.keys() - {*new}, key=ids.__getitem__)
+    if ids[token] >= vocab_size:
+        raise UsageError(
+            f"{where} has a vocabulary of {vocab_size}, in which the tokenizer's {token!r} with "
+            f"the id {ids[token]} has no place"
+        )
 
 
 def word_start_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:

@@ -5,14 +5,10 @@ argparse.Namespace of the run, and the rest (optimizer, meters) is not read. The
 of BERT with norms called gamma and beta; the span boundary head is `cls.pair_target_predictions`.
 """
 
-import contextlib
 import dataclasses
-import pickletools
 import re
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -20,8 +16,8 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.integrations.fairseq_file import read_checkpoint
 from spanbert_fast.models import SpanBertForPreTraining
-from spanbert_fast.models.base import UNREADABLE, first_line
 
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 _SPAN_HEAD = "cls.span_boundary."
@@ -35,6 +31,7 @@ _RENAMINGS = (
 )
 _TIED = re.compile(r"^cls\.(predictions|span_boundary)\.decoder\.weight$")
 _DROPPED = re.compile(r"^cls\.seq_relationship\.(weight|bias)$")  # next sentence prediction
+_LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.")
 _POOLER = re.compile(r"^bert\.pooler\.dense\.(weight|bias)$")  # kept for the task heads
 
 
@@ -47,12 +44,14 @@ class ImportedCheckpoint:
         renamed: name in the file -> name in the new checkpoint.
         tied: tensors that equal the word embeddings, and are stored once.
         dropped: tensors that SpanBERT has no place for (the next-sentence head).
+        notes: what the run's arguments say of the function it computed, and is not so here.
     """
 
     config: SpanBertConfig
     renamed: dict[str, str]
     tied: tuple[str, ...]
     dropped: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def __str__(self) -> str:
         return "\n".join(
@@ -60,6 +59,7 @@ class ImportedCheckpoint:
                 f"{len(self.renamed)} tensors imported",
                 *(f"tied to the word embeddings: {name}" for name in self.tied),
                 *(f"dropped: {name}" for name in self.dropped),
+                *(f"not reproduced: {note}" for note in self.notes),
             ]
         )
 
@@ -80,16 +80,21 @@ def import_fairseq(
 
     Raises:
         UsageError: a path is not there, or output_dir holds something.
-        DataError: the file is corrupt or no such checkpoint, a tensor is missing, left over or of
-            another shape, or the vocabulary does not fit.
+        DataError: the file is corrupt or no such checkpoint, a tensor is missing, left over, of
+            another shape or not finite, an argument asks for another function than the model's, or
+            the vocabulary does not fit.
     """
     model_pt, output_dir = Path(model_pt), Path(output_dir)
     if output_dir.exists() and any(output_dir.iterdir()):
         raise UsageError(f"output_dir must not exist or be empty, got {output_dir}")
-    args, tensors = _read(model_pt)
-    state_dict, renamed, tied, dropped = _rename(tensors)
-    config = _deduce_config(args, state_dict)
-    _check_complete(state_dict, renamed, config)
+    args, tensors = read_checkpoint(model_pt)
+    arguments = _Arguments(args)
+    try:
+        state_dict, renamed, tied, dropped = _rename(tensors)
+        config = _deduce_config(arguments, state_dict)
+        _check_complete(state_dict, renamed, config)
+    except (ValueError, TypeError) as error:  # of the configuration's class, too
+        raise DataError(f"{model_pt}: {' '.join(str(error).split())}") from error
     vocabulary = None if tokenizer is None else _read_tokenizer(Path(tokenizer), config)
 
     if vocabulary is not None:
@@ -99,64 +104,7 @@ def import_fairseq(
     # half precision is widened: exact, and what fine-tuning starts from
     contiguous = {name: tensor.float().contiguous() for name, tensor in state_dict.items()}
     save_file(contiguous, output_dir / "model.safetensors", metadata={"format": "pt"})
-    return ImportedCheckpoint(config, renamed, tied, dropped)
-
-
-class _StandIn:
-    """In place of any class that the file names: holds attributes, runs nothing."""
-
-    def __new__(cls, *args: Any) -> "_StandIn":
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update(state)
-
-
-@contextlib.contextmanager
-def _pickle_of(path: Path) -> Iterator[tuple[IO[bytes], int]]:
-    """(stream, number of pickles up to the object), for both formats that torch.save has had."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            (name,) = (n for n in archive.namelist() if n.endswith("/data.pkl"))
-            with archive.open(name) as stream:
-                yield stream, 1
-    else:  # before torch 1.6: magic number, protocol and system come first
-        with path.open("rb") as stream:
-            yield stream, 4
-
-
-def _classes_named_in(path: Path) -> set[str]:
-    """Full names of the classes and functions that the pickle refers to; nothing is executed."""
-    names = set()
-    with _pickle_of(path) as (stream, pickles):
-        for _ in range(pickles):
-            for opcode, argument, _ in pickletools.genops(stream):
-                if opcode.name == "GLOBAL":
-                    names.add(argument.replace(" ", "."))
-    return names
-
-
-def _read(path: Path) -> tuple[Any, dict[str, torch.Tensor]]:
-    """(args or None, tensors) of a training checkpoint."""
-    if not path.is_file():
-        raise UsageError(f"model_pt must be a file, got {path}")
-    try:
-        stand_ins = [(_StandIn, name) for name in _classes_named_in(path)]
-        with torch.serialization.safe_globals(stand_ins):  # torch's own classes come first
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (*UNREADABLE, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"model_pt cannot be read: {path}: {first_line(error)}") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
-        raise DataError(f"model_pt must hold a dict with the key 'model', got {path}")
-    tensors = checkpoint["model"]
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-            raise DataError(f"{name} must be a floating tensor in {path}, got {type(tensor)}")
-    return checkpoint.get("args"), tensors
+    return ImportedCheckpoint(config, renamed, tied, dropped, _not_reproduced(arguments))
 
 
 def _rename(
@@ -182,7 +130,44 @@ def _rename(
     return state_dict, renamed, tuple(tied), tuple(dropped)
 
 
-def _deduce_config(args: Any, state_dict: dict[str, torch.Tensor]) -> SpanBertConfig:
+class _Arguments:
+    """The run's arguments; its model was made of args.config where there is one."""
+
+    def __init__(self, args: Any):
+        self.holders = (getattr(args, "config", None), args)
+
+    def __call__(self, name: str, default: Any = None) -> Any:
+        """The value of an argument, the default where none is given."""
+        values = (getattr(holder, name, None) for holder in self.holders)
+        return next((value for value in values if value is not None), default)
+
+
+def _not_reproduced(argument: _Arguments) -> tuple[str, ...]:
+    notes = []
+    if argument("clamp_attention"):
+        bound = "32,000" if "hf" in str(argument("arch")) else "10,000"
+        notes.append(
+            f"clamp_attention: attention scores beyond +-{bound} were cut there and are not here; "
+            "where none is as large, the function is the same"
+        )
+    return tuple(notes)
+
+
+def _norm_eps(argument: _Arguments, has_span_head: bool) -> float:
+    """Of the layer norms, which the original's two models have differently."""
+    arch = argument("arch")
+    if arch is None:
+        return 1e-12 if has_span_head else 1e-5
+    kinds = {"bert_pair": 1e-12, "bert_hf": 1e-5}
+    found = [eps for kind, eps in kinds.items() if kind in str(arch)]
+    if len(found) != 1:
+        raise DataError(f"arch must be one of {', '.join(kinds)} and theirs, got {arch}")
+    if has_span_head and found[0] != kinds["bert_pair"]:
+        raise DataError(f"arch must be one of bert_pair with a span boundary head, got {arch}")
+    return found[0]
+
+
+def _deduce_config(argument: _Arguments, state_dict: dict[str, torch.Tensor]) -> SpanBertConfig:
     """The configuration, from the tensors' shapes and what the run's arguments add to them."""
 
     def shape(name: str) -> torch.Size:
@@ -190,29 +175,32 @@ def _deduce_config(args: Any, state_dict: dict[str, torch.Tensor]) -> SpanBertCo
             raise DataError(f"model_pt lacks the tensor decoder.{name}")
         return state_dict[name].shape
 
-    def argument(name: str, default: Any) -> Any:
-        for holder in (args, getattr(args, "config", None)):
-            if getattr(holder, name, None) is not None:
-                return getattr(holder, name)
-        return default
-
+    if len(shape(WORD_EMBEDDINGS)) != 2:
+        raise DataError(f"decoder.{WORD_EMBEDDINGS} must have two dimensions")
     vocab_size, hidden_size = shape(WORD_EMBEDDINGS)
-    layers = {int(n.split(".")[3]) for n in state_dict if n.startswith("bert.encoder.layer.")}
-    fields = {
+    layers = {found[1] for name in state_dict if (found := _LAYER.match(name))}
+    sizes = {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "num_hidden_layers": len(layers),
-        "num_attention_heads": argument("num_attention_heads", max(hidden_size // 64, 1)),
         "intermediate_size": shape("bert.encoder.layer.0.intermediate.dense.weight")[0],
         "max_position_embeddings": shape("bert.embeddings.position_embeddings.weight")[0],
         "type_vocab_size": shape("bert.embeddings.token_type_embeddings.weight")[0],
+    }
+    for name, size in sizes.items():
+        # the rows of the embeddings are the vocabulary's, whatever the dictionary's size was
+        if name != "vocab_size" and argument(name, size) != size:
+            raise DataError(f"{name} must be that of the tensors, {size}, got {argument(name)}")
+    has_span_head = any(name.startswith(_SPAN_HEAD) for name in state_dict)
+    fields = {
+        **sizes,
+        "num_attention_heads": argument("num_attention_heads", max(hidden_size // 64, 1)),
         "hidden_act": argument("hidden_act", "gelu"),
         "hidden_dropout_prob": argument("hidden_dropout_prob", 0.1),
         "attention_probs_dropout_prob": argument("attention_probs_dropout_prob", 0.1),
-        # the original model without a span boundary head normalises with another eps
-        "layer_norm_eps": 1e-5,
+        "layer_norm_eps": _norm_eps(argument, has_span_head),
     }
-    if any(name.startswith(_SPAN_HEAD) for name in state_dict):
+    if has_span_head:
         layer = argument("pair_target_layer", -1)
         if layer not in (-1, len(layers) - 1):
             raise DataError(f"pair_target_layer must be the last layer (-1), got {layer}")
@@ -221,7 +209,6 @@ def _deduce_config(args: Any, state_dict: dict[str, torch.Tensor]) -> SpanBertCo
             raise DataError(f'endpoints must be "external", got "{endpoints}"')
         places, size = shape(f"{_SPAN_HEAD}position_embeddings.weight")
         fields |= {
-            "layer_norm_eps": 1e-12,
             "max_span_targets": places,
             "span_position_embedding_size": size,
             "sbo_weight": float(argument("pair_loss_weight", 1.0)),

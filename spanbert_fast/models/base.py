@@ -1,7 +1,11 @@
 """What all SpanBERT models share: loading, saving, initialisation, refusals."""
 
+import logging
 import pickle
+import re
 import struct
+import zipfile
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -9,12 +13,21 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from spanbert_fast import digests
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.errors import DataError
+from spanbert_fast.models import loading
 from spanbert_fast.nn.heads import MaskedLMHead, SpanBoundaryHead
+
+logger = logging.getLogger("spanbert_fast")
 
 # What reading a missing, truncated or corrupt checkpoint may raise.
 UNREADABLE = (
+    AssertionError,
+    AttributeError,
+    MemoryError,
+    OverflowError,
+    UnicodeError,
     pickle.UnpicklingError,
     EOFError,
     LookupError,
@@ -22,6 +35,7 @@ UNREADABLE = (
     RuntimeError,
     SafetensorError,
     struct.error,
+    zipfile.BadZipFile,
 )
 
 
@@ -55,7 +69,9 @@ class SpanBertPreTrainedModel(PreTrainedModel):
         """Load from a directory or the Hub, as every Hugging Face model does.
 
         Reads BERT and SpanBERT checkpoints, and the directories of the original SpanBERT release
-        (pytorch_model.bin, a config.json without model_type, norms named gamma and beta).
+        (pytorch_model.bin, a config.json without model_type, norms named gamma and beta). Heads
+        that the checkpoint lacks are initialised; the encoder must be there, whole and finite. A
+        prefix of `loading.PREFIXES` before all names is left out.
 
         Args:
             ignore_mismatched_sizes: initialise tensors of another shape anew instead of raising.
@@ -64,35 +80,61 @@ class SpanBertPreTrainedModel(PreTrainedModel):
                 `info["unexpected_keys"]` of those that the model has no place for.
 
         Raises:
-            DataError: a tensor of the checkpoint has another shape, or its file is corrupt.
+            DataError: a tensor of the encoder is missing, left over, of another shape, or not
+                finite; a file is corrupt, or not the one that its digest was made of.
         """
-        try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path,
-                *model_args,
-                ignore_mismatched_sizes=True,  # what differs is named below, in one line
-                output_loading_info=True,
-                **kwargs,
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except UNREADABLE as error:
-            reason = first_line(error)
-            raise DataError(
-                f"the checkpoint {pretrained_model_name_or_path} cannot be read: {reason}"
-            ) from error
+        where = f"the checkpoint {pretrained_model_name_or_path}"
+        folder = _local_folder(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        has_digests = folder is not None and (folder / digests.FILE).is_file()
+        if has_digests:
+            _refuse(where, digests.damage(folder, _weights_in(folder)))
+
+        def load(**more):
+            try:
+                if folder is not None and not ignore_mismatched_sizes:
+                    loading.refuse_another_size(folder, kwargs.get("config"))
+                return super(SpanBertPreTrainedModel, cls).from_pretrained(
+                    pretrained_model_name_or_path,
+                    *model_args,
+                    ignore_mismatched_sizes=True,  # what differs is named below, in one line
+                    output_loading_info=True,
+                    **{**kwargs, **more},
+                )
+            except torch.OutOfMemoryError:
+                raise
+            except UNREADABLE as error:
+                raise DataError(f"{where} cannot be read: {first_line(error)}") from error
+
+        model, info = load()
+        prefix = loading.foreign_prefix(info["missing_keys"], info["unexpected_keys"])
+        if prefix in loading.PREFIXES:
+            logger.info('%s: "%s" before the names of its tensors is left out', where, prefix)
+            renaming = {f"^{re.escape(prefix)}": ""}
+            model, info = load(key_mapping={**(kwargs.get("key_mapping") or {}), **renaming})
+        missing, unexpected = info["missing_keys"], info["unexpected_keys"]
+        _refuse(where, loading.encoder_fault(missing, unexpected, model.config.num_hidden_layers))
         if info["mismatched_keys"] and not ignore_mismatched_sizes:
             name, found, wanted = min(info["mismatched_keys"])
             raise DataError(
                 f"{name} must have shape {tuple(wanted)} for {cls.__name__}, got {tuple(found)} "
-                f"in the checkpoint {pretrained_model_name_or_path}"
+                f"in {where}"
             )
+        if has_digests:
+            _refuse(where, digests.another_config(folder, model.config))
+        name = loading.not_finite(model)
+        _refuse(where, name and f"{name} holds values that are not finite (NaN or infinity)")
+        heads = loading.heads_said(missing, unexpected)
+        if heads is not None:
+            logger.info("%s: %s", where, heads)
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, *args, save_original_format: bool = False, **kwargs):
+    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
         """As in Hugging Face, but always under the names of contract C1: a checkpoint that came
         with norms named gamma and beta is not written so again."""
-        return super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+        (Path(save_directory) / digests.FILE).unlink(missing_ok=True)  # of what is replaced
+        return super().save_pretrained(
+            save_directory, *args, save_original_format=save_original_format, **kwargs
+        )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -111,3 +153,19 @@ class SpanBertPreTrainedModel(PreTrainedModel):
                 "output_attentions must be False: attention probabilities are not kept; "
                 "transformers.BertModel with the same checkpoint returns them"
             )
+
+
+def _refuse(where: str, fault: str | None) -> None:
+    if fault is not None:
+        raise DataError(f"{where}: {fault}")
+
+
+def _local_folder(name, subfolder: str | None) -> Path | None:
+    """The folder of a checkpoint that is here; None for one of the Hub's, and for a state dict."""
+    folder = Path(name, subfolder or "") if isinstance(name, (str, Path)) else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _weights_in(folder: Path) -> list[str]:
+    """Names of the weights' files; what else a folder holds may have been edited since."""
+    return sorted(path.name for path in folder.glob("model*.safetensors*"))

@@ -190,13 +190,17 @@ class Task(abc.ABC):
                 (num_labels,); or start_logits and end_logits, (length,).
         """
 
+    def measured(self, prediction: Any) -> Any:
+        """What `metrics` looks at of a prediction; the rest need not be kept."""
+        return prediction
+
     @abc.abstractmethod
     def metrics(self, examples: Sequence[Example], predictions: Sequence) -> dict[str, float]:
         """The task's figures, in [0, 1] or percent as its field reports them; has `metric`."""
 
     @abc.abstractmethod
-    def write(self, path: Path, examples: Sequence[Example], predictions: Sequence) -> list[Path]:
-        """Write predictions in the task's official format; returns the files written."""
+    def write(self, path: Path, examples: Sequence[Example], predictions: Iterable) -> list[Path]:
+        """Write predictions, as they come, in the task's official format; returns the files."""
 
 
 def _judged(

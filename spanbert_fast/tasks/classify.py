@@ -1,7 +1,7 @@
 """Classes, or numbers, of texts and of pairs of texts: GLUE and any table."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +10,11 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_fast.data.tokenizer import piece_ids
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Bad, Defaults, Task
 from spanbert_fast.tasks.classify_reading import GLUE, Text, read_texts
+from spanbert_fast.tasks.writing import whole_file
 
 CLASS_FIGURES = ("accuracy", "f1", "mcc")
 NUMBER_FIGURES = ("pearson", "spearman")
@@ -160,13 +162,7 @@ class Classification(Task):
 
     def windows(self, example: Text, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
         """See `Task`; there is one. `_cut` is the number of word pieces left out."""
-        texts = tokenizer(
-            list(example.texts),
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # of a text longer than the model: it is cut here
-        )["input_ids"]
+        texts = piece_ids(tokenizer, example.texts)
         kept = _longest_first(texts, self.max_seq_length - len(texts) - 1)
         window: dict[str, Any] = {"input_ids": [tokenizer.cls_token_id], "token_type_ids": [0]}
         for kind, pieces in enumerate(kept):
@@ -209,11 +205,11 @@ class Classification(Task):
         return {"score": score, **figures, "truncated": truncated}
 
     def write(
-        self, path: Path, examples: Sequence[Text], predictions: Sequence[Prediction]
+        self, path: Path, examples: Sequence[Text], predictions: Iterable[Prediction]
     ) -> list[Path]:
         """Write GLUE's file of a submission: a header, then an index, a tab and a prediction on
         each line, numbers with three decimals."""
-        with open(path, "w", encoding="utf-8") as file:
+        with whole_file(path) as file:
             file.write("index\tprediction\n")
             for example, (value, _) in zip(examples, predictions, strict=True):
                 shown = f"{value:.3f}" if self.regression else value
@@ -252,7 +248,8 @@ def _longest_first(texts: Sequence[list[int]], room: int) -> list[list[int]]:
 
 
 def _order(label: str) -> tuple:
-    return (0, int(label), label) if label.isdecimal() else (1, 0, label)
+    is_number = label.isdecimal() and len(label) < 1000  # int() has its limit
+    return (0, int(label), label) if is_number else (1, 0, label)
 
 
 def _refuse_unlabelled(examples: Sequence[Text]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spanbert_fast.data.text_files import decoded_lines, plain_suffix
+from spanbert_fast.data.text_files import decoded_lines, first_line, plain_suffix
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Bad, Example
 
@@ -117,8 +117,7 @@ def _rows(path: Path, suffix: str, glue_task: str | None) -> Iterator[tuple[str,
         return _named(_csv(path), None)
     names = None
     if glue_task == "cola" or suffix == ".txt":
-        first = next((line for line in decoded_lines(path) if line.strip()), "")
-        cells = _cells(first)
+        cells = _cells(first_line(path))
         if suffix == ".txt":
             names = _TXT.get(len(cells), _TXT[2])
         elif cells != _COLA_TEST:
@@ -194,7 +193,8 @@ def _text(
     columns = next((names for names in choices if row.keys() >= set(names)), None)
     if columns is None:
         wanted = " or ".join("+".join(names) for names in choices)
-        raise _BadItem(f"needs the column {wanted}, has {', '.join(row)}")
+        names = " ".join(", ".join(row).split())  # on one line
+        raise _BadItem(f"needs the column {wanted}, has {names:.200}")
     texts = tuple(row[name] for name in columns)
     for name, text in zip(columns, texts, strict=True):
         if not isinstance(text, str):

@@ -12,6 +12,7 @@ from spanbert_fast.data.text_files import decoded_lines
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks import entities
 from spanbert_fast.tasks.base import Bad, Defaults, Example, Task
+from spanbert_fast.tasks.writing import whole_file
 
 _IGNORED = -100
 
@@ -235,7 +236,7 @@ class NamedEntities(Task):
 
     def write(self, path: Path, examples: Sequence[Sentence], predictions) -> list[Path]:
         """A word and its tag (gold, where known, then predicted) on each line."""
-        with open(path, "w", encoding="utf-8") as file:
+        with whole_file(path) as file:
             for example, tags in zip(examples, predictions, strict=True):
                 for i, (word, tag) in enumerate(zip(example.words, tags, strict=True)):
                     gold = [] if example.tags is None else [example.tags[i]]

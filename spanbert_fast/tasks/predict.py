@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.models.base import SpanBertPreTrainedModel
+from spanbert_fast.models.evaluation_mode import evaluation_mode
 from spanbert_fast.tasks.base import Example, Task
 from spanbert_fast.tasks.windows import WindowCollator, length_of
 
@@ -33,8 +34,13 @@ class _Open:
         return self.all_made and all(output is not None for output in self.outputs)
 
 
+def predict(*args, **kwargs) -> list[Any]:
+    """All of `predictions`, with its arguments."""
+    return list(predictions(*args, **kwargs))
+
+
 @torch.no_grad()
-def predict(
+def predictions(
     model: nn.Module,
     task: Task,
     examples: Sequence[Example],
@@ -43,24 +49,26 @@ def predict(
     autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     tokens_per_batch: int = _TOKENS_PER_BATCH,
     progress: bool = False,
-) -> list[Any]:
-    """One prediction per example, in their order.
+) -> Iterator[Any]:
+    """One prediction per example, in their order, each as soon as it and those before it are made.
 
     Args:
         model: with the task's head; ours gets packed batches, any other padded ones.
         tokens_per_batch: most word pieces of one forward, its padding counted.
         progress: show a bar.
 
-    Memory grows with the predictions and with one example's outputs, not with the file.
+    Memory grows with one example's outputs, not with the file.
+
+    Raises:
+        FloatingPointError: the model's outputs are not finite.
     """
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
     core = getattr(model, "module", model)
     packed = isinstance(core, SpanBertPreTrainedModel)
     collate = WindowCollator(packed, tokenizer.pad_token_id or 0)
     packed_logits = packed and task.head == "token-classification"
-    predictions: list[Any] = [None] * len(examples)
+    made: dict[int, Any] = {}  # by the example's number, until those before it are made
+    following = 0
     waiting: list[tuple[_Open, int]] = []
 
     def run_waiting() -> None:
@@ -73,6 +81,9 @@ def predict(
                 outputs = model(**inputs)
             outputs = _split(outputs, windows, packed_logits)
             for (opened, number), output in zip(batch, outputs, strict=True):
+                if not all(np.isfinite(array).all() for array in output.values()):
+                    place = examples[opened.index].place
+                    raise FloatingPointError(f"{place}: the model's outputs are not finite")
                 opened.outputs[number] = output
         for opened in {id(opened): opened for opened, _ in waiting}.values():
             close(opened)
@@ -81,25 +92,26 @@ def predict(
     def close(opened: _Open) -> None:
         if opened.finished():
             example = examples[opened.index]
-            predictions[opened.index] = task.decode(example, opened.windows, opened.outputs)
+            made[opened.index] = task.decode(example, opened.windows, opened.outputs)
 
-    try:
-        with tqdm(total=len(examples), unit="example", disable=not progress) as bar:
-            for index, example in enumerate(examples):
-                opened = _Open(index)
-                for window in task.windows(example, tokenizer):
-                    opened.windows.append(window)
-                    opened.outputs.append(None)
-                    waiting.append((opened, len(opened.windows) - 1))
-                    if len(waiting) >= _WAITING:
-                        run_waiting()
-                opened.all_made = True
-                close(opened)  # where its last window has just been run
-                bar.update()
-            run_waiting()
-    finally:
-        model.train(was_training)
-    return predictions
+    bar = tqdm(total=len(examples), unit="example", disable=not progress)
+    with evaluation_mode(model), bar:
+        for index, example in enumerate(examples):
+            opened = _Open(index)
+            for window in task.windows(example, tokenizer):
+                opened.windows.append(window)
+                opened.outputs.append(None)
+                waiting.append((opened, len(opened.windows) - 1))
+                if len(waiting) >= _WAITING:
+                    run_waiting()
+            opened.all_made = True
+            close(opened)  # where its last window has just been run
+            bar.update()
+            while following in made:
+                yield made.pop(following)
+                following += 1
+        run_waiting()
+        yield from (made.pop(index) for index in range(following, len(examples)))
 
 
 def _without_answers(window: dict) -> dict:

@@ -1,8 +1,9 @@
 """Extractive question answering: the part of a text that answers a question, or that none does."""
 
 import argparse
-import json
-from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spanbert_fast.data.tokenizer import piece_ids
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Bad, Defaults, Task
 from spanbert_fast.tasks.predict import predict
 from spanbert_fast.tasks.qa_decoding import Prediction, best_answers
 from spanbert_fast.tasks.qa_metrics import squad_figures
 from spanbert_fast.tasks.qa_reading import Question, read_questions
+from spanbert_fast.tasks.writing import JsonObject, whole_file
 
 _SPECIAL = 3  # [CLS] question [SEP] context [SEP]
 _LOGITS = ("start_logits", "end_logits")
@@ -118,7 +121,7 @@ class QuestionAnswering(Task):
 
     def windows(self, example: Question, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
         """See `Task`; `_offsets`, `_first` and `_context_start` are for `qa_decoding`."""
-        question = _pieces(tokenizer, example.question)["input_ids"][: self.max_query_length]
+        question = piece_ids(tokenizer, [example.question])[0][: self.max_query_length]
         pieces, offsets = self._context_pieces(example.context, tokenizer)
         head = [tokenizer.cls_token_id, *question, tokenizer.sep_token_id]
         room = self.max_seq_length - len(question) - _SPECIAL
@@ -146,7 +149,14 @@ class QuestionAnswering(Task):
     ) -> tuple[list[int], np.ndarray]:
         """(ids, offsets (pieces, 2)). Questions about one context follow each other: it is kept."""
         if self._tokenized[0] is not context or self._tokenized[1] is not tokenizer:
-            encoded = _pieces(tokenizer, context, return_offsets_mapping=True)
+            encoded = tokenizer(
+                context,
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                return_offsets_mapping=True,
+                verbose=False,  # of a text longer than the model: it is cut into windows here
+            )
             offsets = np.asarray(encoded["offset_mapping"], np.int32).reshape(-1, 2)
             self._tokenized = (context, tokenizer, (encoded["input_ids"], offsets))
         return self._tokenized[2]
@@ -200,26 +210,32 @@ class QuestionAnswering(Task):
         unanswered = threshold is not None and prediction.null_odds > threshold
         return "" if unanswered else prediction.text
 
+    def measured(self, prediction: Prediction) -> Prediction:
+        """See `Task`: all but the n-best list."""
+        return dataclasses.replace(prediction, nbest=[])
+
     def write(
-        self, path: Path, examples: Sequence[Question], predictions: Sequence[Prediction]
+        self, path: Path, examples: Sequence[Question], predictions: Iterable[Prediction]
     ) -> list[Path]:
         """Write SQuAD's files: predictions (id: text), and beside them nbest_predictions (id: list
         of text, probability, start_logit, end_logit) and, where a question may have no answer,
         null_odds (id: number)."""
-        pairs = list(zip(examples, predictions, strict=True))
         with_null = self.null_threshold is not None or any(e.answers == [] for e in examples)
-        nbest = {example.id: prediction.rows(with_null) for example, prediction in pairs}
-        files = {
-            path: {example.id: self.final_text(prediction) for example, prediction in pairs},
-            path.with_name(f"nbest_{path.name}"): nbest,
+        files: dict[Path, Callable[[Prediction], Any]] = {
+            path: self.final_text,
+            path.with_name(f"nbest_{path.name}"): lambda prediction: prediction.rows(with_null),
         }
         if with_null:
             name = path.name.replace("predictions", "null_odds")
             odds = path.with_name(name if name != path.name else f"null_odds_{name}")
-            files[odds] = {example.id: prediction.null_odds for example, prediction in pairs}
-        for file, content in files.items():
-            text = json.dumps(content, indent=2, ensure_ascii=False)
-            file.write_text(text + "\n", encoding="utf-8")
+            files[odds] = lambda prediction: prediction.null_odds
+        with contextlib.ExitStack() as stack:
+            objects = [(JsonObject(stack.enter_context(whole_file(f))), files[f]) for f in files]
+            for example, prediction in zip(examples, predictions, strict=True):
+                for written, value_of in objects:
+                    written.add(example.id, value_of(prediction))
+            for written, _ in objects:
+                written.close()
         return list(files)
 
 
@@ -231,17 +247,6 @@ def _refuse_unknown_answers(examples: Sequence[Question]) -> None:
     unknown = next((example for example in examples if example.answers is None), None)
     if unknown is not None:
         raise DataError(f"{unknown.place}: the file does not say what its answers are")
-
-
-def _pieces(tokenizer: PreTrainedTokenizerBase, text: str, **options):
-    return tokenizer(
-        text,
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # of a text longer than the model: it is cut into windows here
-        **options,
-    )
 
 
 def _answer_pieces(offsets: np.ndarray, start: int, end: int) -> tuple[int, int] | None:

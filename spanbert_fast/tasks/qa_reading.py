@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spanbert_fast.data.text_files import decoded_lines, plain_suffix
+from spanbert_fast.data.text_files import decoded_lines, decoded_text, first_line, plain_suffix
 from spanbert_fast.errors import DataError
 from spanbert_fast.tasks.base import Bad, Example
 
@@ -58,9 +58,8 @@ def read_questions(path: Path) -> Iterator[Question | Bad]:
 def _has_lines(path: Path) -> bool:
     if plain_suffix(path) == ".jsonl":
         return True
-    first = next((line for line in decoded_lines(path) if line.strip()), "")
     try:
-        item = json.loads(first)
+        item = json.loads(first_line(path))
     except (ValueError, RecursionError):
         return False
     return isinstance(item, dict) and ("header" in item or {"context", "qas"} <= item.keys())
@@ -70,7 +69,7 @@ def _has_lines(path: Path) -> bool:
 
 
 def _squad(path: Path) -> Iterator[Question | Bad]:
-    text = "".join(decoded_lines(path))
+    text = decoded_text(path)
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:  # a number or a nesting may be too long

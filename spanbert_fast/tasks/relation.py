@@ -1,13 +1,14 @@
 """Relations between two entities of a sentence, classified from its [CLS]."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_fast.data.tokenizer import piece_ids
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Bad, Defaults, Task
 from spanbert_fast.tasks.relation_metrics import micro_scores, semeval_scores
@@ -19,6 +20,7 @@ from spanbert_fast.tasks.relation_reading import (
     format_of,
     read_pairs,
 )
+from spanbert_fast.tasks.writing import whole_file
 
 ENTITIES = ("mask", "markers")
 
@@ -180,13 +182,7 @@ class Relation(Task):
         markers = self.entities == "markers"
         cuts = sorted({0, len(pair.text), *(x for _, m in mentions for x in (m.start, m.end))})
         parts = [pair.text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
-        texts = tokenizer(
-            parts,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # of a text longer than the model: it is cut here
-        )["input_ids"]
+        texts = piece_ids(tokenizer, parts)
         ids: list[int] = []
         is_entity: list[bool] = []
 
@@ -223,9 +219,9 @@ class Relation(Task):
             return semeval_scores(gold, predictions)
         return micro_scores(gold, predictions, NO_RELATION.get(self.format, "no_relation"))
 
-    def write(self, path: Path, examples: Sequence[Pair], predictions: Sequence[str]) -> list[Path]:
+    def write(self, path: Path, examples: Sequence[Pair], predictions: Iterable[str]) -> list[Path]:
         """Write an id, a tab and a relation on each line, as SemEval's scorer reads them."""
-        with open(path, "w", encoding="utf-8") as file:
+        with whole_file(path) as file:
             for example, relation in zip(examples, predictions, strict=True):
                 file.write(f"{example.id}\t{relation}\n")
         return [path]

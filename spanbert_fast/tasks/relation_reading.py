@@ -9,7 +9,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spanbert_fast.data.text_files import decoded_lines
+from spanbert_fast.data.text_files import decoded_lines, decoded_text, first_line
 from spanbert_fast.errors import DataError
 from spanbert_fast.tasks.base import Bad, Example
 
@@ -59,7 +59,7 @@ def format_of(path: Path) -> str:
     Raises:
         DataError: it is none of `FORMATS`.
     """
-    first = next((line.strip() for line in decoded_lines(path) if line.strip()), "")
+    first = first_line(path).strip()
     if first.startswith("["):
         return "tacred"
     if _SENTENCE.match(first):
@@ -94,13 +94,11 @@ def read_pairs(path: Path, kind: str) -> Iterator[Pair | Bad]:
 
 
 def _tacred(path: Path) -> Iterator[Pair | Bad]:
-    lines = decoded_lines(path)
-    first = next((line for line in lines if line.strip()), "")
-    if not first.lstrip().startswith("["):
+    if not first_line(path).lstrip().startswith("["):
         yield from _from_lines(path, _tacred_pair)
         return
     try:
-        items = json.loads(first + "".join(lines))
+        items = json.loads(decoded_text(path))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error})") from error
     for number, item in enumerate(items):

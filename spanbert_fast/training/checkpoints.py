@@ -1,11 +1,23 @@
-"""Checkpoints of a run that are there whole or not at all."""
+"""Checkpoints and models of a run, which are there whole or not at all."""
 
+import json
+import logging
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
-UNFINISHED = "unfinished"  # where a checkpoint is written before it gets its name
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from spanbert_fast import digests
+from spanbert_fast.errors import DataError
+
+logger = logging.getLogger("spanbert_fast")
+
+STATE = "trainer_state.json"
+UNFINISHED = "unfinished"  # where a folder is written before it gets its name
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -16,10 +28,9 @@ def checkpoints(run: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def last_checkpoint(run: Path) -> Path | None:
-    """The checkpoint to resume from; what a killed run left half written is removed."""
-    shutil.rmtree(run / UNFINISHED, ignore_errors=True)
-    return next(reversed(checkpoints(run)), None)
+def damaged_checkpoints(run: Path) -> list[Path]:
+    """What `checkpoint_to_resume` has set aside."""
+    return sorted(run.glob("damaged-checkpoint-*"))
 
 
 def checkpoint_step(path: Path) -> int:
@@ -27,26 +38,90 @@ def checkpoint_step(path: Path) -> int:
     return int(_NAME.fullmatch(path.name)[1])
 
 
-def publish(written: Path, run: Path, keep: int | None) -> None:
-    """Give a wholly written checkpoint its place in the run, then drop the oldest beyond `keep`.
+def checkpoint_to_resume(run: Path, state: PartialState) -> Path | None:
+    """The newest whole checkpoint, the same in every process; None where the run has none yet.
 
-    The bytes are on the disk before the name is, and a rename cannot stop half way.
+    What a killed run left unfinished is removed. A damaged checkpoint is named in the log and set
+    aside under another name.
+
+    Raises:
+        DataError: there are checkpoints, and all of them are damaged.
     """
-    for file in written.rglob("*"):
-        if file.is_file():
-            _flush(file)
-    target = run / written.name
+    found: list[Path | None] = [None]
+    if state.is_main_process:
+        shutil.rmtree(run / UNFINISHED, ignore_errors=True)
+        found = [_newest_whole(run)]
+    broadcast_object_list(found)
+    logger.info("resuming from %s", found[0] or "the beginning: there is no checkpoint yet")
+    return found[0]
+
+
+def _newest_whole(run: Path) -> Path | None:
+    faults: dict[Path, str] = {}
+    for checkpoint in reversed(checkpoints(run)):
+        fault = digests.damage(checkpoint)
+        if fault is None:
+            _check_best(checkpoint)
+            for path in faults:
+                _set_aside(path)
+            return checkpoint
+        logger.warning("%s is damaged and not gone on with: %s", checkpoint, fault)
+        faults[checkpoint] = fault
+    if faults:
+        newest, fault = next(iter(faults.items()))
+        raise DataError(f"{run}: no checkpoint is whole; {newest.name}: {fault}")
+    return None
+
+
+def _check_best(checkpoint: Path) -> None:
+    """Raise DataError where the run could not end with its best weights."""
+    best = json.loads((checkpoint / STATE).read_text(encoding="utf-8")).get("best_global_step")
+    if best:
+        path = checkpoint.with_name(f"checkpoint-{best}")
+        fault = digests.damage(path)
+        if fault is not None:
+            raise DataError(f"{path}, the best one so far, is damaged: {fault}")
+
+
+def _set_aside(checkpoint: Path) -> None:
+    """Rename a damaged checkpoint, so that it is neither counted nor replaced."""
+    target = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    while target.exists():
+        target = target.with_name(target.name + "+")
+    os.replace(checkpoint, target)
+    logger.warning("%s is now called %s", checkpoint, target.name)
+
+
+def publish(written: Path, target: Path, config: Any = None) -> None:
+    """Give a wholly written folder its place.
+
+    Its digests are written and its bytes are on the disk before the name is, and a rename cannot
+    stop half way. What was there before is replaced.
+
+    Args:
+        config: see `digests.write_digests`.
+    """
+    digests.write_digests(written, config)
     if target.exists():
-        shutil.rmtree(target)
+        remove(target)
     os.replace(written, target)
-    _flush(run)
-    for old in checkpoints(run)[: -keep if keep else 0]:
-        shutil.rmtree(old, ignore_errors=True)
+    digests.flush(target.parent)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def remove(folder: Path) -> None:
+    """Remove a folder of a run; what a kill leaves of it does not bear its name."""
+    unfinished = folder.parent / UNFINISHED
+    unfinished.mkdir(exist_ok=True)
+    old = unfinished / f"old-{folder.name}"
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(folder, old)
+    shutil.rmtree(old)
+
+
+def drop_old(run: Path, keep: int | None, best: str | None = None) -> None:
+    """Remove the oldest checkpoints beyond `keep`; never the newest, nor the one called `best`."""
+    found = checkpoints(run)
+    kept = {path for path in found[-1:] + [run / str(best)] if path in found}
+    surplus = len(found) - max(keep, len(kept)) if keep else 0
+    for path in [path for path in found if path not in kept][: max(surplus, 0)]:
+        remove(path)

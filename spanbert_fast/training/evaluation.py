@@ -10,6 +10,7 @@ from torch import nn
 
 from spanbert_fast.data.blocks import BlockDataset
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
+from spanbert_fast.models.evaluation_mode import evaluation_mode
 
 
 @dataclasses.dataclass
@@ -70,10 +71,8 @@ def held_out_losses(
         mlm_loss, mlm_accuracy, sbo_loss, sbo_accuracy, and the numbers of targets mlm_count and
         sbo_count. Losses in nats.
     """
-    was_training = model.training
-    model.eval()
     sums = torch.zeros(6, dtype=torch.float64, device=device)
-    try:
+    with evaluation_mode(model):
         for number, batch in enumerate(held_out.batches()):
             if number % world_size != rank:
                 continue
@@ -90,8 +89,6 @@ def held_out_losses(
                     out.sbo_count.double(),
                 ]
             )
-    finally:
-        model.train(was_training)
     if reduce is not None:
         sums = reduce(sums, "sum")
     mlm_loss, mlm_right, mlm, sbo_loss, sbo_right, sbo = sums.tolist()

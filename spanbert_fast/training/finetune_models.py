@@ -1,13 +1,14 @@
 """Models for fine-tuning: a checkpoint's encoder under the task's head, in either engine."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import transformers
 from torch import nn
 from transformers import BertConfig, PreTrainedTokenizerBase
 
-from spanbert_fast.data.tokenizer import vocabulary_size
-from spanbert_fast.errors import UsageError
+from spanbert_fast.data.tokenizer import check_fits, vocabulary_size
+from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.models import (
     SpanBertConfig,
     SpanBertForQuestionAnswering,
@@ -41,16 +42,20 @@ def initial_model(
     *,
     engine: str,
     dropout: float | None = None,
+    new_tokens: Sequence[str] = (),
 ) -> nn.Module:
-    """The checkpoint's encoder under a new head, large enough for the tokenizer.
+    """The checkpoint's encoder under a new head, with rows for the tokenizer's new tokens.
 
     Args:
         engine: "spanbert_fast", or "transformers" for its class with sdpa attention; both start
             from the same weights, the head's too.
         dropout: of hidden states, attention and head; None for the checkpoint's own.
+        new_tokens: what the task has added to the tokenizer.
 
     Raises:
-        UsageError: there is no config.json, or its positions do not reach max_seq_length.
+        UsageError: there is no config.json, its positions do not reach max_seq_length, or an id of
+            the tokenizer is beyond its vocabulary.
+        DataError: see `from_pretrained`.
     """
     if not (Path(directory) / "config.json").is_file():
         raise UsageError(f"{directory}: no config.json there")
@@ -64,6 +69,7 @@ def initial_model(
             f"--max-seq-length must be at most the checkpoint's {config.max_position_embeddings} "
             f"positions, got {task.max_seq_length}"
         )
+    check_fits(tokenizer, config.vocab_size, directory, new_tokens)
     model = _HEADS[task.head].from_pretrained(directory, config=config)
     if vocabulary_size(tokenizer) > config.vocab_size:
         model.resize_token_embeddings(vocabulary_size(tokenizer))
@@ -79,11 +85,12 @@ def _in_transformers(model: nn.Module) -> nn.Module:
     return theirs
 
 
-def finetuned_model(directory: Path, task: Task) -> nn.Module:
+def finetuned_model(directory: Path, task: Task, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
     """The model that a run has left, in our class, whichever engine trained it.
 
     Raises:
-        UsageError: the directory lacks a part of the head.
+        UsageError: the directory lacks a part of the head, or the tokenizer does not fit.
+        DataError: see `from_pretrained`; or its labels are not those of task.json.
     """
     model, report = _HEADS[task.head].from_pretrained(directory, output_loading_info=True)
     lacking = sorted(report["missing_keys"])
@@ -91,4 +98,15 @@ def finetuned_model(directory: Path, task: Task) -> nn.Module:
         raise UsageError(
             f"{directory}: has no {lacking[0]}; is it a model of the task {task.name}?"
         )
+    check_fits(tokenizer, model.config.vocab_size, str(directory))
+    labels = [model.config.id2label.get(i) for i in range(model.config.num_labels)]
+    if task.labels is not None and labels != task.labels:
+        raise DataError(
+            f"{directory}: config.json has the labels {_short(labels)}, task.json has "
+            f"{_short(task.labels)}"
+        )
     return model
+
+
+def _short(labels: list) -> str:
+    return ", ".join(map(str, labels[:5])) + (f", ... ({len(labels)})" if labels[5:] else "")

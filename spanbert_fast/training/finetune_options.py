@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spanbert_fast.errors import UsageError
+from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.schema import check, rules_of
 from spanbert_fast.tasks import NAMES, task_class
 from spanbert_fast.tasks.base import Task
 from spanbert_fast.training.options import PRECISIONS
-from spanbert_fast.training.run_directory import OPTIONS, read_json, was_started
+from spanbert_fast.training.run_directory import OPTIONS, read_object, was_started
 
 ENGINES = ("spanbert_fast", "transformers")
 
@@ -134,7 +135,11 @@ def options_of_run(output_dir: str) -> FinetuneOptions:
     run = Path(output_dir)
     if not was_started(run):
         raise UsageError(f"--output-dir {output_dir} holds no run to resume")
-    saved = read_json(run / OPTIONS)
-    known = {f.name for f in dataclasses.fields(FinetuneOptions)}
-    saved = {name: value for name, value in saved.items() if name in known}
-    return FinetuneOptions(**{**saved, "output_dir": output_dir})
+    rules = rules_of(FinetuneOptions)
+    saved = read_object(run / OPTIONS, rules, all_of_them=False)
+    check(run / OPTIONS, saved, {name: rules[name] for name in ("task", "model", "train", "dev")})
+    saved = {name: value for name, value in saved.items() if name in rules}
+    try:
+        return FinetuneOptions(**{**saved, "output_dir": output_dir})
+    except OSError as error:  # of a path that cannot be looked at
+        raise DataError(f"{run / OPTIONS}: {error}") from error

@@ -1,29 +1,22 @@
 """A fine-tuning run's directory: what is in it, and what of it can be gone on with."""
 
-import contextlib
-import json
 import shutil
 from pathlib import Path
 
 from spanbert_fast.errors import DataError, UsageError
-from spanbert_fast.tasks import task_class
+from spanbert_fast.schema import check, one_of, read_json, rules_of, whole
+from spanbert_fast.tasks import NAMES, task_class
 from spanbert_fast.tasks.base import Task
 from spanbert_fast.training import run_directory
-from spanbert_fast.training.checkpoints import checkpoints
+from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints, damaged_checkpoints
 from spanbert_fast.training.finetune_options import FinetuneOptions
 
 METRICS = "metrics.json"
 TASK_FILE = "task.json"  # beside a fine-tuned model: what `predict` has to know
 
 
-def start_run(run: Path, options: FinetuneOptions, *, overwrite: bool) -> None:
-    """Make a new run's directory and write its options.
-
-    Raises:
-        UsageError: it holds a run already and `overwrite` is not set.
-    """
-    if run.is_file():
-        raise UsageError(f"--output-dir {run} is a file")
+def check_run(run: Path, options: FinetuneOptions, *, overwrite: bool) -> None:
+    """Raise UsageError where a directory holds a run that the new one may not replace."""
     if run_directory.was_started(run):
         if not overwrite:
             raise UsageError(
@@ -35,21 +28,17 @@ def start_run(run: Path, options: FinetuneOptions, *, overwrite: bool) -> None:
                 f"--model {options.model} belongs to the run in --output-dir {run}, which would "
                 "be removed: write to another directory"
             )
-        for folder in (*checkpoints(run), run / "model", run / "tensorboard"):
+
+
+def start_run(run: Path, options: FinetuneOptions) -> None:
+    """Remove the run that a directory holds, and write the new one's options."""
+    if run_directory.was_started(run):
+        folders = [run / name for name in ("model", "tensorboard", UNFINISHED)]
+        for folder in (*checkpoints(run), *damaged_checkpoints(run), *folders):
             shutil.rmtree(folder, ignore_errors=True)
         (run / METRICS).unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)
     run_directory.write_json(run / run_directory.OPTIONS, options.to_json())
-
-
-def last_whole_checkpoint(run: Path) -> Path | None:
-    """The last checkpoint whose trainer state, which is written last, is whole."""
-    for checkpoint in reversed(checkpoints(run)):
-        with contextlib.suppress(OSError, ValueError):
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            return checkpoint
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    return None
 
 
 def predictions_path(run: Path, split: str, task: Task) -> Path:
@@ -72,10 +61,15 @@ def load_task(model_dir: Path, name: str | None = None) -> Task:
         UsageError: it is another one than `name`.
     """
     path = model_dir / TASK_FILE
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"{path}: there is no such file; is this a model of `finetune`?")
-    state = run_directory.read_json(path)
+    state = dict(check(path, read_json(path), {"task": one_of(*NAMES)}))
     kind = state.pop("task")
+    rules = {**rules_of(task_class(kind).__init__), "max_seq_length": whole(1, 1 << 20)}
+    check(path, state, rules, all_of_them=False)
     if name is not None and kind != name:
         raise UsageError(f"{model_dir} was fine-tuned on {kind}, not on {name}")
-    return task_class(kind)(**state)
+    try:
+        return task_class(kind)(**state)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: makes no task {kind} ({error})") from error

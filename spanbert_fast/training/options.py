@@ -3,10 +3,16 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from spanbert_fast.errors import UsageError
+from spanbert_fast.data.text_files import MOST_LINE_BYTES
+from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.schema import check, rules_of, whole
 from spanbert_fast.training.recipes import Recipe, recipe_named
-from spanbert_fast.training.run_directory import OPTIONS, read_json, was_started
+from spanbert_fast.training.run_directory import OPTIONS, read_object, was_started
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 # what does not change the numbers that a run computes
@@ -22,6 +28,12 @@ _OPTION_OF = {
 }
 
 
+def refuse_fp16_on_cpu(arguments: "TrainingArguments") -> None:
+    """Raise UsageError where the Trainer would compute in fp32 without a word."""
+    if arguments.fp16 and arguments.device.type == "cpu":
+        raise UsageError("--precision must be fp32 or bf16 on a CPU, got fp16")
+
+
 @dataclass(frozen=True)
 class PretrainOptions:
     """A run, whole.
@@ -31,6 +43,7 @@ class PretrainOptions:
         recipe_name: the preset that `overrides` change.
         overrides: values of the Recipe that the user has given.
         data: files, dataset directories or prepared shards; none for the embedded corpus.
+        max_line_bytes: of a line of the data; see `load_documents`.
         tokenizer: directory of a fast WordPiece tokenizer; None to take the one that comes with
             the data or the checkpoint, else to train one.
         init_from: checkpoint to start from.
@@ -50,6 +63,7 @@ class PretrainOptions:
     recipe_name: str = "tiny"
     overrides: dict = field(default_factory=dict)
     data: tuple[str, ...] = ()
+    max_line_bytes: int = MOST_LINE_BYTES
     tokenizer: str | None = None
     init_from: str | None = None
     seed: int = 0
@@ -71,6 +85,8 @@ class PretrainOptions:
             )
         if not 0 < self.held_out < 1:
             raise UsageError(f"--held-out must be in (0, 1), got {self.held_out}")
+        if self.max_line_bytes < 1:
+            raise UsageError(f"--max-line-bytes must be at least 1, got {self.max_line_bytes}")
         for name in ("save_steps", "logging_steps", "eval_steps", "num_workers", "seed"):
             if getattr(self, name) < 0:
                 option = "--" + name.replace("_", "-")
@@ -150,10 +166,16 @@ def resumed_options(output_dir: str, given: dict, world_size: int) -> PretrainOp
     run = Path(output_dir)
     if not was_started(run):
         raise UsageError(f"--output-dir {output_dir} holds no run to resume")
-    saved = read_json(run / OPTIONS)
-    old_world_size = saved.pop("world_size")
-    known = {f.name for f in dataclasses.fields(PretrainOptions)}
-    saved = {**{k: v for k, v in saved.items() if k in known}, "output_dir": output_dir}
+    rules = rules_of(PretrainOptions)
+    saved = read_object(run / OPTIONS, rules, all_of_them=False)
+    check(run / OPTIONS, saved, {"world_size": whole(1, 1 << 20), "data": rules["data"]})
+    of_recipe = rules_of(Recipe)
+    overrides = check(run / OPTIONS, saved.get("overrides", {}), of_recipe, all_of_them=False)
+    unknown = sorted(overrides.keys() - of_recipe)
+    if unknown:
+        raise DataError(f"{run / OPTIONS}: overrides must be those of a recipe, got {unknown[0]!r}")
+    old_world_size = saved["world_size"]
+    saved = {**{k: v for k, v in saved.items() if k in rules}, "output_dir": output_dir}
     saved["data"] = tuple(saved["data"])
     old = PretrainOptions(**saved)
     changed = dict(given)

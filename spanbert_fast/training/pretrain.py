@@ -2,26 +2,29 @@
 
 import logging
 import os
-import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from spanbert_fast.data.blocks import BlockDataset
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
+from spanbert_fast.data.locks import locked
 from spanbert_fast.data.static_shapes import StaticShapes
 from spanbert_fast.errors import UsageError
 from spanbert_fast.fill_span import FillSpan
 from spanbert_fast.models import SpanBertForPreTraining
+from spanbert_fast.schema import OBJECT, number
 from spanbert_fast.training import run_directory
 from spanbert_fast.training.captured_step import CapturedStep
-from spanbert_fast.training.checkpoints import UNFINISHED, checkpoint_step, last_checkpoint
+from spanbert_fast.training.checkpoints import checkpoint_step, checkpoint_to_resume
 from spanbert_fast.training.evaluation import HeldOut, unigram_cross_entropy
-from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.options import PretrainOptions, refuse_fp16_on_cpu
 from spanbert_fast.training.progress import Progress
 from spanbert_fast.training.run_directory import MetricsFile
 from spanbert_fast.training.sources import (
@@ -46,22 +49,32 @@ def pretrain(options: PretrainOptions, *, resume: bool = False, overwrite: bool 
         overwrite: replace a run that the directory holds.
 
     Raises:
-        UsageError: the options cannot be met.
+        UsageError: the options cannot be met, or another process writes there.
         DataError: a file does not hold what it should.
         OSError: a checkpoint could not be written; earlier ones stay.
-        FloatingPointError: the loss is no longer finite.
+        FloatingPointError: the loss, or a weight, is no longer finite.
     """
     check_paths(options, resume=resume)
     arguments = training_arguments(options)
     if options.cuda_graph:
         _check_device(arguments)
     state = PartialState()  # the arguments have joined the other processes
+    with locked(options.output_dir) if state.is_main_process else nullcontext():
+        return _pretrain(options, arguments, state, resume=resume, overwrite=overwrite)
+
+
+def _pretrain(
+    options: PretrainOptions,
+    arguments: TrainingArguments,
+    state: PartialState,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> dict:
     run = Path(options.output_dir)
     checkpoint = None
     if resume:
-        # every process looks before one of them clears what was left unfinished
-        checkpoint = last_checkpoint(run)
-        logger.info("resuming from %s", checkpoint or "the beginning: there is no checkpoint yet")
+        checkpoint = checkpoint_to_resume(run, state)
     elif state.is_main_process:
         run_directory.start(run, options.to_json(state.num_processes), overwrite=overwrite)
     state.wait_for_everyone()
@@ -89,7 +102,11 @@ def pretrain(options: PretrainOptions, *, resume: bool = False, overwrite: bool 
     model = initial_model(options, tokenizer)
     # the places that the model's span boundary head has, which may come from a checkpoint
     span_options = recipe.span_options(model.config.max_span_targets)
-    counts = training_blocks.unigram_counts()
+    counts = [None]
+    if state.is_main_process:
+        counts = [blocks.unigram_counts() - held_out_blocks.unigram_counts()]
+    (counts,) = broadcast_object_list(counts)
+    del blocks
     held_out = HeldOut(
         held_out_blocks,
         DataCollatorForSpanMasking(
@@ -117,12 +134,13 @@ def pretrain(options: PretrainOptions, *, resume: bool = False, overwrite: bool 
         if state.is_main_process:
             run_directory.write_json(run / run_directory.SUMMARY, summary)
     else:
-        summary = run_directory.read_json(run / run_directory.SUMMARY)
+        rules = {"held_out_before": OBJECT, "unigram_cross_entropy": number(0, 1e9)}
+        summary = run_directory.read_object(run / run_directory.SUMMARY, rules)
 
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     summary["held_out_after"] = _without_prefix(trainer.evaluate(metric_key_prefix="after"))
-    _export(trainer, run)
+    trainer.export(run / "model")
     if state.is_main_process:
         _finish(run, summary, options, tokenizer, held_out, trainer.args.device)
     state.wait_for_everyone()
@@ -218,6 +236,7 @@ def training_arguments(options: PretrainOptions) -> TrainingArguments:
         arguments = TrainingArguments(**{**fields, **options.training_arguments})
     except (TypeError, ValueError) as error:
         raise UsageError(f"--set: {str(error).splitlines()[0]}") from error
+    refuse_fp16_on_cpu(arguments)
     if arguments.n_gpu > 1:  # DataParallel would cut a packed batch into pieces
         logger.info(
             "one of %d GPUs is used: torchrun --nproc-per-node %d -m spanbert_fast pretrain ... "
@@ -236,21 +255,6 @@ def _check_device(arguments: TrainingArguments) -> None:
 
 def _without_prefix(metrics: dict) -> dict:
     return {name.split("_", 1)[1]: value for name, value in metrics.items()}
-
-
-def _export(trainer: SpanPretrainingTrainer, run: Path) -> None:
-    """The trained model, its configuration and tokenizer, in run/model: whole or not at all."""
-    written = run / UNFINISHED / "model"
-    try:
-        trainer.save_model(str(written))
-        trainer.accelerator.wait_for_everyone()
-        if trainer.args.should_save:
-            (written / "training_args.bin").unlink(missing_ok=True)
-            shutil.rmtree(run / "model", ignore_errors=True)
-            os.replace(written, run / "model")
-    finally:
-        if trainer.args.should_save:
-            shutil.rmtree(run / UNFINISHED, ignore_errors=True)
 
 
 def _finish(run, summary, options, tokenizer, held_out, device) -> None:

@@ -1,14 +1,16 @@
 """What a run leaves in its directory: options, metrics, curves, summary."""
 
 import json
-import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import TrainerCallback
 
+from spanbert_fast.data.shards import write_whole
 from spanbert_fast.errors import DataError, UsageError
-from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints
+from spanbert_fast.schema import Rule, check, read_json, whole
+from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints, damaged_checkpoints
 
 OPTIONS = "options.json"
 METRICS = "metrics.jsonl"
@@ -29,23 +31,18 @@ _LOGGED = (
 
 def write_json(path: Path, content: dict) -> None:
     """Replace the file in one step."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> dict:
-    """The object that a run's file holds.
+def read_object(path: Path, rules: Mapping[str, Rule], *, all_of_them: bool = True) -> dict:
+    """The object that a run's file holds; see `schema.check`.
 
     Raises:
-        DataError: it is not there, or does not hold JSON.
+        DataError: it is not there, or does not hold what it should.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file; is this the directory of a run?") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from None
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file; is this the directory of a run?")
+    return check(path, read_json(path), rules, all_of_them=all_of_them)
 
 
 def was_started(run: Path) -> bool:
@@ -59,15 +56,15 @@ def has_results(run: Path) -> bool:
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl; a last line that a killed run left half written is dropped."""
+    """The lines of metrics.jsonl, up to one that a killed run left half written."""
     path = run / METRICS
     if not path.exists():
         return []
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            lines.append(check(path, json.loads(line), {"step": whole(0, 2**63 - 1)}))
+        except (ValueError, RecursionError):
             break
     return lines
 
@@ -75,22 +72,14 @@ def read_metrics(run: Path) -> list[dict]:
 def forget_after(run: Path, step: int) -> None:
     """Drop the metrics of steps that a resumed run makes again."""
     kept = [line for line in read_metrics(run) if line["step"] <= step]
-    partial = run / (METRICS + ".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(partial, run / METRICS)
+    write_whole(run / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 class MetricsFile(TrainerCallback):
-    """Writes a line of metrics.jsonl for every log step, and ends one wherever a checkpoint is."""
+    """Writes a line of metrics.jsonl for every log step."""
 
     def __init__(self, run: Path):
         self.path = run / METRICS
-
-    def on_step_end(self, args, state, control, **kwargs):
-        # Sums since the last line are not in a checkpoint: with a line at each, none are lost.
-        if control.should_save:
-            control.should_log = True
-        return control
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or "mlm_loss" not in (logs or {}):
@@ -142,10 +131,8 @@ def start(run: Path, options: dict, *, overwrite: bool) -> None:
 
     Raises:
         UsageError: it holds a run already and `overwrite` is not set, or one that the new run
-            starts from; it is a file, or something else lies where a run writes.
+            starts from; or something else lies where a run writes.
     """
-    if run.exists() and not run.is_dir():
-        raise UsageError(f"--output-dir {run} is a file")
     if has_results(run) and not overwrite:
         raise UsageError(
             f"--output-dir {run} already holds a run; go on with --resume, or replace it with "
@@ -162,7 +149,7 @@ def start(run: Path, options: dict, *, overwrite: bool) -> None:
 
 
 def _folders(run: Path) -> list[Path]:
-    return [*checkpoints(run), *(run / name for name in _FOLDERS)]
+    return [*checkpoints(run), *damaged_checkpoints(run), *(run / name for name in _FOLDERS)]
 
 
 def _check_inputs(run: Path, options: dict) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from spanbert_fast.data.embedded import embedded_documents
 from spanbert_fast.data.prepare import is_prepared, open_shards, prepare
 from spanbert_fast.data.shards import Shard
 from spanbert_fast.data.tokenizer import (
+    check_fits,
     load_tokenizer,
     tokenizer_fingerprint,
     train_wordpiece,
@@ -42,12 +44,12 @@ def check_paths(options: PretrainOptions, *, resume: bool = False) -> None:
         raise UsageError(f"--init-from {options.init_from} holds no checkpoint (no config.json)")
 
 
-def documents_of(paths: tuple[str, ...]):
+def documents_of(paths: tuple[str, ...], max_line_bytes: int):
     """The documents of the given files, or of the embedded corpus."""
     import datasets
 
     if paths:
-        return load_documents(paths)
+        return load_documents(paths, max_line_bytes=max_line_bytes)
     return datasets.Dataset.from_dict({"text": embedded_documents()})
 
 
@@ -69,12 +71,15 @@ def text_and_tokenizer(
         tokenizer = load_tokenizer(named or options.data[0])
         fingerprint = tokenizer_fingerprint(tokenizer)
         shards = [shard for path in options.data for shard in open_shards(path, fingerprint)]
+        _check_shards(shards, tokenizer)
         return shards, tokenizer
     shards_dir = run / "shards"
     if is_prepared(shards_dir):  # a resumed run
         tokenizer = load_tokenizer(shards_dir)
-        return open_shards(shards_dir, tokenizer_fingerprint(tokenizer)), tokenizer
-    documents = documents_of(options.data)
+        shards = open_shards(shards_dir, tokenizer_fingerprint(tokenizer))
+        _check_shards(shards, tokenizer)
+        return shards, tokenizer
+    documents = documents_of(options.data, options.max_line_bytes)
     if named:
         tokenizer = load_tokenizer(named)
     else:
@@ -86,14 +91,24 @@ def text_and_tokenizer(
     return open_shards(shards_dir, tokenizer_fingerprint(tokenizer)), tokenizer
 
 
+def _check_shards(shards: Sequence[Shard], tokenizer: PreTrainedTokenizerBase) -> None:
+    size = vocabulary_size(tokenizer)
+    for shard in shards:
+        if shard.vocab_size != size:
+            raise DataError(
+                f"{shard.path}: vocab_size must be that of the tokenizer, {size}, got "
+                f"{shard.vocab_size}"
+            )
+
+
 def initial_model(
     options: PretrainOptions, tokenizer: PreTrainedTokenizerBase
 ) -> SpanBertForPreTraining:
-    """A new model, or the one of `--init-from` with what it lacks initialised and named in the log.
+    """A new model, or the one of `--init-from`; see `from_pretrained` for what it may lack.
 
     Raises:
         UsageError: the checkpoint's vocabulary or position table is too small for the run.
-        DataError: the checkpoint is corrupt or of another shape.
+        DataError: the checkpoint is not what it should be.
     """
     recipe = options.recipe
     torch.manual_seed(options.seed)
@@ -104,21 +119,12 @@ def initial_model(
     given = set(options.overrides)
     if "dropout" in given:
         given |= {"hidden_dropout_prob", "attention_probs_dropout_prob"}
-    model, report = SpanBertForPreTraining.from_pretrained(
+    model = SpanBertForPreTraining.from_pretrained(
         options.init_from,
-        output_loading_info=True,
         **{name: value for name, value in fields.items() if name in given},
     )
-    for name in sorted(report["missing_keys"]):
-        logger.info("--init-from has no %s: initialised", name)
-    for name in sorted(report["unexpected_keys"]):
-        logger.info("--init-from: %s is not part of the model: left out", name)
     _warn_of_another_vocabulary(options.init_from, tokenizer)
-    if vocabulary_size(tokenizer) > model.config.vocab_size:
-        raise UsageError(
-            f"--init-from {options.init_from} has a vocabulary of {model.config.vocab_size}, the "
-            f"tokenizer one of {vocabulary_size(tokenizer)}"
-        )
+    check_fits(tokenizer, model.config.vocab_size, f"--init-from {options.init_from}")
     if recipe.max_seq_length > model.config.max_position_embeddings:
         raise UsageError(
             f"--max-seq-length {recipe.max_seq_length} is beyond the checkpoint's position table "

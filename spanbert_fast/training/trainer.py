@@ -1,22 +1,18 @@
 """The Hugging Face Trainer for span pre-training: packed batches, exact resume, global means."""
 
-import math
-import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer
 
 from spanbert_fast.data.batches import TokenBudgetBatches
 from spanbert_fast.data.static_shapes import BatchSizes
-from spanbert_fast.training.checkpoints import UNFINISHED, publish
 from spanbert_fast.training.evaluation import HeldOut, held_out_losses
+from spanbert_fast.training.whole_checkpoints import WholeCheckpoints
 
 
-class SpanPretrainingTrainer(Trainer):
+class SpanPretrainingTrainer(WholeCheckpoints):
     """A Trainer whose batches hold a number of tokens and whose losses are means of global batches.
 
     Batch k of the run is a function of the seed alone: micro-batch j of rank r in step s is number
@@ -46,7 +42,6 @@ class SpanPretrainingTrainer(Trainer):
         self.held_out = held_out
         self.capture = capture
         self._captured_step: Callable | None = None
-        self._writing_to: str | None = None
         self._reset_tracked()
 
     # Data
@@ -139,11 +134,6 @@ class SpanPretrainingTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the span losses, counts and speed since the last line to what the Trainer logs."""
-        if "loss" in logs and not math.isfinite(logs["loss"]):
-            raise FloatingPointError(
-                f"the loss of step {self.state.global_step} is {logs['loss']}: lower "
-                "--learning-rate, raise --warmup-steps, or use --precision fp32"
-            )
         if "loss" in logs and self._tracked is not None:
             sums = torch.cat([self._tracked, self._tokens_and_spans.to(self._tracked)])
             if self.args.world_size > 1:
@@ -183,38 +173,7 @@ class SpanPretrainingTrainer(Trainer):
         )
         return metrics
 
-    # Checkpoints
-
-    def _get_output_dir(self, trial) -> str:
-        return self._writing_to or super()._get_output_dir(trial)
-
     def _save_checkpoint(self, model, trial) -> None:
-        """Writes beside the finished checkpoints, and renames when all of it is there.
-
-        Raises:
-            OSError: it could not be written (a full disk); the finished checkpoints stay.
-        """
         began = time.perf_counter()
-        run = Path(super()._get_output_dir(trial))
-        self._writing_to = str(run / UNFINISHED)
-        try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                written = run / UNFINISHED / f"checkpoint-{self.state.global_step}"
-                publish(written, run, self.args.save_total_limit)
-                shutil.rmtree(run / UNFINISHED, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
-        except Exception as error:
-            shutil.rmtree(run / UNFINISHED, ignore_errors=True)
-            raise OSError(
-                f"{run}: the checkpoint of step {self.state.global_step} could not be saved "
-                f"({_one_line(error)}); earlier checkpoints are whole, go on with --resume"
-            ) from error
-        finally:
-            self._writing_to = None
-        self._tracked_since += time.perf_counter() - began
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        super()._save_checkpoint(model, trial)
+        self._tracked_since += time.perf_counter() - began  # saving is not training time

@@ -1,0 +1,34 @@
+"""Files of predictions, written as these are made."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A text file that gets its name when all of it has been written, and is called so with
+    `.partial` behind it until then."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        yield file
+    os.replace(partial, path)
+
+
+class JsonObject:
+    """An object that is written entry by entry, as `json.dumps` with an indent of 2 does."""
+
+    def __init__(self, file: TextIO):
+        self._file, self._is_empty = file, True
+
+    def add(self, name: str, value: Any) -> None:
+        key, text = (json.dumps(x, indent=2, ensure_ascii=False) for x in (name, value))
+        self._file.write("{\n" if self._is_empty else ",\n")
+        self._file.write(f"  {key}: " + text.replace("\n", "\n  "))
+        self._is_empty = False
+
+    def close(self) -> None:
+        self._file.write("{}\n" if self._is_empty else "\n}\n")

@@ -1,0 +1,162 @@
+"""The Trainer of a fine-tuning: its arguments, and how it evaluates."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    TrainingArguments,
+)
+from transformers.integrations import TensorBoardCallback
+
+from spanbert_fast.errors import UsageError
+from spanbert_fast.tasks.base import Example, Task
+from spanbert_fast.tasks.predict import predict
+from spanbert_fast.tasks.windows import WindowCollator, WindowDataset
+from spanbert_fast.training.finetune_options import FinetuneOptions
+from spanbert_fast.training.options import refuse_fp16_on_cpu
+from spanbert_fast.training.progress import Progress
+from spanbert_fast.training.whole_checkpoints import WholeCheckpoints
+
+logger = logging.getLogger("spanbert_fast")
+
+
+class FinetuneTrainer(WholeCheckpoints):
+    """A Trainer that evaluates by predicting, decoding and measuring a task's examples."""
+
+    def __init__(self, *args, task: Task, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.task = task
+
+    def predictions(self, examples: Sequence[Example]) -> list:
+        """The model's predictions: in every process all of them, each made by one process, so that
+        all processes measure and decide the same.
+
+        Raises:
+            FloatingPointError: they are not finite.
+        """
+        processes, rank = self.args.world_size, self.args.process_index
+        autocast = self.accelerator.autocast
+        own = examples[rank::processes]
+        try:
+            made = predict(self.model, self.task, own, self.processing_class, autocast=autocast)
+        except FloatingPointError as error:
+            raise self.not_a_number(str(error)) from error
+        if processes == 1:
+            return made
+        parts: list[list] = [[]] * processes
+        torch.distributed.all_gather_object(parts, made)
+        merged: list = [None] * len(examples)
+        for rank, part in enumerate(parts):
+            merged[rank::processes] = part
+        return merged
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):
+        """The task's figures on its dev examples."""
+        examples = self.eval_dataset if eval_dataset is None else eval_dataset
+        figures = self.task.metrics(examples, self.predictions(examples))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+
+def training_arguments(options: FinetuneOptions) -> TrainingArguments:
+    """The Trainer's arguments; joins the process group under torchrun.
+
+    Raises:
+        UsageError: a field of `options.training_arguments` is unknown or cannot be.
+    """
+    on_gpu = torch.cuda.is_available()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    fields = {
+        "output_dir": options.output_dir,
+        "num_train_epochs": options.value("epochs"),
+        "per_device_train_batch_size": int(options.value("batch_size")),
+        "gradient_accumulation_steps": options.gradient_accumulation_steps,
+        "learning_rate": options.value("learning_rate"),
+        # below 1 it is a share of the steps
+        "warmup_steps": options.warmup_ratio if options.warmup_ratio < 1 else 0.999999,
+        "lr_scheduler_type": "linear",
+        "weight_decay": options.weight_decay,
+        "max_grad_norm": options.max_grad_norm,
+        "optim": "adamw_torch_fused",
+        "bf16": options.precision == "bf16",
+        "fp16": options.precision == "fp16",
+        "seed": options.seed,
+        "data_seed": options.seed,
+        "use_cpu": not on_gpu,
+        "ddp_backend": "gloo" if processes > 1 and not on_gpu else None,
+        "ddp_find_unused_parameters": False,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 2,  # the last one and the best
+        "load_best_model_at_end": True,
+        "metric_for_best_model": options.make_task().metric,
+        "greater_is_better": True,
+        "logging_steps": 0.02,  # a share of the steps
+        "logging_nan_inf_filter": False,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "log_level": "error",
+    }
+    try:
+        arguments = TrainingArguments(**{**fields, **options.training_arguments})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--set: {str(error).splitlines()[0]}") from error
+    refuse_fp16_on_cpu(arguments)
+    if arguments.fsdp:  # each process predicts a share of its own, in batches of its own number
+        raise UsageError("--set fsdp: fine-tuning takes no FSDP; under torchrun it uses DDP")
+    if arguments.n_gpu > 1:  # DataParallel would cut a packed batch into pieces
+        logger.info(
+            "one of %d GPUs is used: torchrun --nproc-per-node %d -m spanbert_fast finetune ... "
+            "uses all of them", arguments.n_gpu, arguments.n_gpu,
+        )  # fmt: skip
+        arguments._n_gpu = 1
+    return arguments
+
+
+def make_trainer(
+    options: FinetuneOptions,
+    arguments: TrainingArguments,
+    task: Task,
+    model: torch.nn.Module,
+    tokenizer,
+    windows: WindowDataset,
+    dev: Sequence[Example],
+) -> FinetuneTrainer:
+    """The Trainer of a run."""
+    packed = options.engine == "spanbert_fast"
+    trainer = FinetuneTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=windows,
+        eval_dataset=list(dev),
+        data_collator=WindowCollator(packed, tokenizer.pad_token_id or 0),
+        processing_class=tokenizer,
+        task=task,
+    )
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(Progress(lambda logs: _log_line(task, logs)))
+    tensorboard = TensorBoardCallback()
+    tensorboard.logging_dir = str(Path(options.output_dir) / "tensorboard")
+    trainer.add_callback(tensorboard)
+    if options.patience:
+        trainer.add_callback(EarlyStoppingCallback(options.patience))
+    return trainer
+
+
+def _log_line(task: Task, logs: dict) -> str | None:
+    if "loss" in logs:
+        return f"loss {float(logs['loss']):.4f}  lr {float(logs['learning_rate']):.2e}"
+    key = f"eval_{task.metric}"
+    return f"dev {task.metric} {float(logs[key]):.4f}" if key in logs else None

@@ -1,0 +1,139 @@
+"""What both Trainers share: checkpoints that are there whole, and a loss that is a number."""
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import Trainer, TrainerCallback
+
+from spanbert_fast import digests
+from spanbert_fast.errors import DataError
+from spanbert_fast.models.loading import not_finite
+from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints, drop_old, publish
+
+
+class WholeCheckpoints(Trainer):
+    """A Trainer whose checkpoints appear under their names whole or not at all, and hold numbers.
+
+    The arguments must have `logging_nan_inf_filter=False`, which would hide a loss that is none.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._writing_to: str | None = None
+        self.add_callback(_LogsBeforeSaving())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the Trainer does.
+
+        Raises:
+            FloatingPointError: the loss is NaN or infinite.
+        """
+        if "loss" in logs and not math.isfinite(logs["loss"]):
+            raise self.not_a_number(f"the loss is {logs['loss']}")
+        super().log(logs, start_time)
+
+    def not_a_number(self, what: str) -> FloatingPointError:
+        """The error that ends a run, with what can be gone on with."""
+        last = next(reversed(checkpoints(Path(self.args.output_dir))), None)
+        good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+        return FloatingPointError(
+            f"{what} after step {self.state.global_step}; {good}; lower --learning-rate, let it "
+            "rise for longer, or use --precision fp32"
+        )
+
+    def _refuse_not_finite(self) -> None:
+        name = not_finite(self.model)
+        if name is not None:
+            raise self.not_a_number(f"{name} is no longer finite")
+
+    def _get_output_dir(self, trial) -> str:
+        return self._writing_to or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Writes beside the finished checkpoints, and renames when all of it is there.
+
+        Raises:
+            FloatingPointError: a weight is NaN or infinite.
+            OSError: it could not be written (a full disk); the finished checkpoints stay.
+        """
+        self._refuse_not_finite()
+        run = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        self._writing_to = str(run / UNFINISHED)
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            best = self.state.best_global_step and f"checkpoint-{self.state.best_global_step}"
+            if best:  # where it will be, not where it was written
+                self.state.best_model_checkpoint = str(run / best)
+            if self.args.should_save:
+                publish(run / UNFINISHED / name, run / name, self.model.config)
+                drop_old(run, self.args.save_total_limit, best)
+                shutil.rmtree(run / UNFINISHED, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+        except Exception as error:
+            shutil.rmtree(run / UNFINISHED, ignore_errors=True)
+            raise OSError(
+                f"{run}: the checkpoint of step {self.state.global_step} could not be saved "
+                f"({_one_line(error)}); earlier checkpoints are whole, go on with --resume"
+            ) from error
+        finally:
+            self._writing_to = None
+
+    def _load_best_model(self) -> None:
+        """As the Trainer does, from where this run's directory is now.
+
+        Raises:
+            DataError: the best checkpoint is damaged.
+        """
+        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        fault = digests.damage(best)
+        if fault is not None:
+            raise DataError(f"{best}, the best one, is damaged: {fault}")
+        self.state.best_model_checkpoint = str(best)
+        super()._load_best_model()
+
+    def export(self, target: Path, finish: Callable[[Path], None] | None = None) -> None:
+        """Leave the model, its configuration and its tokenizer in a folder: whole or not at all.
+
+        Args:
+            target: in the run's directory.
+            finish: called with the folder that is being written, to write more into it.
+
+        Raises:
+            FloatingPointError: a weight is NaN or infinite.
+        """
+        self._refuse_not_finite()
+        unfinished = target.parent / UNFINISHED
+        written = unfinished / target.name
+        try:
+            self.save_model(str(written))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                (written / "training_args.bin").unlink(missing_ok=True)
+                if finish is not None:
+                    finish(written)
+                publish(written, target, self.model.config)
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(unfinished, ignore_errors=True)
+
+
+class _LogsBeforeSaving(TrainerCallback):
+    """Ends a log line, and with it looks at the loss, wherever a checkpoint is.
+
+    Sums since the last line are not in a checkpoint: so none are lost.
+    """
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_save:
+            control.should_log = True
+        return control
+
+    on_epoch_end = on_step_end
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,1 @@
+"""Kills, signals, full disks and damaged files: `PYTHONPATH=tests python -m crash --help`."""

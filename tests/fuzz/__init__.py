@@ -1,0 +1,1 @@
+"""Mutated files for every reader: `PYTHONPATH=tests python -m fuzz --help`."""
