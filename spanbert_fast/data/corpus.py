@@ -221,9 +221,7 @@ def _check_text_column(path: Path, schema: pa.Schema) -> None:
         raise DataError(f"{path}: the column `text` must hold strings, got {kind}")
 
 
-def _text_column(
-    path: Path, column: pa.Array | pa.ChunkedArray, max_line_bytes: int
-) -> _Lines:
+def _text_column(path: Path, column: pa.Array | pa.ChunkedArray, max_line_bytes: int) -> _Lines:
     if column.null_count:
         raise DataError(f"{path}: the column `text` has rows without a value")
     for value in column:

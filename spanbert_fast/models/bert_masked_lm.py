@@ -161,9 +161,7 @@ class BertForPreTraining(_LabelledRowsOnly, stock.BertForPreTraining):
             **kwargs,
         }
         if not both or self._needs_logits(full_logits, kwargs):
-            return super().forward(
-                labels=labels, next_sentence_label=next_sentence_label, **inputs
-            )
+            return super().forward(labels=labels, next_sentence_label=next_sentence_label, **inputs)
         outputs = self.bert(**inputs, return_dict=True)
         scores = self.cls.seq_relationship(outputs.pooler_output)
         loss = self._masked_lm_loss(outputs.last_hidden_state, labels)

@@ -47,9 +47,7 @@ def starts_are_tokens(packing: Packing) -> bool:
     return bool((packing.indices[first_rows] == starts).all())
 
 
-def _keys_that_all_queries_see(
-    mask: torch.Tensor, shape: tuple[int, int]
-) -> torch.Tensor | None:
+def _keys_that_all_queries_see(mask: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor | None:
     """bool (batch, seqlen) of a 4-D mask; None where queries or heads see different keys."""
     batch, seqlen = shape
     sizes = ((1, batch), (1,), (1, seqlen), (seqlen,))

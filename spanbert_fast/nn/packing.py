@@ -122,7 +122,6 @@ class Packing:
         )
         return torch.arange(self.total_tokens, device=starts.device) - starts
 
-
     def first_rows(self) -> torch.Tensor:
         """int64 (batch,): the packed row of each sequence's first token; of an empty sequence some
         row, or none where every sequence is empty."""

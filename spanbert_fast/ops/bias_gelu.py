@@ -53,9 +53,7 @@ def _composite_fwd(inputs: BiasGeluInputs) -> torch.Tensor:
     return F.gelu(_sum(inputs)).to(inputs.x.dtype).contiguous()
 
 
-def _composite_bwd(
-    dy: torch.Tensor, inputs: BiasGeluInputs
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _composite_bwd(dy: torch.Tensor, inputs: BiasGeluInputs) -> tuple[torch.Tensor, torch.Tensor]:
     z = _sum(inputs)
     dz = torch.ops.aten.gelu_backward(dy.to(z.dtype), z)
     dbias = dz.sum_to_size(inputs.bias.shape)

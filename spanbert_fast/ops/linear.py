@@ -8,9 +8,7 @@ from spanbert_fast.ops._backend import runs_reference
 from spanbert_fast.ops._precision import compute_dtype, product_dtype
 
 
-def linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x weight^T + bias, as torch.nn.functional.linear.
 
     A CPU without units for bfloat16 or float16 makes their products several times more slowly than

@@ -82,9 +82,7 @@ class DropoutPlan(NamedTuple):
         """Dropout of what attention's projection gives."""
         return Dropout(p, self.seed, 2 * layer, rows)
 
-    def after_feed_forward(
-        self, layer: int, p: float, rows: torch.Tensor | None = None
-    ) -> Dropout:
+    def after_feed_forward(self, layer: int, p: float, rows: torch.Tensor | None = None) -> Dropout:
         """Dropout of what the feed-forward network gives."""
         return Dropout(p, self.seed, 2 * layer + 1, rows)
 
