@@ -10,6 +10,7 @@ from pathlib import Path
 from spanbert_fast.commands.settings import parse_settings
 from spanbert_fast.errors import UsageError
 from spanbert_fast.tasks import NAMES, task_class
+from spanbert_fast.training.options import PRECISIONS
 
 EXAMPLES = """examples:
   spanbert-fast finetune qa --model spanbert-base-cased --train train-v2.0.json \\
@@ -82,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     add("--weight-decay", type=float, metavar="X", help="decoupled decay (0.01)")
     add("--max-grad-norm", type=float, metavar="X", help="gradients are clipped to it (1.0)")
     add("--dropout", type=float, metavar="X", help="default: the checkpoint's own")
-    add("--precision", choices=("fp32", "bf16", "fp16"), help="autocast (default fp32)")
+    add("--precision", choices=PRECISIONS, help="autocast (default auto: the fastest here)")
     add("--engine", choices=("spanbert_fast", "transformers"),
         help="the model's code (spanbert_fast); transformers: its BERT, to compare")  # fmt: skip
     add("--seeds", type=int, nargs="+", metavar="N", help="a run each; prints their mean (0)")

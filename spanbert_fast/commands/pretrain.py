@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, metavar="N", help="of weights, order, masks and dropout (default 0)")
     add("--held-out", type=float, metavar="SHARE", help="share of text kept aside (default 0.02)")
-    add("--precision", choices=PRECISIONS, help="arithmetic of the model (default fp32)")
+    add("--precision", choices=PRECISIONS, help="arithmetic (default auto: the fastest here)")
     add(
         "--static-shapes",
         action="store_true",

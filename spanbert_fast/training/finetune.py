@@ -21,6 +21,7 @@ from spanbert_fast.training.finetune_models import initial_model
 from spanbert_fast.training.finetune_options import FinetuneOptions
 from spanbert_fast.training.finetune_report import draw_finetuning, write_model_card
 from spanbert_fast.training.finetune_trainer import make_trainer, training_arguments
+from spanbert_fast.training.precision import with_precision
 
 logger = logging.getLogger("spanbert_fast")
 
@@ -46,6 +47,7 @@ def finetune(options: FinetuneOptions, *, resume: bool = False, overwrite: bool 
         OSError: a checkpoint could not be written; earlier ones stay.
         FloatingPointError: the loss, a weight or a prediction is no longer finite.
     """
+    options = with_precision(options)
     arguments = training_arguments(options)
     processes = PartialState()
     with locked(options.output_dir) if processes.is_main_process else nullcontext():

@@ -31,7 +31,7 @@ class FinetuneOptions:
         warmup_ratio: share of the steps in which the learning rate rises.
         weight_decay, max_grad_norm: as in BERT.
         dropout: of hidden states and attention; None for the checkpoint's own.
-        precision: "fp32", or autocast in "bf16" or "fp16".
+        precision: "fp32", autocast in "bf16" or "fp16", or "auto" for the fastest on the device.
         engine: "spanbert_fast", or "transformers" for its BERT with sdpa attention, from the same
             start and over the same batches, to compare with.
         seed: of the head's weights, the order of the data, the dropout.
@@ -56,7 +56,7 @@ class FinetuneOptions:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     dropout: float | None = None
-    precision: str = "fp32"
+    precision: str = "auto"
     engine: str = "spanbert_fast"
     seed: int = 0
     patience: int = 0

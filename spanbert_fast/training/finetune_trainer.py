@@ -19,7 +19,6 @@ from spanbert_fast.tasks.base import Example, Task
 from spanbert_fast.tasks.predict import predict
 from spanbert_fast.tasks.windows import WindowCollator, WindowDataset
 from spanbert_fast.training.finetune_options import FinetuneOptions
-from spanbert_fast.training.options import refuse_fp16_on_cpu
 from spanbert_fast.training.progress import Progress
 from spanbert_fast.training.whole_checkpoints import WholeCheckpoints
 
@@ -112,7 +111,6 @@ def training_arguments(options: FinetuneOptions) -> TrainingArguments:
         arguments = TrainingArguments(**{**fields, **options.training_arguments})
     except (TypeError, ValueError) as error:
         raise UsageError(f"--set: {str(error).splitlines()[0]}") from error
-    refuse_fp16_on_cpu(arguments)
     if arguments.fsdp:  # each process predicts a share of its own, in batches of its own number
         raise UsageError("--set fsdp: fine-tuning takes no FSDP; under torchrun it uses DDP")
     if arguments.n_gpu > 1:  # DataParallel would cut a packed batch into pieces

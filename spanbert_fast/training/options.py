@@ -3,7 +3,6 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from spanbert_fast.data.text_files import MOST_LINE_BYTES
 from spanbert_fast.errors import DataError, UsageError
@@ -11,10 +10,7 @@ from spanbert_fast.schema import check, rules_of, whole
 from spanbert_fast.training.recipes import Recipe, recipe_named
 from spanbert_fast.training.run_directory import OPTIONS, read_object, was_started
 
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
-
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # what does not change the numbers that a run computes
 _MAY_CHANGE_ON_RESUME = {"save_steps", "save_total_limit", "logging_steps", "num_workers"}
 # fields of transformers.TrainingArguments for which there is an option of another name
@@ -26,12 +22,6 @@ _OPTION_OF = {
     "num_train_epochs": "max_steps",
     "per_device_train_batch_size": "tokens_per_batch",
 }
-
-
-def refuse_fp16_on_cpu(arguments: "TrainingArguments") -> None:
-    """Raise UsageError where the Trainer would compute in fp32 without a word."""
-    if arguments.fp16 and arguments.device.type == "cpu":
-        raise UsageError("--precision must be fp32 or bf16 on a CPU, got fp16")
 
 
 @dataclass(frozen=True)
@@ -49,7 +39,7 @@ class PretrainOptions:
         init_from: checkpoint to start from.
         seed: of the weights, the order of the data, the masks and the dropout.
         held_out: share of the text that is kept for evaluation.
-        precision: "fp32", or autocast in "bf16" or "fp16".
+        precision: "fp32", autocast in "bf16" or "fp16", or "auto" for the fastest on the device.
         static_shapes: fill every training batch up to the sizes of `StaticShapes`.
         cuda_graph: launch each forward and backward as one CUDA graph; needs static_shapes.
         save_steps, logging_steps: 0 for a tenth and a hundredth of the run.
@@ -68,7 +58,7 @@ class PretrainOptions:
     init_from: str | None = None
     seed: int = 0
     held_out: float = 0.02
-    precision: str = "fp32"
+    precision: str = "auto"
     static_shapes: bool = False
     cuda_graph: bool = False
     save_steps: int = 0
@@ -121,7 +111,7 @@ class PretrainOptions:
         if not self.static_shapes:
             raise UsageError("--cuda-graph needs --static-shapes, got it alone")
         if self.precision == "fp16":  # whose loss scale the host changes
-            raise UsageError("--precision must be fp32 or bf16 with --cuda-graph, got fp16")
+            raise UsageError("--precision must be auto, fp32 or bf16 with --cuda-graph, got fp16")
         accumulation = self.recipe.gradient_accumulation_steps
         if accumulation != 1:
             raise UsageError(
@@ -184,6 +174,8 @@ def resumed_options(output_dir: str, given: dict, world_size: int) -> PretrainOp
         if name != "gradient_accumulation_steps":
             _require_same(name, value, getattr(old.recipe, name))
     for name, value in changed.items():
+        if name == "precision" and value == "auto":
+            continue  # as it was found when the run began
         if name not in _MAY_CHANGE_ON_RESUME:
             _require_same("recipe" if name == "recipe_name" else name, value, getattr(old, name))
     accumulation = overrides.get(

@@ -24,7 +24,8 @@ from spanbert_fast.training import run_directory
 from spanbert_fast.training.captured_step import CapturedStep
 from spanbert_fast.training.checkpoints import checkpoint_step, checkpoint_to_resume
 from spanbert_fast.training.evaluation import HeldOut, unigram_cross_entropy
-from spanbert_fast.training.options import PretrainOptions, refuse_fp16_on_cpu
+from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.precision import with_precision
 from spanbert_fast.training.progress import Progress
 from spanbert_fast.training.run_directory import MetricsFile
 from spanbert_fast.training.sources import (
@@ -54,6 +55,7 @@ def pretrain(options: PretrainOptions, *, resume: bool = False, overwrite: bool 
         OSError: a checkpoint could not be written; earlier ones stay.
         FloatingPointError: the loss, or a weight, is no longer finite.
     """
+    options = with_precision(options)
     check_paths(options, resume=resume)
     arguments = training_arguments(options)
     if options.cuda_graph:
@@ -236,7 +238,6 @@ def training_arguments(options: PretrainOptions) -> TrainingArguments:
         arguments = TrainingArguments(**{**fields, **options.training_arguments})
     except (TypeError, ValueError) as error:
         raise UsageError(f"--set: {str(error).splitlines()[0]}") from error
-    refuse_fp16_on_cpu(arguments)
     if arguments.n_gpu > 1:  # DataParallel would cut a packed batch into pieces
         logger.info(
             "one of %d GPUs is used: torchrun --nproc-per-node %d -m spanbert_fast pretrain ... "
