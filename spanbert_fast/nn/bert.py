@@ -31,7 +31,9 @@ from spanbert_fast.nn.bert_parts import (
     active_p,
     in_place_of,
     make_fast,
+    named_arguments,
     not_covered,
+    passed_on_to,
     warn_once,
 )
 from spanbert_fast.nn.key_masks import packing_of_mask, starts_are_tokens
@@ -49,18 +51,16 @@ class BertLayer(OnTokens, stock.BertLayer):
         super().__init__(config, layer_idx)
         make_fast(self)
 
+    @passed_on_to(stock.BertLayer)
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values=None,
-        *,
+        *others,
         packing: Packing | None = None,
         plan: DropoutPlan | None = None,
         rows: torch.Tensor | None = None,
-        **kwargs,
+        **named,
     ) -> torch.Tensor:
         """hidden_states' shape; zeros where a padding mask is 0.
 
@@ -68,11 +68,11 @@ class BertLayer(OnTokens, stock.BertLayer):
         """
         if packing is not None:
             return self._packed(hidden_states, packing, plan, rows)
-        given = (encoder_hidden_states, encoder_attention_mask, past_key_values)
-        config, others = self.attention.self.config, {**kwargs, "past_key_values": past_key_values}
-        output = self.on_tokens(self._packed, hidden_states, attention_mask, config, others)
+        given = named_arguments(stock.BertLayer, 2, others, named)
+        config = self.attention.self.config
+        output = self.on_tokens(self._packed, hidden_states, attention_mask, config, given)
         if output is None:
-            return super().forward(hidden_states, attention_mask, *given, **kwargs)
+            return super().forward(hidden_states, attention_mask, *others, **named)
         return output
 
     def _packed(self, x, packing: Packing, plan, rows=None) -> torch.Tensor:
@@ -91,20 +91,17 @@ class BertEncoder(OnTokens, stock.BertEncoder):
         super().__init__(config)
         make_fast(self)
 
+    @passed_on_to(stock.BertEncoder)
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values=None,
-        use_cache: bool | None = None,
-        *,
+        *others,
         packing: Packing | None = None,
         plan: DropoutPlan | None = None,
         stages: list[torch.Tensor] | None = None,
         rows: torch.Tensor | None = None,
-        **kwargs,
+        **named,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """last_hidden_state, shaped as hidden_states; zeros where a padding mask is 0.
 
@@ -114,11 +111,10 @@ class BertEncoder(OnTokens, stock.BertEncoder):
         if packing is not None:
             output = self._packed(hidden_states, packing, plan, stages, rows)
             return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=output)
-        given = (encoder_hidden_states, encoder_attention_mask, past_key_values)
-        others = {**kwargs, "past_key_values": past_key_values}
-        output = self.on_tokens(self._packed, hidden_states, attention_mask, self.config, others)
+        given = named_arguments(stock.BertEncoder, 2, others, named)
+        output = self.on_tokens(self._packed, hidden_states, attention_mask, self.config, given)
         if output is None:
-            return super().forward(hidden_states, attention_mask, *given, use_cache, **kwargs)
+            return super().forward(hidden_states, attention_mask, *others, **named)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=output)
 
     def _packed(self, x, packing: Packing, plan, stages=None, rows=None) -> torch.Tensor:
@@ -147,6 +143,7 @@ class BertModel(stock.BertModel):
         super().__init__(config, add_pooling_layer=add_pooling_layer)
         make_fast(self)
 
+    @passed_on_to(stock.BertModel)
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -154,29 +151,22 @@ class BertModel(stock.BertModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values=None,
-        use_cache: bool | None = None,
-        **kwargs,
+        *others,
+        **named,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple[torch.Tensor, ...]:
         """See transformers.BertModel.forward; `spanbert_fast=False` runs that.
 
         A keyword argument `rows_of`, a function of the Packing, gives the packed rows, int64
         (num_rows,), of which alone the last hidden state is needed: the others may be zero.
         """
-        rows_of: Callable[[Packing], torch.Tensor] | None = kwargs.pop("rows_of", None)
-        theirs = {
-            "encoder_hidden_states": encoder_hidden_states,
-            "encoder_attention_mask": encoder_attention_mask,
-            "past_key_values": past_key_values,
-        }
+        rows_of: Callable[[Packing], torch.Tensor] | None = named.pop("rows_of", None)
+        kwargs = named_arguments(stock.BertModel, 5, others, named)
         packing = None
         if kwargs.get("spanbert_fast") is not False and (input_ids is None) != (
             inputs_embeds is None
         ):
             given = input_ids if inputs_embeds is None else inputs_embeds
-            packing, reason = self._packing(given, attention_mask, {**theirs, **kwargs})
+            packing, reason = self._packing(given, attention_mask, kwargs)
             if packing is None:
                 warn_once(f"transformers' own code runs in place of spanbert_fast's: {reason}")
         if packing is None:
@@ -187,8 +177,6 @@ class BertModel(stock.BertModel):
                 token_type_ids,
                 position_ids,
                 inputs_embeds,
-                **theirs,
-                use_cache=use_cache,
                 **{**kwargs, "spanbert_fast": False},
             )
         plan = DropoutPlan.draw(packing.cu_seqlens.device) if self.training else None

@@ -1,6 +1,7 @@
 """The parts of `spanbert_fast.nn.bert`: what stands inside a layer, and the embeddings."""
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable
 
@@ -49,6 +50,35 @@ def make_fast(module: nn.Module) -> None:
     for part in module.modules():
         if type(part) in FAST:
             part.__class__ = FAST[type(part)]
+
+
+def passed_on_to(theirs: type[nn.Module]) -> Callable[[Callable], Callable]:
+    """Decorator of a `forward` that hands what it does not know to that of `theirs`.
+
+    transformers renames and adds arguments from version to version: such a forward names those
+    that it reads, takes `*others, **named`, and passes these on. Callers see the signature of
+    `theirs`, at which the Trainer and sentence-transformers look.
+    """
+
+    signature = inspect.signature(theirs.forward)
+    parameters = list(signature.parameters.values())[1:]
+    _POSITIONAL[theirs] = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+    def sign(forward: Callable) -> Callable:
+        forward.__signature__ = signature
+        return forward
+
+    return sign
+
+
+# transformers' classes -> the names of their forward's positional arguments
+_POSITIONAL: dict[type[nn.Module], list[str]] = {}
+
+
+def named_arguments(theirs: type[nn.Module], known: int, others: tuple, named: dict) -> dict:
+    """`named`, and `others`, which came by position behind `known` arguments, under the names that
+    the forward of `theirs` has for them."""
+    return {**dict(zip(_POSITIONAL[theirs][known:], others, strict=False)), **named}
 
 
 @functools.lru_cache
@@ -102,6 +132,7 @@ class OnTokens(nn.Module):
 class BertEmbeddings(stock.BertEmbeddings):
     """Word, position and token-type tables, their norm and dropout, in one op on packed tokens."""
 
+    @passed_on_to(stock.BertEmbeddings)
     def forward(
         self,
         input_ids=None,
@@ -116,7 +147,6 @@ class BertEmbeddings(stock.BertEmbeddings):
     ) -> torch.Tensor:
         """As transformers'; with the inputs' `packing`, (total_tokens, hidden_size)."""
         if packing is None:
-            # what else there is differs from version to version
             return super().forward(
                 input_ids, token_type_ids, position_ids, inputs_embeds, *others, **named
             )
@@ -148,23 +178,23 @@ class BertEmbeddings(stock.BertEmbeddings):
 class BertSelfAttention(OnTokens, stock.BertSelfAttention):
     """Multi-head self-attention within each sequence; heads concatenated, not yet projected."""
 
+    @passed_on_to(stock.BertSelfAttention)
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values=None,
-        *,
+        *others,
         packing: Packing | None = None,
         plan: DropoutPlan | None = None,
-        **kwargs,
+        **named,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(context, attention probabilities or None), shaped as hidden_states."""
         if packing is not None:
             return self._packed(hidden_states, packing, plan), None
-        others = {**kwargs, "past_key_values": past_key_values}
-        output = self.on_tokens(self._packed, hidden_states, attention_mask, self.config, others)
+        given = named_arguments(stock.BertSelfAttention, 2, others, named)
+        output = self.on_tokens(self._packed, hidden_states, attention_mask, self.config, given)
         if output is None:
-            return super().forward(hidden_states, attention_mask, past_key_values, **kwargs)
+            return super().forward(hidden_states, attention_mask, *others, **named)
         return output, None
 
     def _packed(self, hidden_states, packing: Packing, plan: DropoutPlan | None) -> torch.Tensor:
@@ -247,18 +277,18 @@ class BertAttention(stock.BertAttention):
         super().__init__(*args, **kwargs)
         make_fast(self)
 
+    @passed_on_to(stock.BertAttention)
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        *args,
+        *others,
         packing: Packing | None = None,
         plan: DropoutPlan | None = None,
         rows: torch.Tensor | None = None,
-        **kwargs,
+        **named,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if packing is None:
-            return super().forward(hidden_states, attention_mask, *args, **kwargs)
+            return super().forward(hidden_states, *others, **named)
         context, _ = self.self(hidden_states, packing=packing, plan=plan)
         if rows is not None:
             context, hidden_states = context[rows], hidden_states[rows]
