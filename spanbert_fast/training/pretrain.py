@@ -25,8 +25,7 @@ from spanbert_fast.training.captured_step import CapturedStep
 from spanbert_fast.training.checkpoints import checkpoint_step, checkpoint_to_resume
 from spanbert_fast.training.evaluation import HeldOut, unigram_cross_entropy
 from spanbert_fast.training.options import PretrainOptions, refuse_fp16_on_cpu
-from spanbert_fast.training.progress import Progress
-from spanbert_fast.training.run_directory import MetricsFile
+from spanbert_fast.training.progress import MetricsFile, Progress
 from spanbert_fast.training.sources import (
     check_paths,
     initial_model,
