@@ -19,7 +19,7 @@ $(VENV)/installed: $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --no-compile -c constraints.txt torch ninja numpy setuptools wheel
-	$(PIP) install --quiet --no-compile -c constraints.txt --no-build-isolation -e .
+	$(PIP) install --quiet --no-compile -c constraints.txt --no-build-isolation -e '.[train]'
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

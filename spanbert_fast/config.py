@@ -1,5 +1,6 @@
 """The configuration of a SpanBERT model."""
 
+import json
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
@@ -71,7 +72,7 @@ class SpanBertConfig(BertConfig):
             transformers does; the default keeps them in autocast's dtype, which is faster.
     """
 
-    model_type = "spanbert"
+    model_type = "spanbert"  # in memory; on disk it is "bert", see to_json_file
 
     max_span_targets: int = 20
     span_position_embedding_size: int = 200
@@ -117,6 +118,19 @@ class SpanBertConfig(BertConfig):
             raise ValueError(f'model_type must be "bert" or "{cls.model_type}", got "{kind}"')
         return {**config, "model_type": cls.model_type}, kwargs
 
+    def to_json_file(self, json_file_path, use_diff: bool = True) -> None:
+        """Write the configuration as that of an ordinary BERT, with the span fields beside BERT's.
+
+        Whoever has transformers alone loads the checkpoint by its Auto classes and pipelines; and
+        the classes of this package read a BERT's configuration anyway.
+        """
+        content = json.loads(self.to_json_string(use_diff=use_diff))
+        content["model_type"] = BertConfig.model_type
+        if content.get("architectures"):
+            content["architectures"] = [_stock_name(name) for name in content["architectures"]]
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        Path(json_file_path).write_text(text, encoding="utf-8")
+
     def __post_init__(self, **kwargs):
         """Refuse what the packed encoder does not compute."""
         super().__post_init__(**kwargs)
@@ -131,3 +145,10 @@ class SpanBertConfig(BertConfig):
             raise ValueError(
                 f'pair_loss_form must be "likelihood" or "printed", got "{self.pair_loss_form}"'
             )
+
+
+def _stock_name(architecture: str) -> str:
+    """transformers' class that computes the same of the weights that it knows."""
+    if architecture == "SpanBertForPreTraining":
+        return "BertForMaskedLM"
+    return architecture.removeprefix("Span")

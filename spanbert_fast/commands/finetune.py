@@ -9,6 +9,7 @@ from pathlib import Path
 
 from spanbert_fast.commands.settings import parse_settings
 from spanbert_fast.errors import UsageError
+from spanbert_fast.extras import TRAIN, require
 from spanbert_fast.tasks import NAMES, task_class
 from spanbert_fast.training.options import PRECISIONS
 
@@ -96,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train for every seed, then print the figures."""
+    require("finetune", "train", TRAIN)
     from spanbert_fast.training import finetune as module
     from spanbert_fast.training.finetune_options import FinetuneOptions, options_of_run
 

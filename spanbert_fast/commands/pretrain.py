@@ -9,6 +9,7 @@ from pathlib import Path
 
 from spanbert_fast.commands.settings import parse_settings
 from spanbert_fast.errors import UsageError
+from spanbert_fast.extras import TRAIN, require
 from spanbert_fast.training.options import PRECISIONS, PretrainOptions, resumed_options
 from spanbert_fast.training.recipes import RECIPES, Recipe
 
@@ -145,6 +146,7 @@ def options_of(arguments: argparse.Namespace, world_size: int) -> PretrainOption
 
 def run(arguments: argparse.Namespace) -> None:
     """Train, then print what came of it."""
+    require("pretrain", "train", TRAIN)
     from spanbert_fast.training.pretrain import pretrain
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))

@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import BinaryIO
 
 from spanbert_fast.errors import DataError
+from spanbert_fast.extras import require
 from spanbert_fast.schema import regular_file
 
 
-def _zst(path: Path) -> BinaryIO:
-    """pyarrow's reader goes on across frames and refuses a truncated file."""
-    import pyarrow as pa  # wanted only here
+def _zstd(path: Path) -> BinaryIO:
+    """pyarrow's reader, which goes on across frames and refuses a truncated file."""
+    require(f"{path}", "train", ("pyarrow",))
+    import pyarrow
 
-    return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
 
 
 OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
     ".gz": gzip.open,
     ".xz": lzma.open,
     ".bz2": bz2.open,
-    ".zst": _zst,
+    ".zst": _zstd,
 }
 _READ_ERRORS = (EOFError, OSError, lzma.LZMAError, zlib.error, MemoryError)
 

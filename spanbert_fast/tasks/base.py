@@ -1,16 +1,19 @@
 """What a fine-tuning task is: how its data is read, fed to a model, decoded, measured, written."""
 
+from __future__ import annotations
+
 import abc
 import argparse
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
-
-import numpy as np
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from spanbert_fast.errors import DataError
+
+if TYPE_CHECKING:  # the command line asks a task for its options before anything is loaded
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True)

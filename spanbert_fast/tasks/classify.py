@@ -1,23 +1,28 @@
 """Classes, or numbers, of texts and of pairs of texts: GLUE and any table."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.data.tokenizer import piece_ids
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Bad, Defaults, Task
+from spanbert_fast.tasks.classify_metrics import (
+    CLASS_FIGURES,
+    NUMBER_FIGURES,
+    class_figures,
+    number_figures,
+)
 from spanbert_fast.tasks.classify_reading import GLUE, Text, read_texts
 from spanbert_fast.tasks.writing import whole_file
 
-CLASS_FIGURES = ("accuracy", "f1", "mcc")
-NUMBER_FIGURES = ("pearson", "spearman")
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Prediction(NamedTuple):
@@ -215,26 +220,6 @@ class Classification(Task):
                 shown = f"{value:.3f}" if self.regression else value
                 file.write(f"{example.id}\t{shown}\n")
         return [path]
-
-
-def class_figures(
-    gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
-) -> dict[str, float]:
-    """accuracy, f1 (of labels[1] where there are two, else the mean over those that occur) and mcc,
-    in percent; 0 where one is not defined."""
-    positive = [labels[1]] if len(labels) == 2 else None
-    f1 = f1_score(gold, predicted, labels=positive, average="macro", zero_division=0.0)
-    mcc = matthews_corrcoef(gold, predicted) if len({*gold, *predicted}) > 1 else 0.0
-    figures = {"accuracy": accuracy_score(gold, predicted), "f1": f1, "mcc": mcc}
-    return {name: 100.0 * float(value) for name, value in figures.items()}
-
-
-def number_figures(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
-    """The correlations pearson and spearman in percent; 0 where a side's numbers are all one."""
-    if len(set(gold)) < 2 or len(set(predicted)) < 2:
-        return dict.fromkeys(NUMBER_FIGURES, 0.0)
-    pearson, spearman = pearsonr(gold, predicted)[0], spearmanr(gold, predicted)[0]
-    return {"pearson": 100.0 * float(pearson), "spearman": 100.0 * float(spearman)}
 
 
 def _longest_first(texts: Sequence[list[int]], room: int) -> list[list[int]]:

@@ -1,18 +1,23 @@
 """Named entities: tagged words in CoNLL columns, labels on the first piece of each word."""
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from spanbert_fast.data.text_files import decoded_lines
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks import entities
 from spanbert_fast.tasks.base import Bad, Defaults, Example, Task
 from spanbert_fast.tasks.writing import whole_file
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 _IGNORED = -100
 

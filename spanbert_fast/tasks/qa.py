@@ -1,24 +1,27 @@
 """Extractive question answering: the part of a text that answers a question, or that none does."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spanbert_fast.data.tokenizer import piece_ids
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Bad, Defaults, Task
-from spanbert_fast.tasks.predict import predict
 from spanbert_fast.tasks.qa_decoding import Prediction, best_answers
 from spanbert_fast.tasks.qa_metrics import squad_figures
 from spanbert_fast.tasks.qa_reading import Question, read_questions
 from spanbert_fast.tasks.writing import JsonObject, whole_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SPECIAL = 3  # [CLS] question [SEP] context [SEP]
 _LOGITS = ("start_logits", "end_logits")
@@ -277,6 +280,8 @@ def answer(
     Raises:
         ValueError: the context is blank, or an option is out of range.
     """
+    from spanbert_fast.tasks.predict import predict  # which loads torch
+
     if not context.strip():
         raise ValueError(f"context must not be blank, got {context!r}")
     longest = min(QuestionAnswering.defaults.max_seq_length, model.config.max_position_embeddings)

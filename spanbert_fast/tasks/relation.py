@@ -1,12 +1,13 @@
 """Relations between two entities of a sentence, classified from its [CLS]."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.data.tokenizer import piece_ids
 from spanbert_fast.errors import DataError, UsageError
@@ -21,6 +22,9 @@ from spanbert_fast.tasks.relation_reading import (
     read_pairs,
 )
 from spanbert_fast.tasks.writing import whole_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ENTITIES = ("mask", "markers")
 

@@ -6,13 +6,13 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
-
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from typing import TYPE_CHECKING, Any
 
 from spanbert_fast import digests
 from spanbert_fast.errors import DataError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 logger = logging.getLogger("spanbert_fast")
 
@@ -38,7 +38,7 @@ def checkpoint_step(path: Path) -> int:
     return int(_NAME.fullmatch(path.name)[1])
 
 
-def checkpoint_to_resume(run: Path, state: PartialState) -> Path | None:
+def checkpoint_to_resume(run: Path, state: "PartialState") -> Path | None:
     """The newest whole checkpoint, the same in every process; None where the run has none yet.
 
     What a killed run left unfinished is removed. A damaged checkpoint is named in the log and set
@@ -47,6 +47,8 @@ def checkpoint_to_resume(run: Path, state: PartialState) -> Path | None:
     Raises:
         DataError: there are checkpoints, and all of them are damaged.
     """
+    from accelerate.utils import broadcast_object_list
+
     found: list[Path | None] = [None]
     if state.is_main_process:
         shutil.rmtree(run / UNFINISHED, ignore_errors=True)

@@ -26,8 +26,7 @@ from spanbert_fast.training.checkpoints import checkpoint_step, checkpoint_to_re
 from spanbert_fast.training.evaluation import HeldOut, unigram_cross_entropy
 from spanbert_fast.training.options import PretrainOptions
 from spanbert_fast.training.precision import with_precision
-from spanbert_fast.training.progress import Progress
-from spanbert_fast.training.run_directory import MetricsFile
+from spanbert_fast.training.progress import MetricsFile, Progress
 from spanbert_fast.training.sources import (
     check_paths,
     initial_model,
