@@ -18,7 +18,7 @@ import torch
 from training_check import Errors, check_errors, precision
 from training_providers import Batch, Case, provider_of
 
-from spanbert_fast.ops._common import use_backend
+from spanbert_fast.ops._backend import use_backend
 
 # glibc's malloc maps and unmaps every tensor above 32 MB, whose pages the kernel clears each time;
 # with the heap kept it never gives memory back.
