@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 CUDA_ARCHITECTURES := 80 90 100
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: help pretrain test check-cuda check-sanitize check-crash fuzz bench report bench-compare kernel-report wheel test-versions check-cpus clean
+.PHONY: help pretrain test check-cuda check-sanitize check-crash fuzz docs bench report bench-compare kernel-report wheel test-versions check-cpus clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -35,6 +35,9 @@ pretrain: $(VENV)/installed  ## pre-train a small SpanBERT on the embedded corpu
 # spinning. Neighbours stay together as far as they can: they share what their file sets up.
 test: $(VENV)/installed-test  ## the whole test suite
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 15
+
+docs: $(VENV)/installed-test  ## the documentation site, into build/docs; every warning is an error
+	$(VENV)/bin/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 bench: $(VENV)/installed-test  ## measure what this CPU can in ten minutes, into benchmarks/results
 	$(VENV)/bin/python benchmarks/run.py
