@@ -5,6 +5,8 @@ varlen_attention`.
 """
 
 OPS = (
+    "antecedent_loss",
+    "antecedent_top_k",
     "bias_gelu",
     "dropout_add_layer_norm",
     "embedding_layer_norm",
@@ -13,5 +15,6 @@ OPS = (
     "pad",
     "sample_spans",
     "span_boundary_gather",
+    "span_representation",
     "varlen_attention",
 )
