@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from antecedent_cases import DOCUMENTS, clusters_of, cumulative, tensors_of
 
+from antecedent_cases import DOCUMENTS, clusters_of, cumulative, tensors_of
 from spanbert_fast import use_backend
 from spanbert_fast.ops.antecedent_loss import antecedent_loss
 from spanbert_fast.reference.antecedent_loss import antecedent_loss as reference

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from antecedent_cases import DOCUMENTS, cumulative, tensors_of
 
+from antecedent_cases import DOCUMENTS, cumulative, tensors_of
 from spanbert_fast.ops.antecedent_top_k import antecedent_top_k
 from spanbert_fast.reference.antecedent_loss import antecedent_scores
 from spanbert_fast.reference.antecedent_top_k import antecedent_top_k as reference

@@ -1,4 +1,4 @@
-"""`antecedent_loss`: the marginal log-likelihood of gold antecedents, never with all pairs in memory.
+"""`antecedent_loss`: the marginal log-likelihood of gold antecedents, pairs in tiles.
 
     loss_i = log sum_{j or none} exp s(i, j) - log sum_{gold j} exp s(i, j)
     ds(i, j) = dloss_i (p_ij - r_ij),   p and r the softmax over all and over the gold antecedents
