@@ -26,6 +26,7 @@ _HYPER_PARAMETERS = (
     "engine",
     "seed",
 )
+_WITH_DEFAULTS = ("learning_rate", "head_learning_rate", "epochs", "batch_size")
 
 
 def draw_finetuning(path: Path, log_history: Sequence[dict], metric: str) -> Path:
@@ -83,12 +84,7 @@ def write_model_card(model_dir: Path, options: FinetuneOptions, task: Task, resu
     lines += ["", "## Hyper-parameters", "", "| name | value |", "|---|---|"]
     for name in _HYPER_PARAMETERS:
         value = getattr(options, name)
-        if value is None and name in (
-            "learning_rate",
-            "head_learning_rate",
-            "epochs",
-            "batch_size",
-        ):
+        if value is None and name in _WITH_DEFAULTS:
             value = options.value(name)
         if value is None and name == "head_learning_rate":  # that of the encoder
             continue
