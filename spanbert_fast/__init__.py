@@ -19,6 +19,7 @@ _PUBLIC = {
     "DataCollatorForSpanMasking": "spanbert_fast.data.collator",
     "FillSpan": "spanbert_fast.fill_span",
     "SpanBertConfig": "spanbert_fast.models",
+    "SpanBertForCoreference": "spanbert_fast.models",
     "SpanBertForMaskedLM": "spanbert_fast.models",
     "SpanBertForPreTraining": "spanbert_fast.models",
     "SpanBertForQuestionAnswering": "spanbert_fast.models",

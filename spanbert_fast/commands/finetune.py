@@ -76,6 +76,8 @@ def parser() -> argparse.ArgumentParser:
     add("--max-train", type=int, metavar="N", help="use N examples of --train")
     add("--max-dev", type=int, metavar="N", help="use N examples of --dev")
     add("--learning-rate", type=float, metavar="X", help="highest learning rate")
+    add("--head-learning-rate", type=float, metavar="X",
+        help="of what is not the encoder (default: the same; coref 3e-4)")  # fmt: skip
     add("--epochs", type=float, metavar="N", help="passes over the training data")
     add("--batch-size", type=int, metavar="N", help="sequences of one batch")
     add("--gradient-accumulation-steps", type=int, metavar="N", help="batches of a step (1)")

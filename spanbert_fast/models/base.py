@@ -19,6 +19,7 @@ from spanbert_fast import digests
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.errors import DataError
 from spanbert_fast.models import loading, span_boundary_file
+from spanbert_fast.nn.coreference import StartToEndHead
 from spanbert_fast.nn.heads import MaskedLMHead, SpanBoundaryHead
 
 logger = logging.getLogger("spanbert_fast")
@@ -165,6 +166,9 @@ class SpanBertPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, (MaskedLMHead, SpanBoundaryHead)):
             init.zeros_(module.bias)
+        if isinstance(module, StartToEndHead):
+            # a candidate in fifty is a mention: learning that first would take many steps
+            init.constant_(module.width_scores, -4.0)
 
     def wants_hidden_states(self, argument: bool | None) -> bool:
         """The caller's choice, else the configuration's."""

@@ -6,6 +6,7 @@ _TASKS = {
     "qa": ("spanbert_fast.tasks.qa", "QuestionAnswering"),
     "ner": ("spanbert_fast.tasks.ner", "NamedEntities"),
     "relation": ("spanbert_fast.tasks.relation", "Relation"),
+    "coref": ("spanbert_fast.tasks.coref", "Coreference"),
     "classify": ("spanbert_fast.tasks.classify", "Classification"),
 }
 NAMES = tuple(_TASKS)

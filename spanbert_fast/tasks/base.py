@@ -25,12 +25,14 @@ class Defaults:
         epochs: passes over the training data.
         batch_size: windows (sequences) of one optimiser step.
         max_seq_length: word pieces of a window.
+        head_learning_rate: of what is not the encoder; None for the same as the encoder's.
     """
 
     learning_rate: float
     epochs: int
     batch_size: int
     max_seq_length: int
+    head_learning_rate: float | None = None
 
 
 @dataclasses.dataclass
@@ -68,7 +70,8 @@ class Task(abc.ABC):
 
     Class attributes:
         name: of the command line.
-        head: "token-classification", "sequence-classification" or "question-answering".
+        head: "token-classification", "sequence-classification", "question-answering" or
+            "coreference".
         metric: the figure that chooses the best checkpoint; higher is better.
         defaults: hyper-parameters, from the paper where it has them.
         predictions_file: the usual name of a file of predictions.
@@ -204,6 +207,28 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def write(self, path: Path, examples: Sequence[Example], predictions: Iterable) -> list[Path]:
         """Write predictions, as they come, in the task's official format; returns the files."""
+
+
+class DocumentTask(Task):
+    """A task whose model needs an example whole: its windows are batches of training alone."""
+
+    @abc.abstractmethod
+    def config_fields(self) -> dict[str, Any]:
+        """Fields of the model's configuration."""
+
+    @abc.abstractmethod
+    def collator(self) -> Callable[[Sequence[dict]], dict]:
+        """Makes one packed batch out of windows."""
+
+    @abc.abstractmethod
+    def predictions(
+        self, model, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, **options
+    ) -> Iterator[Any]:
+        """One prediction per example, in their order; the options of `predict.predictions`."""
+
+    def decode(self, example: Example, windows: Sequence[dict], outputs: Sequence[dict]) -> Any:
+        """Not of these tasks: `predictions` takes its place."""
+        raise TypeError(f"the task {self.name} predicts whole examples, not windows")
 
 
 def _judged(

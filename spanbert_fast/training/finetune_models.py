@@ -11,13 +11,15 @@ from spanbert_fast.data.tokenizer import check_fits, vocabulary_size
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.models import (
     SpanBertConfig,
+    SpanBertForCoreference,
     SpanBertForQuestionAnswering,
     SpanBertForSequenceClassification,
     SpanBertForTokenClassification,
 )
-from spanbert_fast.tasks.base import Task
+from spanbert_fast.tasks.base import DocumentTask, Task
 
 _HEADS = {
+    "coreference": SpanBertForCoreference,
     "question-answering": SpanBertForQuestionAnswering,
     "sequence-classification": SpanBertForSequenceClassification,
     "token-classification": SpanBertForTokenClassification,
@@ -25,6 +27,8 @@ _HEADS = {
 
 
 def _label_fields(task: Task) -> dict:
+    if isinstance(task, DocumentTask):
+        return task.config_fields()
     if task.head == "question-answering":
         return {}
     if task.labels is None:  # a number is predicted
@@ -59,6 +63,8 @@ def initial_model(
     """
     if not (Path(directory) / "config.json").is_file():
         raise UsageError(f"{directory}: no config.json there")
+    if engine != "spanbert_fast" and isinstance(task, DocumentTask):
+        raise UsageError(f"--engine must be spanbert_fast for {task.name}, got {engine}")
     fields = _label_fields(task)
     if dropout is not None:
         names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
