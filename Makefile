@@ -29,7 +29,7 @@ $(VENV)/installed-test: $(VENV)/installed
 	touch $@
 
 pretrain: $(VENV)/installed  ## pre-train a small SpanBERT on the embedded corpus, into runs/first
-	$(VENV)/bin/spanbert-fast pretrain --output-dir runs/first --overwrite
+	$(VENV)/bin/spanbert-fast pretrain --output-dir runs/first --overwrite --max-minutes 2
 
 # A process for each core with one thread: the tests are many and small, and OpenMP's threads wait by
 # spinning. Neighbours stay together as far as they can: they share what their file sets up.

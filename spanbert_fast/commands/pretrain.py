@@ -75,6 +75,13 @@ def parser() -> argparse.ArgumentParser:
         help="launch each step's forward and backward as one CUDA graph; one GPU, one batch a "
         "step, with --static-shapes",
     )
+    add(
+        "--max-minutes",
+        type=float,
+        metavar="N",
+        help="measure a step, then train as many as fit into so many minutes, at most --max-steps "
+        "of the recipe",
+    )
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with the run in --output-dir")
     again.add_argument("--overwrite", action="store_true", help="replace the run in --output-dir")

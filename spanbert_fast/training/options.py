@@ -1,6 +1,7 @@
 """What a user asks of a pre-training run; kept in its directory so that it can be resumed."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class PretrainOptions:
         seed: of the weights, the order of the data, the masks and the dropout.
         held_out: share of the text that is kept for evaluation.
         precision: "fp32", autocast in "bf16" or "fp16", or "auto" for the fastest on the device.
+        max_minutes: choose max_steps, up to the recipe's, so that training takes so long on this
+            machine; None for the recipe's. Found once, when the run begins.
         static_shapes: fill every training batch up to the sizes of `StaticShapes`.
         cuda_graph: launch each forward and backward as one CUDA graph; needs static_shapes.
         save_steps, logging_steps: 0 for a tenth and a hundredth of the run.
@@ -59,6 +62,7 @@ class PretrainOptions:
     seed: int = 0
     held_out: float = 0.02
     precision: str = "auto"
+    max_minutes: float | None = None
     static_shapes: bool = False
     cuda_graph: bool = False
     save_steps: int = 0
@@ -75,6 +79,10 @@ class PretrainOptions:
             )
         if not 0 < self.held_out < 1:
             raise UsageError(f"--held-out must be in (0, 1), got {self.held_out}")
+        if self.max_minutes is not None and not 0 < self.max_minutes < math.inf:
+            raise UsageError(f"--max-minutes must be above 0 and finite, got {self.max_minutes}")
+        if self.max_minutes is not None and "max_steps" in self.overrides:
+            raise UsageError("--max-minutes chooses the steps: give it or --max-steps, got both")
         if self.max_line_bytes < 1:
             raise UsageError(f"--max-line-bytes must be at least 1, got {self.max_line_bytes}")
         for name in ("save_steps", "logging_steps", "eval_steps", "num_workers", "seed"):
@@ -174,7 +182,7 @@ def resumed_options(output_dir: str, given: dict, world_size: int) -> PretrainOp
         if name != "gradient_accumulation_steps":
             _require_same(name, value, getattr(old.recipe, name))
     for name, value in changed.items():
-        if name == "precision" and value == "auto":
+        if name == "max_minutes" or (name == "precision" and value == "auto"):
             continue  # as it was found when the run began
         if name not in _MAY_CHANGE_ON_RESUME:
             _require_same("recipe" if name == "recipe_name" else name, value, getattr(old, name))
