@@ -1,6 +1,8 @@
 """The configuration of a SpanBERT model."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
@@ -82,7 +84,9 @@ class SpanBertConfig(BertConfig):
     residual_in_fp32: bool = False
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(  # type: ignore[override]  # its options are kwargs
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> "SpanBertConfig":
         """As in Hugging Face.
 
         Raises:

@@ -7,7 +7,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import pyarrow as pa
 
@@ -15,9 +15,9 @@ from spanbert_fast.errors import DataError
 from spanbert_fast.schema import regular_file
 
 OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
-    ".gz": gzip.open,
-    ".xz": lzma.open,
-    ".bz2": bz2.open,
+    ".gz": lambda path: cast(BinaryIO, gzip.open(path)),
+    ".xz": lambda path: cast(BinaryIO, lzma.open(path)),
+    ".bz2": lambda path: cast(BinaryIO, bz2.open(path)),
     # pyarrow's reader goes on across frames and refuses a truncated file
     ".zst": lambda path: io.BufferedReader(pa.input_stream(str(path), compression="zstd")),
 }

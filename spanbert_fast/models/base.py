@@ -86,7 +86,7 @@ class SpanBertPreTrainedModel(PreTrainedModel):
         where = f"the checkpoint {pretrained_model_name_or_path}"
         folder = _local_folder(pretrained_model_name_or_path, kwargs.get("subfolder"))
         has_digests = folder is not None and (folder / digests.FILE).is_file()
-        if has_digests:
+        if folder is not None and has_digests:
             _refuse(where, digests.damage(folder, _weights_in(folder)))
 
         def load(**more):
@@ -119,7 +119,7 @@ class SpanBertPreTrainedModel(PreTrainedModel):
                 f"{name} must have shape {tuple(wanted)} for {cls.__name__}, got {tuple(found)} "
                 f"in {where}"
             )
-        if has_digests:
+        if folder is not None and has_digests:
             _refuse(where, digests.another_config(folder, model.config))
         name = loading.not_finite(model)
         _refuse(where, name and f"{name} holds values that are not finite (NaN or infinity)")
@@ -133,7 +133,7 @@ class SpanBertPreTrainedModel(PreTrainedModel):
         with norms named gamma and beta is not written so again."""
         (Path(save_directory) / digests.FILE).unlink(missing_ok=True)  # of what is replaced
         return super().save_pretrained(
-            save_directory, *args, save_original_format=save_original_format, **kwargs
+            save_directory, *args, **{**kwargs, "save_original_format": save_original_format}
         )
 
     @torch.no_grad()

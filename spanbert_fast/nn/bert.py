@@ -105,15 +105,15 @@ class BertEncoder(OnTokens, stock.BertEncoder):
         stages: list[torch.Tensor] | None = None,
         rows: torch.Tensor | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
+    ) -> BaseModelOutputWithPastAndCrossAttentions | tuple[torch.Tensor]:
         """last_hidden_state, shaped as hidden_states; zeros where a padding mask is 0.
 
         With `packing`, `stages` is a list to which the hidden states of every stage are appended,
         and of the last layer only the packed `rows` are computed.
         """
         if packing is not None:
-            output = self._packed(hidden_states, packing, plan, stages, rows)
-            return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=output)
+            x = self._packed(hidden_states, packing, plan, stages, rows)
+            return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x)
         given = (encoder_hidden_states, encoder_attention_mask, past_key_values)
         others = {**kwargs, "past_key_values": past_key_values}
         output = self.on_tokens(self._packed, hidden_states, attention_mask, self.config, others)
@@ -172,10 +172,9 @@ class BertModel(stock.BertModel):
             "past_key_values": past_key_values,
         }
         packing = None
-        if kwargs.get("spanbert_fast") is not False and (input_ids is None) != (
-            inputs_embeds is None
-        ):
-            given = input_ids if inputs_embeds is None else inputs_embeds
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        both = input_ids is not None and inputs_embeds is not None
+        if kwargs.get("spanbert_fast") is not False and given is not None and not both:
             packing, reason = self._packing(given, attention_mask, {**theirs, **kwargs})
             if packing is None:
                 warn_once(f"transformers' own code runs in place of spanbert_fast's: {reason}")
@@ -203,7 +202,7 @@ class BertModel(stock.BertModel):
         )
         wanted = kwargs.get("output_hidden_states")
         wanted = self.config.output_hidden_states if wanted is None else wanted
-        stages = [] if wanted else None
+        stages: list[torch.Tensor] | None = [] if wanted else None
         if rows_of is not None and stages is None:
             rows = rows_of(packing)
             x = self.encoder(x, packing=packing, plan=plan, rows=rows)

@@ -89,8 +89,8 @@ class OnTokens(nn.Module):
         if reason is None and (kwargs.get("output_hidden_states") or config.output_hidden_states):
             reason = "output_hidden_states is wanted of a part of a model"
         if reason is None:
-            shape = tuple(hidden_states.shape[:2])
-            packing = packing_of_mask(attention_mask, shape, hidden_states.device)
+            batch, seqlen = hidden_states.shape[:2]
+            packing = packing_of_mask(attention_mask, (batch, seqlen), hidden_states.device)
             if packing is not None and starts_are_tokens(packing):
                 return packing.unpack(run(packing.pack(hidden_states), packing, None))
             reason = "attention_mask is not one of padding at the end or between tokens"
@@ -148,7 +148,7 @@ class BertEmbeddings(stock.BertEmbeddings):
 class BertSelfAttention(OnTokens, stock.BertSelfAttention):
     """Multi-head self-attention within each sequence; heads concatenated, not yet projected."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # takes more, and gives no probabilities
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -157,7 +157,7 @@ class BertSelfAttention(OnTokens, stock.BertSelfAttention):
         packing: Packing | None = None,
         plan: DropoutPlan | None = None,
         **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor | None, ...]:
         """(context, attention probabilities or None), shaped as hidden_states."""
         if packing is not None:
             return self._packed(hidden_states, packing, plan), None
@@ -191,6 +191,10 @@ class BertSelfAttention(OnTokens, stock.BertSelfAttention):
 
 class _Output(nn.Module):
     """LayerNorm(dropout(dense(x)) + residual) in one op after the matrix product."""
+
+    dense: nn.Linear
+    LayerNorm: nn.LayerNorm
+    dropout: nn.Dropout
 
     def forward(
         self,
@@ -247,7 +251,7 @@ class BertAttention(stock.BertAttention):
         super().__init__(*args, **kwargs)
         make_fast(self)
 
-    def forward(
+    def forward(  # type: ignore[override]  # takes more, and gives no probabilities
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -256,7 +260,7 @@ class BertAttention(stock.BertAttention):
         plan: DropoutPlan | None = None,
         rows: torch.Tensor | None = None,
         **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor | None, ...]:
         if packing is None:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         context, _ = self.self(hidden_states, packing=packing, plan=plan)

@@ -29,6 +29,8 @@ logger = logging.getLogger("spanbert_fast")
 class FinetuneTrainer(WholeCheckpoints):
     """A Trainer that evaluates by predicting, decoding and measuring a task's examples."""
 
+    eval_dataset: Sequence[Example]
+
     def __init__(self, *args, task: Task, **kwargs):
         super().__init__(*args, **kwargs)
         self.task = task
