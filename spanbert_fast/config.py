@@ -1,7 +1,9 @@
 """The configuration of a SpanBERT model."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
@@ -109,7 +111,9 @@ class SpanBertConfig(BertConfig):
     mention_loss_weight: float = 1.0
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(  # type: ignore[override]  # its options are kwargs
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> "SpanBertConfig":
         """As in Hugging Face.
 
         Raises:

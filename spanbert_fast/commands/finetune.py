@@ -31,7 +31,9 @@ EXAMPLES = """examples:
 class _Parser(argparse.ArgumentParser):
     """Knows the options of the task that the command line names."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace=None):
+    def parse_args(  # type: ignore[override]  # one signature in place of its overloads
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         """Adds the named task's own options first, so that --help lists them."""
         named = next((a for a in args or () if a in NAMES), None)
         if named is not None:

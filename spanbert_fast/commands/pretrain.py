@@ -105,10 +105,10 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     types = typing.get_type_hints(Recipe)
-    groups = {}
+    groups: dict[str, argparse._ArgumentGroup] = {}
     for field in dataclasses.fields(Recipe):
         title = field.metadata["group"]
-        group = groups.setdefault(title, None) or parser.add_argument_group(title)
+        group = groups.get(title) or parser.add_argument_group(title)
         groups[title] = group
         values = ", ".join(
             f"{name.removeprefix('spanbert-')} {getattr(recipe, field.name):g}"

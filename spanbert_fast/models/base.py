@@ -89,7 +89,7 @@ class SpanBertPreTrainedModel(PreTrainedModel):
         where = f"the checkpoint {pretrained_model_name_or_path}"
         folder = _local_folder(pretrained_model_name_or_path, kwargs.get("subfolder"))
         has_digests = folder is not None and (folder / digests.FILE).is_file()
-        if has_digests:
+        if folder is not None and has_digests:
             _refuse(where, digests.damage(folder, _weights_in(folder)))
 
         def load(**more):
@@ -127,7 +127,7 @@ class SpanBertPreTrainedModel(PreTrainedModel):
                 f"{name} must have shape {tuple(wanted)} for {cls.__name__}, got {tuple(found)} "
                 f"in {where}"
             )
-        if has_digests:
+        if folder is not None and has_digests:
             _refuse(where, digests.another_config(folder, model.config))
         name = loading.not_finite(model)
         _refuse(where, name and f"{name} holds values that are not finite (NaN or infinity)")

@@ -135,8 +135,8 @@ class BertForQuestionAnswering(stock.BertForQuestionAnswering):
         """See transformers.BertForQuestionAnswering.forward. A position that is padding, or
         beyond the sequence, takes no part in the loss."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        no_padding = attention_mask is None or attention_mask.dim() != 2
-        if no_padding or kwargs.get("spanbert_fast") is False:
+        stock_code = kwargs.get("spanbert_fast") is False
+        if stock_code or attention_mask is None or attention_mask.dim() != 2:
             return super().forward(*inputs, start_positions, end_positions, **kwargs)
         outputs = super().forward(*inputs, **kwargs, return_dict=True)
         padding = attention_mask == 0

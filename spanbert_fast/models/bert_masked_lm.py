@@ -1,6 +1,7 @@
 """transformers' masked-LM heads over `nn.bert`: rows without a label are not computed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,6 +48,7 @@ class _LabelledRowsOnly(nn.Module):
     """
 
     full_logits = False
+    cls: Any  # of the stock class
 
     def _needs_logits(self, full_logits: bool | None, kwargs: dict) -> bool:
         head = self.cls.predictions
@@ -160,7 +162,7 @@ class BertForPreTraining(_LabelledRowsOnly, stock.BertForPreTraining):
             "inputs_embeds": inputs_embeds,
             **kwargs,
         }
-        if not both or self._needs_logits(full_logits, kwargs):
+        if labels is None or next_sentence_label is None or self._needs_logits(full_logits, kwargs):
             return super().forward(labels=labels, next_sentence_label=next_sentence_label, **inputs)
         outputs = self.bert(**inputs, return_dict=True)
         scores = self.cls.seq_relationship(outputs.pooler_output)

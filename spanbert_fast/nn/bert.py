@@ -191,7 +191,7 @@ class BertModel(stock.BertModel):
         )
         wanted = kwargs.get("output_hidden_states")
         wanted = self.config.output_hidden_states if wanted is None else wanted
-        stages = [] if wanted else None
+        stages: list[torch.Tensor] | None = [] if wanted else None
         if rows_of is not None and stages is None:
             rows = rows_of(packing)
             x = self.encoder(x, packing=packing, plan=plan, rows=rows)

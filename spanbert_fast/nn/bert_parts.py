@@ -119,8 +119,8 @@ class OnTokens(nn.Module):
         if reason is None and (kwargs.get("output_hidden_states") or config.output_hidden_states):
             reason = "output_hidden_states is wanted of a part of a model"
         if reason is None:
-            shape = tuple(hidden_states.shape[:2])
-            packing = packing_of_mask(attention_mask, shape, hidden_states.device)
+            batch, seqlen = hidden_states.shape[:2]
+            packing = packing_of_mask(attention_mask, (batch, seqlen), hidden_states.device)
             if packing is not None and starts_are_tokens(packing):
                 return packing.unpack(run(packing.pack(hidden_states), packing, None))
             reason = "attention_mask is not one of padding at the end or between tokens"
@@ -221,6 +221,10 @@ class BertSelfAttention(OnTokens, stock.BertSelfAttention):
 
 class _Output(nn.Module):
     """LayerNorm(dropout(dense(x)) + residual) in one op after the matrix product."""
+
+    dense: nn.Linear
+    LayerNorm: nn.LayerNorm
+    dropout: nn.Dropout
 
     def forward(
         self,

@@ -1,6 +1,6 @@
 """The sum of word, position and token-type embeddings, its norm and dropout, on packed tokens."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ class PackedIds(NamedTuple):
     inputs_embeds: torch.Tensor | None = None
 
 
-def _is_plain_table(module: nn.Module) -> bool:
+def _is_plain_table(module: nn.Module) -> TypeGuard[nn.Embedding]:
     return (
         is_plain(module, nn.Embedding)
         and module.max_norm is None
@@ -52,32 +52,30 @@ def embed(
     words, positions, token_types, norm = tables
     if ids.inputs_embeds is None and not _is_plain_table(words):
         ids = ids._replace(input_ids=None, inputs_embeds=words(ids.input_ids))
-    others_are_plain = (
+    if (
         _is_plain_table(positions)
         and (token_types is None or _is_plain_table(token_types))
         and is_plain(norm, nn.LayerNorm)
-    )
-    if not others_are_plain:
-        z = words(ids.input_ids) if ids.inputs_embeds is None else ids.inputs_embeds
-        z = z + positions(ids.position_ids)
-        if token_types is not None:
-            z = z + token_types(ids.token_type_ids)
-        return dropped(norm(z), dropout)
-    # an adapter keeps the table that it wraps under another name
-    table = words.weight if hasattr(words, "weight") else positions.weight
-    padding_idx = getattr(words, "padding_idx", None)
-    return embedding_layer_norm(
-        ids.input_ids,
-        ids.position_ids,
-        None if token_types is None else ids.token_type_ids,
-        table,
-        positions.weight,
-        None if token_types is None else token_types.weight,
-        norm.weight,
-        norm.bias,
-        inputs_embeds=ids.inputs_embeds,
-        padding_idx=-1 if padding_idx is None else padding_idx,
-        dropout=dropout,
-        eps=norm.eps,
-        residual_in_fp32=residual_in_fp32,
-    )
+    ):
+        padding_idx = getattr(words, "padding_idx", None)
+        return embedding_layer_norm(
+            ids.input_ids,
+            ids.position_ids,
+            None if token_types is None else ids.token_type_ids,
+            # an adapter keeps the table that it wraps under another name
+            getattr(words, "weight", positions.weight),
+            positions.weight,
+            None if token_types is None else token_types.weight,
+            norm.weight,
+            norm.bias,
+            inputs_embeds=ids.inputs_embeds,
+            padding_idx=-1 if padding_idx is None else padding_idx,
+            dropout=dropout,
+            eps=norm.eps,
+            residual_in_fp32=residual_in_fp32,
+        )
+    z = words(ids.input_ids) if ids.inputs_embeds is None else ids.inputs_embeds
+    z = z + positions(ids.position_ids)
+    if token_types is not None:
+        z = z + token_types(ids.token_type_ids)
+    return dropped(norm(z), dropout)

@@ -36,7 +36,7 @@ def packing_of_mask(
 
 def starts_are_tokens(packing: Packing) -> bool:
     """Whether no sequence of a padded batch is empty or padded in front; stops a GPU's host."""
-    if packing.indices is None:
+    if packing.indices is None or packing.padded_shape is None:
         return True
     batch, seqlen = packing.padded_shape
     if len(packing.indices) < batch:

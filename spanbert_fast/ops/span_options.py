@@ -158,7 +158,7 @@ def _law(
     ratio = Fraction(mask_ratio).limit_denominator(_MAX_DENOMINATOR)
     if ratio == 0:
         raise ValueError(f"mask_ratio must be at least 1e-6, got {mask_ratio}")
-    cumulative = [sum(map(Fraction, shares[: i + 1])) for i in range(len(shares))]
+    cumulative = [sum(map(Fraction, shares[: i + 1]), Fraction(0)) for i in range(len(shares))]
     return SpanLaw(
         budget_numerator=ratio.numerator,
         budget_denominator=ratio.denominator,

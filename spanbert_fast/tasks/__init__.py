@@ -1,6 +1,10 @@
 """The tasks that `spanbert-fast finetune` knows."""
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spanbert_fast.tasks.base import Task
 
 _TASKS = {
     "qa": ("spanbert_fast.tasks.qa", "QuestionAnswering"),
@@ -12,7 +16,7 @@ _TASKS = {
 NAMES = tuple(_TASKS)
 
 
-def task_class(name: str) -> type:
+def task_class(name: str) -> "type[Task]":
     """The `Task` of that name; its module is imported only now."""
     module, attribute = _TASKS[name]
     return getattr(importlib.import_module(module), attribute)

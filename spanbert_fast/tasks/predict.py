@@ -102,7 +102,8 @@ def predictions(
     def close(opened: _Open) -> None:
         if opened.finished():
             example = examples[opened.index]
-            made[opened.index] = task.decode(example, opened.windows, opened.outputs)
+            outputs = [output for output in opened.outputs if output is not None]
+            made[opened.index] = task.decode(example, opened.windows, outputs)
 
     bar = tqdm(total=len(examples), unit="example", disable=not progress)
     with evaluation_mode(model), bar:

@@ -169,7 +169,7 @@ def _evenly(items: list, most: int | None) -> list:
 
 
 def _best_epoch(trainer: Trainer) -> float | None:
-    key = trainer.args.metric_for_best_model
+    key = str(trainer.args.metric_for_best_model)
     key = key if key.startswith("eval_") else f"eval_{key}"
     lines = [line for line in trainer.state.log_history if key in line]
     return max(lines, key=lambda line: line[key])["epoch"] if lines else None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import transformers
 from torch import nn
-from transformers import BertConfig, PreTrainedTokenizerBase
+from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from spanbert_fast.data.tokenizer import check_fits, vocabulary_size
 from spanbert_fast.errors import DataError, UsageError
@@ -47,7 +47,7 @@ def initial_model(
     engine: str,
     dropout: float | None = None,
     new_tokens: Sequence[str] = (),
-) -> nn.Module:
+) -> PreTrainedModel:
     """The checkpoint's encoder under a new head, with rows for the tokenizer's new tokens.
 
     Args:
@@ -82,7 +82,7 @@ def initial_model(
     return model if engine == "spanbert_fast" else _in_transformers(model)
 
 
-def _in_transformers(model: nn.Module) -> nn.Module:
+def _in_transformers(model: PreTrainedModel) -> PreTrainedModel:
     """The same weights in transformers' own class."""
     fields = {**model.config.to_dict(), "model_type": "bert"}
     config = BertConfig.from_dict(fields, attn_implementation="sdpa")

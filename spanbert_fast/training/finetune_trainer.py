@@ -28,6 +28,8 @@ logger = logging.getLogger("spanbert_fast")
 class FinetuneTrainer(WholeCheckpoints):
     """A Trainer that evaluates by predicting, decoding and measuring a task's examples."""
 
+    eval_dataset: Sequence[Example]
+
     def __init__(self, *args, task: Task, head_learning_rate: float | None, **kwargs):
         super().__init__(*args, **kwargs)
         self.task = task

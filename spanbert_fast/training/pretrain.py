@@ -5,6 +5,7 @@ import os
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -299,7 +300,7 @@ def _finish(run, summary, options, tokenizer, held_out, device) -> None:
 def example_sentence(held_out: HeldOut, tokenizer, length: int = 40) -> tuple[str, str]:
     """(a held-out passage with two words near its middle masked, the passage itself)."""
     example = held_out.dataset[int(held_out.dataset.lengths.argmax())]
-    ids, starts = example["input_ids"][1:-1], example["word_starts"][1:-1]
+    ids, starts = (np.asarray(example[name])[1:-1] for name in ("input_ids", "word_starts"))
     ids, starts = ids[:length].tolist(), starts[:length].tolist()
 
     def is_word(place: int) -> bool:
