@@ -41,6 +41,12 @@ def of_ceilings(results: Results, plot: Plot) -> str:
     return table(["ceiling", "measured"], rows)
 
 
+def of_gpu_check(results: Results, plot: Plot) -> str:
+    """How each step of benchmarks/gpu_check.py has ended."""
+    names = ["name", "outcome", "seconds"]
+    return table(names, [[r[name] for name in names] for r in results])
+
+
 def of_check(results: Results, plot: Plot) -> str:
     """Whether every op is right on the device."""
     rows = []
@@ -153,17 +159,18 @@ def of_training(results: Results, plot: Plot) -> str:
         label = f"{model}{ragged} {r['dtype']}, malloc {r['allocator']}"
         for provider, found in r["providers"].items():
             if "raised" in found:
-                rows.append([name, provider, "failed", "", "", ""])
+                rows.append([name, provider, "failed", "", "", "", ""])
                 continue
             figures = [f"{found['median_ms']:,.0f}", f"{found['tokens_per_second']:,.0f}"]
-            figures += [f"{found['peak_rss_mb']:,.0f}", beside(r, provider)]
-            rows.append([name, provider, *figures])
+            bound = found.get("share_of_product")  # older files have none
+            figures += [f"{bound:.0%}" if bound else "", f"{found['peak_rss_mb']:,.0f}"]
+            rows.append([name, provider, *figures, beside(r, provider)])
             peak = found["peak_rss_mb"] / 1024
             memory.append((f"{label}: {provider}", peak, f"{peak:.1f} GB", ""))
-        rows += [[name, provider, why, "", "", ""] for provider, why in without(r)]
+        rows += [[name, provider, why, "", "", "", ""] for provider, why in without(r)]
         items += [(f"{label}: {n}", ratio["median"]) for n, ratio in r["speedups"].items()]
-    header = ["case", "provider", "step, ms", "tokens/s", "peak, MB", "ours is faster, times"]
-    parts = [table(header, rows)]
+    header = ["case", "provider", "step, ms", "tokens/s", "of the matrix product", "peak, MB"]
+    parts = [table([*header, "ours is faster, times"], rows)]
     if items:
         title = "A training step beside Hugging Face's"
         parts.append(plots.speedups(plot("training"), title, items))
@@ -213,12 +220,8 @@ def of_finetuning(results: Results, plot: Plot) -> str:
     header = ["task", "ours", "ours, s", "transformers", "transformers, s"]
     items = [(f"{r['case']} beside {r['peer']}", r["speed_up"]) for r in results]
     title = "A fine-tuning step beside transformers'"
-    return "\n\n".join(
-        [
-            table([*header, "a step is faster, times"], rows),
-            plots.speedups(plot("finetuning"), title, items),
-        ]
-    )
+    picture = plots.speedups(plot("finetuning"), title, items)
+    return "\n\n".join([table([*header, "a step is faster, times"], rows), picture])
 
 
 COMMON = {
@@ -234,7 +237,14 @@ SUITES = {
         "finetuning": ("Fine-tuning", of_finetuning),
         "scaling": ("Scaling", of_scaling),
     },
-    "cuda": {"check": ("Every op on the device", of_check), **COMMON},
+    "cuda": {
+        "gpu_check": ("Every step of the check", of_gpu_check),
+        "check": ("Every op on the device", of_check),
+        **COMMON,
+        "training_tuned": ("Training step, tuned", of_training),
+        "training_compiled": ("Training step, peers compiled", of_training),
+        "host_cost": ("Host time of an eager step", of_ceilings),
+    },
 }
 
 
