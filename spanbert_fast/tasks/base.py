@@ -14,7 +14,6 @@ import numpy as np
 from spanbert_fast.errors import DataError
 
 if TYPE_CHECKING:  # the command line asks a task for its options before anything is loaded
-    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
 
