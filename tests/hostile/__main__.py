@@ -11,6 +11,7 @@ import faulthandler
 import os
 import random
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,8 @@ EXAMPLES = """examples:
   PYTHONPATH=tests python -m hostile --call 17           what a failure prints, in this process
   PYTHONPATH=tests python -m hostile --chosen            every op about each block's ends
 """
-SECONDS_OF_A_CALL = 60  # sanitized code is slow
+SECONDS_OF_A_CALL = 60  # of processor time; sanitized code is slow
+SECONDS_OF_A_WAIT = 900  # of a call that waits for something, on a busy machine
 MEMORY = 6 << 30  # bytes beside what the process has when it begins
 DEATHS = 50  # enough to look at
 
@@ -43,6 +45,10 @@ def parser() -> argparse.ArgumentParser:
     add("--call", type=int, metavar="N", help="only this one, with its arguments printed")
     add("--chosen", action="store_true", help="valid calls of chosen shapes in their place")
     add("--threads", type=int, default=1, metavar="N", help="PyTorch's (default 1)")
+    add(
+        "--expect", nargs=2, metavar=("LEVEL", "FOLDER"),
+        help="fail unless the kernels run at that level, and were built in that folder",
+    )  # fmt: skip
     add("--child", metavar="FILE", help=argparse.SUPPRESS)
     return parser
 
@@ -52,13 +58,17 @@ def child(options: argparse.Namespace) -> int:
     import torch
 
     from hostile.calls import Wrong, chosen_calls, drawn_call
+    from spanbert_fast._extension import _C
 
+    if options.expect:
+        found = _C.isa_level(), str(Path(_C.__file__).parent.parent)
+        assert list(found) == options.expect, found
     torch.set_num_threads(options.threads)
     if "asan" not in os.environ.get("LD_PRELOAD", ""):  # which maps terabytes
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
-    # A call that hangs ends the process. Not the thread of the libraries' that never ends.
+    faulthandler.register(signal.SIGXCPU, chain=True)
     only = options.call
     if options.chosen:
         calls = chosen_calls()
@@ -72,7 +82,9 @@ def child(options: argparse.Namespace) -> int:
             log.flush()
             if only is not None:
                 print(call.told(), flush=True)
-            faulthandler.dump_traceback_later(SECONDS_OF_A_CALL, exit=True)
+            faulthandler.dump_traceback_later(SECONDS_OF_A_WAIT, exit=True)
+            most = int(time.process_time()) + SECONDS_OF_A_CALL
+            resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
             try:
                 outcome = call.make()
             except Wrong as error:
@@ -83,7 +95,7 @@ def child(options: argparse.Namespace) -> int:
                 text = " ".join(f"{type(error).__name__}: {error}".split())
                 outcome = f"wrong {text[:400]}" if call.is_valid else "raised"
             log.write(f"{outcome}\n")
-        faulthandler.cancel_dump_traceback_later()
+            faulthandler.cancel_dump_traceback_later()
     return 0
 
 
@@ -105,6 +117,7 @@ def main() -> int:
                 command += [f"--{name}", str(getattr(options, name))]
             command += ["--first", str(first), "--calls", str(last - first)]
             command += ["--chosen"] * options.chosen
+            command += ["--expect", *options.expect] if options.expect else []
             status = subprocess.run(command, check=False).returncode
             number, what = first, "the start"
             for line in [*log.read_text().splitlines(), *(["died"] if status else [])]:
