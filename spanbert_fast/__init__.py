@@ -28,6 +28,7 @@ _PUBLIC = {
     "SpanBertModel": "spanbert_fast.models",
     "accelerate": "spanbert_fast.integrations.accelerate",
     "decelerate": "spanbert_fast.integrations.accelerate",
+    "release_memory": "spanbert_fast.ops._memory",
     "sample_spans": "spanbert_fast.ops.sample_spans",
     "sample_spans_fixed": "spanbert_fast.ops.sample_spans",
     "SpanOptions": "spanbert_fast.ops.span_options",

@@ -23,8 +23,8 @@ _WORD = re.compile(
 )
 _ABBREVIATIONS = frozenset(
     "mr mrs ms dr st prof rev gen col capt lieut lt sgt maj hon esq jr sr messrs mme mlle mt no "
-    "nos vol vols fig figs eq eqs cf vs etc al inc ltd co corp dept est approx jan feb mar apr jun jul "
-    "aug sep sept oct nov dec".split()
+    "nos vol vols fig figs eq eqs cf vs etc al inc ltd co corp dept est approx jan feb mar apr jun "
+    "jul aug sep sept oct nov dec".split()
 )
 _ENDS = frozenset(".!?…")
 _CLOSING = frozenset("\"'”’)]}»''")
