@@ -113,6 +113,6 @@ def test_unlike_cases_have_unlike_headings(tmp_path, benchmarks, monkeypatch):
         (question, [g.heading for g in groups])) or "")  # fmt: skip
     cases = [case, *({**case, **other} for other in others)]
     report.of_training(cases, plots.Canvas(tmp_path / "machine", "a CPU"))
-    ((question, headings),) = drawn
+    (question, headings), _ = drawn  # the step, then its memory
     assert question == "How much faster is a training step?"
     assert len(set(headings)) == len(cases)
