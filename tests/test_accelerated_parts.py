@@ -1,4 +1,4 @@
-"""nn.bert: transformers' encoder, layer and attention under transformers' names, each alone."""
+"""BERT's encoder, layer and attention under transformers' names, each alone."""
 
 import inspect
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.models.bert import modeling_bert as stock
 
-from nn_bert_cases import (
+from accelerated_cases import (
     LENGTHS,
     config,
     four_dimensional,
@@ -14,8 +14,8 @@ from nn_bert_cases import (
     padded_batch,
     trio,
 )
-from spanbert_fast.nn import bert, bert_parts
-from spanbert_fast.nn.bert import BertEncoder, BertLayer, BertModel, BertSelfAttention
+from spanbert_fast.accelerated import bert, packed
+from spanbert_fast.accelerated.bert import BertEncoder, BertLayer, BertModel, BertSelfAttention
 from spanbert_fast.testing import assert_models_agree, gradients_of
 
 PARTS = {
@@ -72,7 +72,7 @@ def test_part_with_a_mask_of_more_than_padding(part):
     bias = torch.randn(2, 1, 1, 6)
     gentle = torch.where(mask_of((6, 4), 6).bool(), 0.0, -3.0)[:, None, None]
     for mask in (causal, bias, gentle, causal.expand(2, 2, 6, 6), bias.requires_grad_()):
-        bert_parts.warn_once.cache_clear()
+        packed.warn_once.cache_clear()
         with pytest.warns(UserWarning, match="not one of padding"):
             got = first_tensor(ours(hidden, mask))
         expected = first_tensor(theirs(hidden, mask))
@@ -103,9 +103,9 @@ def test_arguments_of_other_versions_are_passed_on():
     embeddings = Fast(config())
     embeddings(torch.ones(1, 3, dtype=torch.long), brand_new=7)
     assert embeddings.got == 7
-    names = [*inspect.signature(stock.BertLayer.forward).parameters][3:]
-    given = bert_parts.named_arguments(stock.BertLayer, 2, (1, None), {"brand_new": 7})
-    assert given == {names[0]: 1, names[1]: None, "brand_new": 7}
+    names = [*inspect.signature(stock.BertLayer.forward).parameters][1:4]
+    given = BertLayer(config()).arguments((1, None, 2), {"brand_new": 7})
+    assert given == {names[0]: 1, names[1]: None, names[2]: 2, "brand_new": 7}
 
 
 def test_other_activations_stay_right():
