@@ -86,6 +86,13 @@ TARGETS: dict[str, Target] = {
     **_whole_rows("dropout_add_layer_norm", "bf16, p=.1"),
     **_whole_rows("embedding_layer_norm"),
     **_whole_rows("span_boundary_gather"),
+    "span_representation": Target(
+        "span_representation", True, ("bf16",), {"BLOCK": (128, 256, 512)}, (1, 2, 4)
+    ),
+    "antecedent_pairs": Target("antecedent_loss", True, _BOTH, _PRODUCT, (4, 8), (2, 3)),
+    "antecedent_top_k_fwd": Target(
+        "antecedent_top_k", False, ("bf16, 1",), _PRODUCT, (4, 8), (2, 3)
+    ),
     "join_parts": Target("linear_cross_entropy", False, ("bf16",), {"BLOCK": (64, 128, 256)}),
     "linear_cross_entropy_fwd": Target(
         "linear_cross_entropy", False, _BOTH, _PRODUCT, (4, 8), (2, 3, 4)
