@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 CUDA_ARCHITECTURES := 80 90 100
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: help pretrain test check-cuda check-sanitize check-sanitize-all check-threads check-crash fuzz docs bench report bench-compare kernel-report wheel test-versions check-cpus clean
+.PHONY: help pretrain test check-cuda check-sanitize check-sanitize-all check-threads check-sdist check-crash fuzz docs bench report bench-compare kernel-report wheel test-versions check-cpus clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -79,6 +79,9 @@ check-sanitize-all: $(VENV)/installed-test  ## the same with all op tests, and 2
 
 check-threads: $(VENV)/installed-test  ## the parallel loops under the thread sanitizer, 4 threads
 	PYTHONPATH=tests $(VENV)/bin/python -m hostile.races
+
+check-sdist: $(VENV)/installed-test  ## build the CPU part from the source distribution, and try it
+	SPANBERT_FAST_TEST_SDIST=1 $(VENV)/bin/python -m pytest -q tests/test_sdist.py
 
 KILLS ?= 20
 

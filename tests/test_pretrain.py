@@ -109,7 +109,7 @@ def test_killed_and_resumed_equals_uninterrupted(
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    finish(process, -signal.SIGKILL)
     assert len(metrics(run)) < 60, "it was killed in mid-run"
     # what a kill while a checkpoint was being written leaves
     half = run / "unfinished" / "checkpoint-40"
