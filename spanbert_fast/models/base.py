@@ -1,4 +1,4 @@
-"""What all SpanBERT models share: loading, saving, initialisation, refusals."""
+"""What all SpanBERT models share: loading, saving, initialisation and refusals."""
 
 import logging
 import pickle
@@ -40,7 +40,7 @@ UNREADABLE = (
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its name where it has none."""
+    """The first line of an error's message, or its name if it has no message."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
@@ -52,10 +52,10 @@ class SpanBertPreTrainedModel(PreTrainedModel):
     base_model_prefix = "bert"
     supports_gradient_checkpointing = True
     _no_split_modules = ["SpanBertEmbeddings", "TransformerLayer"]
-    # A loss is the mean over its own batch: the Trainer divides it by the accumulation steps. With
-    # **kwargs alone it would leave that, and a factor of the processes, to a count of the labels.
+    # A loss is the mean over its own batch, so the Trainer must divide it by the accumulation
+    # steps. With **kwargs and no such flag it would divide by a count of labels instead.
     accepts_loss_kwargs = False
-    _supports_sdpa = True  # the default setting loads; attention is always `varlen_attention`
+    _supports_sdpa = True  # accepts the default setting; attention is always `varlen_attention`
 
     @classmethod
     def from_pretrained(
@@ -70,18 +70,18 @@ class SpanBertPreTrainedModel(PreTrainedModel):
 
         Reads BERT and SpanBERT checkpoints, and the directories of the original SpanBERT release
         (pytorch_model.bin, a config.json without model_type, norms named gamma and beta). Heads
-        that the checkpoint lacks are initialised; the encoder must be there, whole and finite. A
-        prefix of `loading.PREFIXES` before all names is left out.
+        that the checkpoint lacks are initialised. The encoder must be complete and finite. If all
+        names have a prefix of `loading.PREFIXES`, it is removed.
 
         Args:
-            ignore_mismatched_sizes: initialise tensors of another shape anew instead of raising.
-            output_loading_info: return (model, info); `info["missing_keys"]` is the set of the
+            ignore_mismatched_sizes: initialise tensors of another shape instead of raising.
+            output_loading_info: return (model, info). `info["missing_keys"]` is the set of
                 parameters that the checkpoint lacks and that were initialised,
-                `info["unexpected_keys"]` of those that the model has no place for.
+                `info["unexpected_keys"]` the set of those that the model does not have.
 
         Raises:
             DataError: a tensor of the encoder is missing, left over, of another shape, or not
-                finite; a file is corrupt, or not the one that its digest was made of.
+                finite; a file is corrupt, or differs from the one that its digest describes.
         """
         where = f"the checkpoint {pretrained_model_name_or_path}"
         folder = _local_folder(pretrained_model_name_or_path, kwargs.get("subfolder"))
@@ -96,7 +96,7 @@ class SpanBertPreTrainedModel(PreTrainedModel):
                 return super(SpanBertPreTrainedModel, cls).from_pretrained(
                     pretrained_model_name_or_path,
                     *model_args,
-                    ignore_mismatched_sizes=True,  # what differs is named below, in one line
+                    ignore_mismatched_sizes=True,  # differences are named below, in one line
                     output_loading_info=True,
                     **{**kwargs, **more},
                 )
@@ -129,9 +129,11 @@ class SpanBertPreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
-        """As in Hugging Face, but always under the names of contract C1: a checkpoint that came
-        with norms named gamma and beta is not written so again."""
-        (Path(save_directory) / digests.FILE).unlink(missing_ok=True)  # of what is replaced
+        """As in Hugging Face, but always with the names of contract C1, even if the checkpoint came
+        with norms named gamma and beta."""
+        (Path(save_directory) / digests.FILE).unlink(
+            missing_ok=True
+        )  # they describe what is replaced now
         return super().save_pretrained(
             save_directory, *args, save_original_format=save_original_format, **kwargs
         )
@@ -143,11 +145,11 @@ class SpanBertPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
     def wants_hidden_states(self, argument: bool | None) -> bool:
-        """The caller's choice, else the configuration's."""
+        """The caller's choice, or else that of the configuration."""
         return bool(self.config.output_hidden_states if argument is None else argument)
 
     def refuse_attentions(self, output_attentions: bool | None) -> None:
-        """Raise where attention probabilities are wanted: they are never stored here."""
+        """Raise if attention probabilities are wanted, since they are never stored."""
         if output_attentions if output_attentions is not None else self.config.output_attentions:
             raise ValueError(
                 "output_attentions must be False: attention probabilities are not kept; "
@@ -161,11 +163,11 @@ def _refuse(where: str, fault: str | None) -> None:
 
 
 def _local_folder(name, subfolder: str | None) -> Path | None:
-    """The folder of a checkpoint that is here; None for one of the Hub's, and for a state dict."""
+    """The local folder of a checkpoint; None for a name on the Hub and for a state dict."""
     folder = Path(name, subfolder or "") if isinstance(name, (str, Path)) else None
     return folder if folder is not None and folder.is_dir() else None
 
 
 def _weights_in(folder: Path) -> list[str]:
-    """Names of the weights' files; what else a folder holds may have been edited since."""
+    """Names of the files of weights. Other files of the folder may be edited by hand."""
     return sorted(path.name for path in folder.glob("model*.safetensors*"))

@@ -265,14 +265,21 @@ def answer(
     batch_size: int = 16,
     **options,
 ) -> Prediction:
-    """The answer to one question, as the pipeline "question-answering" that transformers 5 removed.
+    """Answer one question, as the pipeline "question-answering" did, which transformers 5 removed.
+
+        >>> from transformers import AutoTokenizer, BertForQuestionAnswering
+        >>> tokenizer = AutoTokenizer.from_pretrained("runs/first/model")
+        >>> model = BertForQuestionAnswering.from_pretrained("runs/first/model")
+        >>> found = answer(model, tokenizer, "Who?", "The captain answers.", max_query_length=8)
+        >>> found.text in "The captain answers."
+        True
 
     Args:
         model: any BERT with a question-answering head, ours or transformers' own.
         tokenizer: its fast tokenizer.
         context: a text of any length.
-        batch_size: windows of full length of one forward.
-        options: of `QuestionAnswering`; `max_seq_length` is at most what the model reads.
+        batch_size: number of windows of full length in one forward.
+        options: arguments of `QuestionAnswering`; `max_seq_length` is at most what the model reads.
 
     Raises:
         ValueError: the context is blank, or an option is out of range.
