@@ -1,4 +1,4 @@
-"""What a fine-tuning leaves to look at: its curves, and the model's card."""
+"""What a fine-tuning run leaves for a reader: its curves and the model card."""
 
 import hashlib
 import platform
@@ -28,7 +28,7 @@ _HYPER_PARAMETERS = (
 
 
 def draw_finetuning(path: Path, log_history: Sequence[dict], metric: str) -> Path:
-    """Training loss and the dev figure over epochs as a PNG that reads without colour."""
+    """Draw training loss and dev figure over epochs, as a PNG that needs no colour."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, plain lines in a log file."""
+"""The progress of a run: a bar on a terminal, plain lines in a log file."""
 
 import sys
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def readable(logs: dict) -> str:
 
 
 def pretraining_line(logs: dict) -> str | None:
-    """What a person wants to see of a log line of pre-training; None for nothing."""
+    """The text to show for a log line of pre-training; None to show nothing."""
     if "mlm_loss" in logs:
         return readable(logs)
     if "eval_mlm_loss" in logs:
