@@ -42,6 +42,12 @@ def of_ceilings(results: Results, canvas: Canvas) -> str:
     return table(["ceiling", "measured"], rows)
 
 
+def of_gpu_check(results: Results, canvas: Canvas) -> str:
+    """How each step of benchmarks/gpu_check.py has ended."""
+    names = ["name", "outcome", "seconds"]
+    return table(names, [[r[name] for name in names] for r in results])
+
+
 def of_check(results: Results, canvas: Canvas) -> str:
     """Whether every op is right on the device."""
     rows = []
@@ -162,18 +168,19 @@ def of_training(results: Results, canvas: Canvas) -> str:
         bars = []
         for provider, found in r["providers"].items():
             if "raised" in found:
-                rows.append([name, provider, "failed", "", "", ""])
+                rows.append([name, provider, "failed", "", "", "", ""])
                 continue
             figures = [f"{found['median_ms']:,.0f}", f"{found['tokens_per_second']:,.0f}"]
-            figures += [f"{found['peak_rss_mb']:,.0f}", beside(r, provider)]
-            rows.append([name, provider, *figures])
+            bound = found.get("share_of_product")  # older files have none
+            figures += [f"{bound:.0%}" if bound else "", f"{found['peak_rss_mb']:,.0f}"]
+            rows.append([name, provider, *figures, beside(r, provider)])
             peak = found["peak_rss_mb"] / 1024
             bars.append(Bar(plots.called(provider), peak, f"{peak:.1f} GB"))
-        rows += [[name, provider, why, "", "", ""] for provider, why in without(r)]
+        rows += [[name, provider, why, "", "", "", ""] for provider, why in without(r)]
         groups.append(Group(heading, plots.speedups(r)))
         memory.append(Group(heading, bars))
-    header = ["case", "provider", "step, ms", "tokens/s", "peak, MB", "ours is faster, times"]
-    parts = [table(header, rows)]
+    header = ["case", "provider", "step, ms", "tokens/s", "of the matrix product", "peak, MB"]
+    parts = [table([*header, "ours is faster, times"], rows)]
     for name, question, drawn, label, line in (
         ("training", "How much faster is a training step?", groups, TIMES, 1.0),
         ("memory", "How much memory does training take?", memory, "GB at most", None),
@@ -247,7 +254,14 @@ SUITES = {
         "finetuning": ("Fine-tuning", of_finetuning),
         "scaling": ("Scaling", of_scaling),
     },
-    "cuda": {"check": ("Every op on the device", of_check), **COMMON},
+    "cuda": {
+        "gpu_check": ("Every step of the check", of_gpu_check),
+        "check": ("Every op on the device", of_check),
+        **COMMON,
+        "training_tuned": ("Training step, tuned", of_training),
+        "training_compiled": ("Training step, peers compiled", of_training),
+        "host_cost": ("Host time of an eager step", of_ceilings),
+    },
 }
 
 

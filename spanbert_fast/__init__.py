@@ -3,46 +3,78 @@
     import spanbert_fast as sb
     model = sb.SpanBertForPreTraining.from_pretrained("path/to/bert-or-spanbert")
 
-The public names are loaded when first used, so that the ops alone import without Hugging Face's
+The public names, and the rooms `data`, `models`, `nn`, `ops` and `tasks`, are loaded when first
+used, so that importing the package costs nothing and the ops alone import without Hugging Face's
 library. The first of the models to be used (or `import spanbert_fast.models`) also registers them
 all with transformers' Auto classes.
 """
 
 import importlib
-from typing import Any
-
-from spanbert_fast import _extension  # noqa: F401  (says so where there is no extension)
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+_ROOMS = ("data", "models", "nn", "ops", "tasks")
 _PUBLIC = {
     "DataCollatorForSpanMasking": "spanbert_fast.data.collator",
     "FillSpan": "spanbert_fast.fill_span",
     "SpanBertConfig": "spanbert_fast.models",
+    "SpanBertForCoreference": "spanbert_fast.models",
     "SpanBertForMaskedLM": "spanbert_fast.models",
     "SpanBertForPreTraining": "spanbert_fast.models",
     "SpanBertForQuestionAnswering": "spanbert_fast.models",
     "SpanBertForSequenceClassification": "spanbert_fast.models",
     "SpanBertForTokenClassification": "spanbert_fast.models",
     "SpanBertModel": "spanbert_fast.models",
-    "accelerate": "spanbert_fast.integrations.accelerate",
-    "decelerate": "spanbert_fast.integrations.accelerate",
+    "accelerate": "spanbert_fast.accelerated.accelerate",
+    "decelerate": "spanbert_fast.accelerated.accelerate",
+    "release_memory": "spanbert_fast.ops._memory",
     "sample_spans": "spanbert_fast.ops.sample_spans",
     "sample_spans_fixed": "spanbert_fast.ops.sample_spans",
     "SpanOptions": "spanbert_fast.ops.span_options",
     "use_backend": "spanbert_fast.ops._backend",
 }
 
-__all__ = [*_PUBLIC, "__version__"]
+__all__ = [*_PUBLIC, *_ROOMS, "__version__"]
 
+if TYPE_CHECKING:  # what a type checker and an editor see: a name that is not here is a mistake
+    from spanbert_fast import data as data
+    from spanbert_fast import models as models
+    from spanbert_fast import nn as nn
+    from spanbert_fast import ops as ops
+    from spanbert_fast import tasks as tasks
+    from spanbert_fast.accelerated.accelerate import accelerate as accelerate
+    from spanbert_fast.accelerated.accelerate import decelerate as decelerate
+    from spanbert_fast.data.collator import DataCollatorForSpanMasking as DataCollatorForSpanMasking
+    from spanbert_fast.fill_span import FillSpan as FillSpan
+    from spanbert_fast.models import SpanBertConfig as SpanBertConfig
+    from spanbert_fast.models import SpanBertForCoreference as SpanBertForCoreference
+    from spanbert_fast.models import SpanBertForMaskedLM as SpanBertForMaskedLM
+    from spanbert_fast.models import SpanBertForPreTraining as SpanBertForPreTraining
+    from spanbert_fast.models import SpanBertForQuestionAnswering as SpanBertForQuestionAnswering
+    from spanbert_fast.models import (
+        SpanBertForSequenceClassification as SpanBertForSequenceClassification,
+    )
+    from spanbert_fast.models import (
+        SpanBertForTokenClassification as SpanBertForTokenClassification,
+    )
+    from spanbert_fast.models import SpanBertModel as SpanBertModel
+    from spanbert_fast.ops._backend import use_backend as use_backend
+    from spanbert_fast.ops._memory import release_memory as release_memory
+    from spanbert_fast.ops.sample_spans import sample_spans as sample_spans
+    from spanbert_fast.ops.sample_spans import sample_spans_fixed as sample_spans_fixed
+    from spanbert_fast.ops.span_options import SpanOptions as SpanOptions
+else:
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    globals()[name] = value  # the next use does not come here
-    return value
+    def __getattr__(name: str) -> Any:
+        if name in _ROOMS:
+            return importlib.import_module(f"spanbert_fast.{name}")
+        if name not in _PUBLIC:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        globals()[name] = value  # the next use does not come here
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted({*globals(), *__all__})

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from spanbert_fast import __version__
 from spanbert_fast.errors import UsageError
+from spanbert_fast.extras import MissingExtra
 
 COMMANDS = {
     "pretrain": "pre-train, continue or resume a SpanBERT",
@@ -123,7 +124,7 @@ def _threads_in_one_line(debug: bool) -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    expected = isinstance(error, (ValueError, OSError, ArithmeticError))
+    expected = isinstance(error, (ValueError, OSError, ArithmeticError, MissingExtra))
     return text if text and expected else f"{type(error).__name__}: {text} (--debug shows where)"
 
 
@@ -139,11 +140,21 @@ def _quieten(debug: bool) -> None:
     # tokenizers warns where workers are forked after it has used its threads; ours never tokenise
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if not debug:
-        import datasets
-        import transformers
-
-        datasets.disable_progress_bars()
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+        _quieten_libraries()
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
+
+
+def _quieten_libraries() -> None:
+    """What is loaded is told now; what a command has yet to load reads the environment."""
+    for name, value in (
+        ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+    ):
+        os.environ.setdefault(name, value)
+    if datasets := sys.modules.get("datasets"):
+        datasets.disable_progress_bars()
+    if transformers := sys.modules.get("transformers"):
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()

@@ -137,20 +137,33 @@ def test_load_in_half_precision(tmp_path):
     assert model(**inputs()).logits.dtype == torch.bfloat16
 
 
+AUTO = (
+    "",
+    "ForMaskedLM",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+)
+
+
 def test_auto_classes(tmp_path):
     pretraining().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    assert content["model_type"] == "bert" and content["architectures"] == ["BertForMaskedLM"]
+    assert content["max_span_targets"] == SPAN_SIZES["max_span_targets"]
+    for name in AUTO:
+        model = getattr(transformers, f"AutoModel{name}").from_pretrained(tmp_path)
+        assert type(model) is getattr(transformers, f"Bert{name or 'Model'}")
+    # what earlier versions have written names our own classes, and goes on loading
+    old = {"model_type": "spanbert", "architectures": ["SpanBertForPreTraining"]}
+    path.write_text(json.dumps({**content, **old}))
     assert isinstance(AutoConfig.from_pretrained(tmp_path), SpanBertConfig)
     assert isinstance(AutoModel.from_pretrained(tmp_path), SpanBertModel)
     assert isinstance(AutoModelForMaskedLM.from_pretrained(tmp_path), SpanBertForMaskedLM)
-    for task in (
-        "PreTraining",
-        "SequenceClassification",
-        "TokenClassification",
-        "QuestionAnswering",
-    ):
-        auto = getattr(transformers, f"AutoModelFor{task}")
-        model = auto.from_pretrained(tmp_path)
-        assert type(model) is getattr(models, f"SpanBertFor{task}")
+    for name in ("ForPreTraining", *AUTO[2:]):
+        model = getattr(transformers, f"AutoModel{name}").from_pretrained(tmp_path)
+        assert type(model) is getattr(models, f"SpanBert{name}")
     labelled = models.SpanBertForTokenClassification.from_pretrained(tmp_path, num_labels=7)
     assert labelled.classifier.out_features == 7
 

@@ -84,6 +84,9 @@ def test_class_figures_by_hand():
     # three classes: the mean of 2/3, 1/2 and 1
     got = class_figures(list("aabbc"), list("aaabc"), list("abc"))
     assert got["f1"] == pytest.approx(100 * (4 / 5 + 2 / 3 + 1) / 3)
+    # R_K of the confusion ((2, 0, 0), (1, 1, 0), (0, 0, 1)): (c s - sum p g) over the two spreads
+    spreads = (25 - (9 + 1 + 1)) * (25 - (4 + 4 + 1))
+    assert got["mcc"] == pytest.approx(100 * (4 * 5 - (3 * 2 + 1 * 2 + 1 * 1)) / math.sqrt(spreads))
     assert class_figures(["0", "0"], ["0", "0"], ["0", "1"]) == {"accuracy": 100, "f1": 0, "mcc": 0}
     # a gold label that the model does not know, where predict measures
     assert class_figures(["x", "1"], ["0", "1"], ["0", "1"])["f1"] == 100
@@ -98,6 +101,10 @@ def test_number_figures_by_hand():
         "spearman": 100 * (1 - 6 * 2 / (4 * 15)),
     }
     assert number_figures(gold, predicted) == pytest.approx(expected)
+    # equal numbers share their places: 1, 2.5, 2.5, 4 beside 1, 2, 3, 4
+    tied = number_figures([1.0, 2.0, 2.0, 9.0], gold)["spearman"]
+    assert tied == pytest.approx(100 * 4.5 / math.sqrt(4.5 * 5))
+    assert number_figures([1e300, -1e300, 5e299], [1e-300, -1e-300, 5e-301])["pearson"] == 100
     assert number_figures(gold, [2.0] * 4) == {"pearson": 0, "spearman": 0}
     assert number_figures([1.0], [1.0]) == {"pearson": 0, "spearman": 0}
 

@@ -15,6 +15,8 @@ import warnings
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import spanbert_fast as sb
+    assert not caught, "the ops have not been used"
+    sb.ops.bias_gelu
 assert sb.__file__.startswith({target!r}), sb.__file__
 assert any("without its compiled extension" in str(w.message) for w in caught), caught
 import sys, torch

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from spanbert_fast.commands.settings import parse_settings
 from spanbert_fast.errors import UsageError
+from spanbert_fast.extras import TRAIN, require
 from spanbert_fast.tasks import NAMES, task_class
+from spanbert_fast.training.options import PRECISIONS
 
 EXAMPLES = """examples:
   spanbert-fast finetune qa --model spanbert-base-cased --train train-v2.0.json \\
@@ -29,7 +31,9 @@ EXAMPLES = """examples:
 class _Parser(argparse.ArgumentParser):
     """Knows the options of the task that the command line names."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace=None):
+    def parse_args(  # type: ignore[override]  # one signature in place of its overloads
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         """Adds the named task's own options first, so that --help lists them."""
         named = next((a for a in args or () if a in NAMES), None)
         if named is not None:
@@ -74,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
     add("--max-train", type=int, metavar="N", help="use N examples of --train")
     add("--max-dev", type=int, metavar="N", help="use N examples of --dev")
     add("--learning-rate", type=float, metavar="X", help="highest learning rate")
+    add("--head-learning-rate", type=float, metavar="X",
+        help="of what is not the encoder (default: the same; coref 3e-4)")  # fmt: skip
     add("--epochs", type=float, metavar="N", help="passes over the training data")
     add("--batch-size", type=int, metavar="N", help="sequences of one batch")
     add("--gradient-accumulation-steps", type=int, metavar="N", help="batches of a step (1)")
@@ -82,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     add("--weight-decay", type=float, metavar="X", help="decoupled decay (0.01)")
     add("--max-grad-norm", type=float, metavar="X", help="gradients are clipped to it (1.0)")
     add("--dropout", type=float, metavar="X", help="default: the checkpoint's own")
-    add("--precision", choices=("fp32", "bf16", "fp16"), help="autocast (default fp32)")
+    add("--precision", choices=PRECISIONS, help="autocast (default auto: the fastest here)")
     add("--engine", choices=("spanbert_fast", "transformers"),
         help="the model's code (spanbert_fast); transformers: its BERT, to compare")  # fmt: skip
     add("--seeds", type=int, nargs="+", metavar="N", help="a run each; prints their mean (0)")
@@ -95,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train for every seed, then print the figures."""
+    require("finetune", "train", TRAIN)
     from spanbert_fast.training import finetune as module
     from spanbert_fast.training.finetune_options import FinetuneOptions, options_of_run
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from spanbert_fast.errors import UsageError
+from spanbert_fast.extras import require
 
 logger = logging.getLogger("spanbert_fast")
 
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Tokenise, then say what was written."""
+    require("prepare", "train", ("datasets", "pyarrow"))
     from spanbert_fast.data.locks import locked
     from spanbert_fast.data.prepare import MANIFEST, is_prepared, open_shards, prepare
     from spanbert_fast.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece

@@ -7,19 +7,26 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
-
-import pyarrow as pa
+from typing import BinaryIO, cast
 
 from spanbert_fast.errors import DataError
+from spanbert_fast.extras import require
 from spanbert_fast.schema import regular_file
 
+
+def _zstd(path: Path) -> BinaryIO:
+    """pyarrow's reader, which goes on across frames and refuses a truncated file."""
+    require(f"{path}", "train", ("pyarrow",))
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+
+
 OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
-    ".gz": gzip.open,
-    ".xz": lzma.open,
-    ".bz2": bz2.open,
-    # pyarrow's reader reads all frames and refuses a truncated file
-    ".zst": lambda path: io.BufferedReader(pa.input_stream(str(path), compression="zstd")),
+    ".gz": lambda path: cast(BinaryIO, gzip.open(path)),
+    ".xz": lambda path: cast(BinaryIO, lzma.open(path)),
+    ".bz2": lambda path: cast(BinaryIO, bz2.open(path)),
+    ".zst": _zstd,
 }
 _READ_ERRORS = (EOFError, OSError, lzma.LZMAError, zlib.error, MemoryError)
 

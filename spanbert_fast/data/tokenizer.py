@@ -1,10 +1,13 @@
 """WordPiece tokenizers: training, loading and comparing them."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tokenizers
@@ -12,7 +15,6 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from spanbert_fast.data.text_files import pieces
 from spanbert_fast.errors import DataError, UsageError
@@ -30,6 +32,9 @@ from spanbert_fast.schema import (
     regular_file,
     whole,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _NEEDED = ("unk_token", "cls_token", "sep_token", "mask_token")
@@ -63,6 +68,8 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     Raises:
         UsageError: vocab_size is too small for the special tokens and the corpus's characters.
     """
+    from transformers import BertTokenizer
+
     if iter(texts) is texts:
         raise TypeError(f"texts must be read twice, got the iterator {type(texts).__name__}")
     normalizer, pre_tokenizer = BertNormalizer(lowercase=False), BertPreTokenizer()
@@ -119,14 +126,16 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             [UNK], [CLS], [SEP] and [MASK].
         DataError: one of its files is malformed.
     """
+    from transformers import AutoTokenizer, BertTokenizer
+
     directory = Path(directory)
     if not directory.is_dir():
         raise UsageError(f"{directory}: no such directory; a tokenizer is needed there")
     try:
         settings = _settings(directory)
         vocab, options = _vocabulary_and_options(directory, settings)
-        kind = AutoTokenizer if "tokenizer_class" in settings else BertTokenizer
-        tokenizer = kind.from_pretrained(str(directory), local_files_only=True, **options)
+        loader = AutoTokenizer if "tokenizer_class" in settings else BertTokenizer
+        tokenizer = loader.from_pretrained(str(directory), local_files_only=True, **options)
     except (UsageError, DataError):
         raise
     except Exception as error:  # the libraries raise bare Exceptions, too

@@ -1,10 +1,12 @@
 """What all SpanBERT models share: loading, saving, initialisation and refusals."""
 
+import contextlib
 import logging
 import pickle
 import re
 import struct
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,7 +18,8 @@ from transformers import initialization as init
 from spanbert_fast import digests
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.errors import DataError
-from spanbert_fast.models import loading
+from spanbert_fast.models import loading, span_boundary_file
+from spanbert_fast.nn.coreference import StartToEndHead
 from spanbert_fast.nn.heads import MaskedLMHead, SpanBoundaryHead
 
 logger = logging.getLogger("spanbert_fast")
@@ -86,20 +89,21 @@ class SpanBertPreTrainedModel(PreTrainedModel):
         where = f"the checkpoint {pretrained_model_name_or_path}"
         folder = _local_folder(pretrained_model_name_or_path, kwargs.get("subfolder"))
         has_digests = folder is not None and (folder / digests.FILE).is_file()
-        if has_digests:
+        if folder is not None and has_digests:
             _refuse(where, digests.damage(folder, _weights_in(folder)))
 
         def load(**more):
             try:
                 if folder is not None and not ignore_mismatched_sizes:
                     loading.refuse_another_size(folder, kwargs.get("config"))
-                return super(SpanBertPreTrainedModel, cls).from_pretrained(
-                    pretrained_model_name_or_path,
-                    *model_args,
-                    ignore_mismatched_sizes=True,  # differences are named below, in one line
-                    output_loading_info=True,
-                    **{**kwargs, **more},
-                )
+                with _without_report():  # what differs is named below, in one line
+                    return super(SpanBertPreTrainedModel, cls).from_pretrained(
+                        pretrained_model_name_or_path,
+                        *model_args,
+                        ignore_mismatched_sizes=True,
+                        output_loading_info=True,
+                        **{**kwargs, **more},
+                    )
             except torch.OutOfMemoryError:
                 raise
             except UNREADABLE as error:
@@ -111,6 +115,10 @@ class SpanBertPreTrainedModel(PreTrainedModel):
             logger.info('%s: "%s" before the names of its tensors is left out', where, prefix)
             renaming = {f"^{re.escape(prefix)}": ""}
             model, info = load(key_mapping={**(kwargs.get("key_mapping") or {}), **renaming})
+        if any(name.startswith("cls.span_boundary.") for name in info["missing_keys"]):
+            path = span_boundary_file.head_file(pretrained_model_name_or_path, **kwargs)
+            if path is not None:
+                info["missing_keys"] -= _read_head(where, model, path)
         missing, unexpected = info["missing_keys"], info["unexpected_keys"]
         _refuse(where, loading.encoder_fault(missing, unexpected, model.config.num_hidden_layers))
         if info["mismatched_keys"] and not ignore_mismatched_sizes:
@@ -119,30 +127,48 @@ class SpanBertPreTrainedModel(PreTrainedModel):
                 f"{name} must have shape {tuple(wanted)} for {cls.__name__}, got {tuple(found)} "
                 f"in {where}"
             )
-        if has_digests:
+        if folder is not None and has_digests:
             _refuse(where, digests.another_config(folder, model.config))
         name = loading.not_finite(model)
         _refuse(where, name and f"{name} holds values that are not finite (NaN or infinity)")
         heads = loading.heads_said(missing, unexpected)
         if heads is not None:
-            logger.info("%s: %s", where, heads)
+            logger.log(logging.WARNING if missing else logging.INFO, "%s: %s", where, heads)
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
-        """As in Hugging Face, but always with the names of contract C1, even if the checkpoint came
-        with norms named gamma and beta."""
-        (Path(save_directory) / digests.FILE).unlink(
-            missing_ok=True
-        )  # they describe what is replaced now
-        return super().save_pretrained(
+    def save_pretrained(
+        self,
+        save_directory,
+        *args,
+        save_original_format: bool = False,
+        span_boundary_apart: bool = False,
+        **kwargs,
+    ):
+        """As in Hugging Face, but always under the names of contract C1: a checkpoint that came
+        with norms named gamma and beta is not written so again.
+
+        Args:
+            span_boundary_apart: write the span boundary head into `span_boundary_file.FILE`, so
+                that transformers finds in `model.safetensors` what BertForMaskedLM has and nothing
+                else. A Trainer's checkpoints have all in one file, which it loads by itself.
+        """
+        for name in (digests.FILE, span_boundary_file.FILE):  # of what is replaced
+            (Path(save_directory) / name).unlink(missing_ok=True)
+        result = super().save_pretrained(
             save_directory, *args, save_original_format=save_original_format, **kwargs
         )
+        if span_boundary_apart and kwargs.get("is_main_process", True):
+            span_boundary_file.set_apart(Path(save_directory))
+        return result
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, (MaskedLMHead, SpanBoundaryHead)):
             init.zeros_(module.bias)
+        if isinstance(module, StartToEndHead):
+            # a candidate in fifty is a mention: learning that first would take many steps
+            init.constant_(module.width_scores, -4.0)
 
     def wants_hidden_states(self, argument: bool | None) -> bool:
         """The caller's choice, or else that of the configuration."""
@@ -155,6 +181,29 @@ class SpanBertPreTrainedModel(PreTrainedModel):
                 "output_attentions must be False: attention probabilities are not kept; "
                 "transformers.BertModel with the same checkpoint returns them"
             )
+
+
+class _ReportFilter(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """transformers' table of missing and left-over tensors is not printed inside."""
+    transformers_logger, report = logging.getLogger("transformers.modeling_utils"), _ReportFilter()
+    transformers_logger.addFilter(report)
+    try:
+        yield
+    finally:
+        transformers_logger.removeFilter(report)
+
+
+def _read_head(where: str, model: nn.Module, path: Path) -> set[str]:
+    try:
+        return span_boundary_file.load_head(model, path)
+    except UNREADABLE as error:
+        raise DataError(f"{where} cannot be read: {path.name}: {first_line(error)}") from error
 
 
 def _refuse(where: str, fault: str | None) -> None:
@@ -170,4 +219,5 @@ def _local_folder(name, subfolder: str | None) -> Path | None:
 
 def _weights_in(folder: Path) -> list[str]:
     """Names of the files of weights. Other files of the folder may be edited by hand."""
-    return sorted(path.name for path in folder.glob("model*.safetensors*"))
+    found = {path.name for path in folder.glob("model*.safetensors*")}
+    return sorted(found | {p.name for p in [folder / span_boundary_file.FILE] if p.is_file()})

@@ -1,10 +1,16 @@
 """One public, differentiable function per op: validation, dispatch, autograd.
 
-Each is in the module of its name: `from spanbert_fast.ops.varlen_attention import
-varlen_attention`.
+Each is in the module of its name, which is loaded when first used: `from
+spanbert_fast.ops.varlen_attention import varlen_attention`.
 """
 
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 OPS = (
+    "antecedent_loss",
+    "antecedent_top_k",
     "bias_gelu",
     "dropout_add_layer_norm",
     "embedding_layer_norm",
@@ -13,5 +19,26 @@ OPS = (
     "pad",
     "sample_spans",
     "span_boundary_gather",
+    "span_representation",
     "varlen_attention",
 )
+_MODULES = (*OPS, "dropout", "span_options")  # the last two are what the ops take
+
+if TYPE_CHECKING:
+    from spanbert_fast.ops import bias_gelu as bias_gelu
+    from spanbert_fast.ops import dropout as dropout
+    from spanbert_fast.ops import dropout_add_layer_norm as dropout_add_layer_norm
+    from spanbert_fast.ops import embedding_layer_norm as embedding_layer_norm
+    from spanbert_fast.ops import linear as linear
+    from spanbert_fast.ops import linear_cross_entropy as linear_cross_entropy
+    from spanbert_fast.ops import pad as pad
+    from spanbert_fast.ops import sample_spans as sample_spans
+    from spanbert_fast.ops import span_boundary_gather as span_boundary_gather
+    from spanbert_fast.ops import span_options as span_options
+    from spanbert_fast.ops import varlen_attention as varlen_attention
+else:
+
+    def __getattr__(name: str) -> ModuleType:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return importlib.import_module(f"spanbert_fast.ops.{name}")

@@ -14,6 +14,8 @@ from spanbert_fast.reference.span_law import SpanLaw
 
 __all__ = ["SpanOptions", "SpanSample", "sample_spans", "sample_spans_fixed", "span_capacity"]
 
+_DEFAULTS = SpanOptions()
+
 
 def sample_spans(
     input_ids: torch.Tensor,
@@ -130,7 +132,7 @@ def sample_spans_fixed(
         ValueError, TypeError: as `sample_spans`. The host does not read the values of GPU tensors:
             there only the last count tells that they were refused, and the other fields are void.
     """
-    law = (options or SpanOptions()).law()
+    law = (options or _DEFAULTS).law()
     uses_given = law.scheme_thresholds[0] > 0
     check_tensors(
         input_ids, cu_seqlens, word_starts, sequence_ids, given_spans, uses_given,

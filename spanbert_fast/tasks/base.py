@@ -1,16 +1,20 @@
 """`Task`: how a fine-tuning task reads data, feeds a model, and decodes, measures and writes."""
 
+from __future__ import annotations
+
 import abc
 import argparse
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.errors import DataError
+
+if TYPE_CHECKING:  # the command line asks a task for its options before anything is loaded
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +27,14 @@ class Defaults:
         epochs: passes over the training data.
         batch_size: windows (sequences) of one optimiser step.
         max_seq_length: word pieces of a window.
+        head_learning_rate: of what is not the encoder; None for the same as the encoder's.
     """
 
     learning_rate: float
     epochs: int
     batch_size: int
     max_seq_length: int
+    head_learning_rate: float | None = None
 
 
 @dataclasses.dataclass
@@ -42,6 +48,10 @@ class Example:
 
     id: str
     place: str
+
+
+ExampleT = TypeVar("ExampleT", bound=Example)
+PredictionT = TypeVar("PredictionT")
 
 
 class Bad(NamedTuple):
@@ -58,15 +68,16 @@ class Examples(NamedTuple):
     skipped: int
 
 
-class Task(abc.ABC):
-    """One kind of fine-tuning.
+class Task(abc.ABC, Generic[ExampleT, PredictionT]):
+    """One kind of fine-tuning, of its own class of examples and its own predictions.
 
     An example becomes one or several windows. Each window is one sequence of the model's input, and
     the outputs of all windows of an example are decoded together.
 
     Class attributes:
         name: its name on the command line.
-        head: "token-classification", "sequence-classification" or "question-answering".
+        head: "token-classification", "sequence-classification", "question-answering" or
+            "coreference".
         metric: the figure that chooses the best checkpoint; higher is better.
         defaults: hyper-parameters, from the paper if it has them.
         predictions_file: the default name of a file of predictions.
@@ -97,7 +108,7 @@ class Task(abc.ABC):
     # Data
 
     @abc.abstractmethod
-    def parse(self, path: Path) -> Iterator[Example | Bad]:
+    def parse(self, path: Path) -> Iterator[ExampleT | Bad]:
         """The examples of a file in order, with a `Bad` in place of each bad one.
 
         Raises:
@@ -113,13 +124,13 @@ class Task(abc.ABC):
         """
         return _sorted_out(self.parse(Path(path)), path, skip_bad)
 
-    def misfit(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    def misfit(self, example: ExampleT, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Why a window cannot hold what it must hold of an example; None if it can."""
         return None
 
     def fitting(
         self,
-        examples: Sequence[Example],
+        examples: Sequence[ExampleT],
         tokenizer: PreTrainedTokenizerBase,
         path: str | Path,
         *,
@@ -137,16 +148,26 @@ class Task(abc.ABC):
         found = _judged(examples, lambda example: self.misfit(example, tokenizer))
         return _sorted_out(found, path, skip_bad)
 
-    def learn(self, examples: Sequence[Example]) -> None:
+    def learn(self, examples: Sequence[ExampleT]) -> None:
         """Learn from the training data what the task needs to know, such as `labels`."""
         return None
 
-    def unknown_label(self, example: Example) -> str | None:
+    def learnt_labels(self) -> list[str]:
+        """`labels`, which `learn` or the constructor has set.
+
+        Raises:
+            ValueError: neither has.
+        """
+        if self.labels is None:
+            raise ValueError("labels must be known: call learn, or give them to the task")
+        return self.labels
+
+    def unknown_label(self, example: ExampleT) -> str | None:
         """The label of an example that the training data did not have; None if it had all."""
         return None
 
     def check_labels(
-        self, examples: Sequence[Example], path: str | Path = "", *, skip_bad: bool = False
+        self, examples: Sequence[ExampleT], path: str | Path = "", *, skip_bad: bool = False
     ) -> Examples:
         """The examples of a file whose labels the training data had.
 
@@ -158,16 +179,16 @@ class Task(abc.ABC):
         """
         return _sorted_out(_judged(examples, self.unknown_label), path, skip_bad)
 
-    def has_answers(self, examples: Sequence[Example]) -> bool:
+    def has_answers(self, examples: Sequence[ExampleT]) -> bool:
         """Whether the examples have gold answers, so that predictions can be measured."""
         return True
 
-    def special_tokens(self, examples: Sequence[Example]) -> list[str]:
+    def special_tokens(self, examples: Sequence[ExampleT]) -> list[str]:
         """Tokens that the tokenizer must have as one piece each."""
         return []
 
     @abc.abstractmethod
-    def windows(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
+    def windows(self, example: ExampleT, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
         """Yield the model's inputs for an example, one window after the other.
 
         Yields:
@@ -181,8 +202,8 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def decode(
-        self, example: Example, windows: Sequence[dict], outputs: Sequence[dict[str, np.ndarray]]
-    ) -> Any:
+        self, example: ExampleT, windows: Sequence[dict], outputs: Sequence[dict[str, np.ndarray]]
+    ) -> PredictionT:
         """The prediction of an example.
 
         Args:
@@ -191,22 +212,48 @@ class Task(abc.ABC):
                 (num_labels,); or start_logits and end_logits, (length,).
         """
 
-    def measured(self, prediction: Any) -> Any:
+    def measured(self, prediction: PredictionT) -> PredictionT:
         """The part of a prediction that `metrics` needs; the rest may be dropped."""
         return prediction
 
     @abc.abstractmethod
-    def metrics(self, examples: Sequence[Example], predictions: Sequence) -> dict[str, float]:
+    def metrics(
+        self, examples: Sequence[ExampleT], predictions: Sequence[PredictionT]
+    ) -> dict[str, float]:
         """The task's figures, `metric` among them, in [0, 1] or percent as its field does."""
 
     @abc.abstractmethod
-    def write(self, path: Path, examples: Sequence[Example], predictions: Iterable) -> list[Path]:
+    def write(
+        self, path: Path, examples: Sequence[ExampleT], predictions: Iterable[PredictionT]
+    ) -> list[Path]:
         """Write predictions one by one, in the task's official format; returns the files."""
 
 
+class DocumentTask(Task):
+    """A task whose model needs an example whole: its windows are batches of training alone."""
+
+    @abc.abstractmethod
+    def config_fields(self) -> dict[str, Any]:
+        """Fields of the model's configuration."""
+
+    @abc.abstractmethod
+    def collator(self) -> Callable[[Sequence[dict]], dict]:
+        """Makes one packed batch out of windows."""
+
+    @abc.abstractmethod
+    def predictions(
+        self, model, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, **options
+    ) -> Iterator[Any]:
+        """One prediction per example, in their order; the options of `predict.predictions`."""
+
+    def decode(self, example: Example, windows: Sequence[dict], outputs: Sequence[dict]) -> Any:
+        """Not of these tasks: `predictions` takes its place."""
+        raise TypeError(f"the task {self.name} predicts whole examples, not windows")
+
+
 def _judged(
-    examples: Iterable[Example], reason_of: Callable[[Example], str | None]
-) -> Iterator[Example | Bad]:
+    examples: Iterable[ExampleT], reason_of: Callable[[ExampleT], str | None]
+) -> Iterator[ExampleT | Bad]:
     for example in examples:
         reason = reason_of(example)
         yield example if reason is None else Bad(example.place, reason)

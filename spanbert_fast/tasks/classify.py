@@ -1,23 +1,28 @@
 """Classifies texts and pairs of texts, or predicts numbers: on GLUE and on any table."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.data.tokenizer import piece_ids
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Bad, Defaults, Task
+from spanbert_fast.tasks.classify_metrics import (
+    CLASS_FIGURES,
+    NUMBER_FIGURES,
+    class_figures,
+    number_figures,
+)
 from spanbert_fast.tasks.classify_reading import GLUE, Text, read_texts
 from spanbert_fast.tasks.writing import whole_file
 
-CLASS_FIGURES = ("accuracy", "f1", "mcc")
-NUMBER_FIGURES = ("pearson", "spearman")
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Prediction(NamedTuple):
@@ -32,7 +37,7 @@ class Prediction(NamedTuple):
     cut: int
 
 
-class Classification(Task):
+class Classification(Task[Text, Prediction]):
     """Classification of one text or two, on GLUE and on any table of texts and labels.
 
     Texts that are longer than a window lose word pieces at their ends; of two texts, the longer one
@@ -146,15 +151,16 @@ class Classification(Task):
         _refuse_unlabelled(examples)
         if self.regression:
             return
-        self.labels = sorted({example.label for example in examples}, key=_order)
+        self.labels = sorted({str(example.label) for example in examples}, key=_order)
         if len(self.labels) < 2:
             raise DataError(f"{examples[0].place}: every label is {self.labels[0]}")
 
     def unknown_label(self, example: Text) -> str | None:
         """See `Task`."""
-        if self.regression or example.label is None or example.label in self.labels:
+        label = example.label
+        if self.regression or label is None or label in self.learnt_labels():
             return None
-        return f"the label {example.label} is not in the training data"
+        return f"the label {label} is not in the training data"
 
     def has_answers(self, examples: Sequence[Text]) -> bool:
         """See `Task`."""
@@ -171,8 +177,9 @@ class Classification(Task):
         window["_cut"] = sum(map(len, texts)) - sum(map(len, kept))
         if example.label is not None and self.regression:
             window["labels"] = float(example.label)
-        elif example.label in (self.labels or ()):  # an unknown one is measured, never learnt
-            window["labels"] = self.labels.index(example.label)
+        elif self.labels is not None and example.label in self.labels:
+            # an unknown one is measured, never learnt
+            window["labels"] = self.labels.index(str(example.label))
         yield window
 
     # Results
@@ -182,8 +189,10 @@ class Classification(Task):
     ) -> Prediction:
         """The likeliest class, or the number."""
         logits = outputs[0]["logits"]
-        value = float(logits[0]) if self.regression else self.labels[int(logits.argmax())]
-        return Prediction(value, windows[0]["_cut"])
+        cut = windows[0]["_cut"]
+        if self.regression:
+            return Prediction(float(logits[0]), cut)
+        return Prediction(self.learnt_labels()[int(logits.argmax())], cut)
 
     def metrics(
         self, examples: Sequence[Text], predictions: Sequence[Prediction]
@@ -194,12 +203,13 @@ class Classification(Task):
             DataError: the file does not say what the label of an example is.
         """
         _refuse_unlabelled(examples)
-        gold = [example.label for example in examples]
+        gold = [example.label for example in examples if example.label is not None]
         predicted = [prediction.value for prediction in predictions]
         if self.regression:
-            figures = number_figures(gold, predicted)
+            figures = number_figures([float(x) for x in gold], [float(x) for x in predicted])
         else:
-            figures = class_figures(gold, predicted, self.labels)
+            labels = self.learnt_labels()
+            figures = class_figures([str(x) for x in gold], [str(x) for x in predicted], labels)
         score = sum(figures[name] for name in self.score_figures) / len(self.score_figures)
         truncated = sum(prediction.cut > 0 for prediction in predictions)
         return {"score": score, **figures, "truncated": truncated}
@@ -215,26 +225,6 @@ class Classification(Task):
                 shown = f"{value:.3f}" if self.regression else value
                 file.write(f"{example.id}\t{shown}\n")
         return [path]
-
-
-def class_figures(
-    gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
-) -> dict[str, float]:
-    """accuracy, f1 (of labels[1] where there are two, else the mean over those that occur) and mcc,
-    in percent; 0 where one is not defined."""
-    positive = [labels[1]] if len(labels) == 2 else None
-    f1 = f1_score(gold, predicted, labels=positive, average="macro", zero_division=0.0)
-    mcc = matthews_corrcoef(gold, predicted) if len({*gold, *predicted}) > 1 else 0.0
-    figures = {"accuracy": accuracy_score(gold, predicted), "f1": f1, "mcc": mcc}
-    return {name: 100.0 * float(value) for name, value in figures.items()}
-
-
-def number_figures(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
-    """The correlations pearson and spearman in percent; 0 where a side's numbers are all one."""
-    if len(set(gold)) < 2 or len(set(predicted)) < 2:
-        return dict.fromkeys(NUMBER_FIGURES, 0.0)
-    pearson, spearman = pearsonr(gold, predicted)[0], spearmanr(gold, predicted)[0]
-    return {"pearson": 100.0 * float(pearson), "spearman": 100.0 * float(spearman)}
 
 
 def _longest_first(texts: Sequence[list[int]], room: int) -> list[list[int]]:

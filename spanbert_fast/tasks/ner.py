@@ -1,18 +1,23 @@
 """Named entities: words with tags in CoNLL columns; the first piece of a word has its label."""
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from spanbert_fast.data.text_files import decoded_lines
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks import entities
 from spanbert_fast.tasks.base import Bad, Defaults, Example, Task
 from spanbert_fast.tasks.writing import whole_file
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 _IGNORED = -100
 
@@ -25,7 +30,7 @@ class Sentence(Example):
     tags: list[str] | None
 
 
-class NamedEntities(Task):
+class NamedEntities(Task[Sentence, list[str]]):
     """Tagging of words with BIO tags of entity types.
 
     A file has a word on each line and its tag in another column. Blanks or tabs separate columns,
@@ -81,21 +86,22 @@ class NamedEntities(Task):
 
     # Data
 
-    def parse(self, path: Path) -> Iterator[Example | Bad]:
+    def parse(self, path: Path) -> Iterator[Sentence | Bad]:
         """See `Task`."""
         sentences = list(self._sentences(path))
         tagged = [s.tags for s in sentences if not isinstance(s, Bad) and s.tags is not None]
-        if self.scheme is None and tagged:
-            self.scheme = entities.scheme_of(tagged)
+        scheme = self.scheme
+        if scheme is None and tagged:
+            scheme = self.scheme = entities.scheme_of(tagged)
         for sentence in sentences:
             if isinstance(sentence, Bad):
                 yield sentence
                 continue
-            if sentence.tags is None:
+            if sentence.tags is None or scheme is None:
                 yield Bad(sentence.place, "has words and no tags") if tagged else sentence
                 continue
             try:
-                sentence.tags = entities.to_bio(sentence.tags, self.scheme)
+                sentence.tags = entities.to_bio(sentence.tags, scheme)
             except ValueError as error:
                 yield Bad(sentence.place, str(error))
             else:
@@ -117,7 +123,9 @@ class NamedEntities(Task):
         if rows:
             yield self._sentence(rows, path, first, count)
 
-    def _sentence(self, rows: list[list[str]], path: Path, first: int, count: int):
+    def _sentence(
+        self, rows: list[list[str]], path: Path, first: int, count: int
+    ) -> Sentence | Bad:
         widths = {len(row) for row in rows}
         place = f"{path}:{first}"
         if len(widths) > 1:
@@ -147,14 +155,14 @@ class NamedEntities(Task):
         untagged = next((e for e in examples if e.tags is None), None)
         if untagged is not None:
             raise DataError(f"{untagged.place}: has words and no tags to learn")
-        types = sorted({tag[2:] for e in examples for tag in e.tags if tag != "O"})
+        types = sorted({tag[2:] for e in examples for tag in e.tags or () if tag != "O"})
         if not types:
             raise DataError(f"{examples[0].place}: every tag is O")
         self.labels = ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
 
     def unknown_label(self, example: Sentence) -> str | None:
         """See `Task`."""
-        unknown = next((tag for tag in example.tags or () if tag not in self.labels), None)
+        unknown = next((tag for tag in example.tags or () if tag not in self.learnt_labels()), None)
         return unknown and f"the entity type {unknown[2:]} is not in the training data"
 
     def has_answers(self, examples: Sequence[Sentence]) -> bool:
@@ -191,7 +199,7 @@ class NamedEntities(Task):
                 and chunk[i - 1] != word
                 for i, word in enumerate(chunk)
             ]
-            window = {
+            window: dict[str, Any] = {
                 "input_ids": [tokenizer.cls_token_id, *pieces[start:end], tokenizer.sep_token_id],
                 "token_type_ids": [0] * (end - start + 2),
                 "_words": [
@@ -202,8 +210,8 @@ class NamedEntities(Task):
             if example.tags is not None and self.labels is not None:
                 number = {tag: i for i, tag in enumerate(self.labels)}
                 ids = [  # a type that the training data lacks counts in figures, but has no loss
-                    number.get(example.tags[word], _IGNORED) if first else _IGNORED
-                    for word, first in zip(chunk, firsts, strict=True)
+                    _IGNORED if word is None else number.get(example.tags[word], _IGNORED)
+                    for word in window["_words"]
                 ]
                 window["labels"] = [_IGNORED, *ids, _IGNORED]
             yield window
@@ -213,9 +221,15 @@ class NamedEntities(Task):
 
     # Results
 
-    def decode(self, example: Sentence, windows, outputs) -> list[str]:
+    def decode(
+        self,
+        example: Sentence,
+        windows: Sequence[dict],
+        outputs: Sequence[dict[str, np.ndarray]],
+    ) -> list[str]:
         """BIO tags, one per word; a word without pieces is O."""
-        scores = np.full((len(example.words), len(self.labels)), -np.inf, np.float32)
+        labels = self.learnt_labels()
+        scores = np.full((len(example.words), len(labels)), -np.inf, np.float32)
         scores[:, 0] = 0.0
         context = np.full(len(example.words), -1.0)
         for window, output in zip(windows, outputs, strict=True):
@@ -228,13 +242,17 @@ class NamedEntities(Task):
                 if min(left, right) > context[word]:
                     context[word] = min(left, right)
                     scores[word] = logits[i]
-        return entities.best_path(scores, self.labels)
+        return entities.best_path(scores, labels)
 
-    def metrics(self, examples: Sequence[Sentence], predictions) -> dict[str, float]:
+    def metrics(
+        self, examples: Sequence[Sentence], predictions: Sequence[list[str]]
+    ) -> dict[str, float]:
         """Precision, recall and F1 of entities in percent, over all types, as conlleval counts."""
-        return entities.scores([example.tags for example in examples], predictions)
+        return entities.scores([e.tags for e in examples if e.tags is not None], predictions)
 
-    def write(self, path: Path, examples: Sequence[Sentence], predictions) -> list[Path]:
+    def write(
+        self, path: Path, examples: Sequence[Sentence], predictions: Iterable[list[str]]
+    ) -> list[Path]:
         """Write a word, its gold tag if known, and its predicted tag on each line."""
         with whole_file(path) as file:
             for example, tags in zip(examples, predictions, strict=True):

@@ -1,27 +1,29 @@
 """Extractive question answering: finds the part of a text that answers a question, or none."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spanbert_fast.data.tokenizer import piece_ids
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Bad, Defaults, Task
-from spanbert_fast.tasks.predict import predict
 from spanbert_fast.tasks.qa_decoding import Prediction, best_answers
 from spanbert_fast.tasks.qa_metrics import squad_figures
 from spanbert_fast.tasks.qa_reading import Question, read_questions
 from spanbert_fast.tasks.writing import JsonObject, whole_file
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 _SPECIAL = 3  # [CLS] question [SEP] context [SEP]
-_LOGITS = ("start_logits", "end_logits")
 _OPTIONS = {
     "doc_stride": "pieces between the beginnings of two windows (default 128)",
     "max_query_length": "pieces of a question (default 64)",
@@ -30,7 +32,7 @@ _OPTIONS = {
 }
 
 
-class QuestionAnswering(Task):
+class QuestionAnswering(Task[Question, Prediction]):
     """Extractive question answering on SQuAD 1.1, SQuAD 2.0 and MRQA.
 
     A context that is longer than a window is read in windows whose beginnings are `doc_stride`
@@ -137,9 +139,10 @@ class QuestionAnswering(Task):
                 "_context_start": len(head),
             }
             if example.answers is not None:
-                inside = answer is not None and first <= answer[0] <= answer[1] < end
-                positions = [p - first + len(head) for p in answer] if inside else (0, 0)
-                window["start_positions"], window["end_positions"] = positions
+                window["start_positions"] = window["end_positions"] = 0
+                if answer is not None and first <= answer[0] <= answer[1] < end:
+                    window["start_positions"] = answer[0] - first + len(head)
+                    window["end_positions"] = answer[1] - first + len(head)
             yield window
             if end == len(pieces):
                 return
@@ -175,7 +178,7 @@ class QuestionAnswering(Task):
             [window["_offsets"] for window in windows],
             [window["_first"] for window in windows],
             [window["_context_start"] for window in windows],
-            [tuple(output[name] for name in _LOGITS) for output in outputs],
+            [(output["start_logits"], output["end_logits"]) for output in outputs],
             n_best_size=self.n_best_size,
             max_answer_length=self.max_answer_length,
         )
@@ -196,7 +199,7 @@ class QuestionAnswering(Task):
         figures = squad_figures(
             [prediction.text for prediction in predictions],
             [prediction.null_odds for prediction in predictions],
-            [example.answers for example in examples],
+            [example.answers or [] for example in examples],
             self.null_threshold,
             choose=choose,
         )
@@ -263,7 +266,7 @@ def answer(
     context: str,
     *,
     batch_size: int = 16,
-    **options,
+    **options: Any,
 ) -> Prediction:
     """Answer one question, as the pipeline "question-answering" did, which transformers 5 removed.
 
@@ -284,6 +287,8 @@ def answer(
     Raises:
         ValueError: the context is blank, or an option is out of range.
     """
+    from spanbert_fast.tasks.predict import predict  # which loads torch
+
     if not context.strip():
         raise ValueError(f"context must not be blank, got {context!r}")
     longest = min(QuestionAnswering.defaults.max_seq_length, model.config.max_position_embeddings)

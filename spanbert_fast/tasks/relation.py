@@ -1,12 +1,13 @@
 """Relations between two entities of a sentence, classified from its [CLS]."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.data.tokenizer import piece_ids
 from spanbert_fast.errors import DataError, UsageError
@@ -22,10 +23,13 @@ from spanbert_fast.tasks.relation_reading import (
 )
 from spanbert_fast.tasks.writing import whole_file
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 ENTITIES = ("mask", "markers")
 
 
-class Relation(Task):
+class Relation(Task[Pair, str]):
     """Relation extraction on TACRED, SemEval-2010 task 8 and data like SciERC.
 
     With `entities` "mask", one token replaces the subject and one the object. It names their role
@@ -117,14 +121,14 @@ class Relation(Task):
             DataError: a relation is missing, or there is only one.
         """
         _refuse_unlabelled(examples)
-        self.labels = sorted({example.relation for example in examples})
+        self.labels = sorted({str(example.relation) for example in examples})
         if len(self.labels) < 2:
             raise DataError(f"{examples[0].place}: every relation is {self.labels[0]}")
         self.entity_tokens = self.special_tokens(examples)
 
     def unknown_label(self, example: Pair) -> str | None:
         """See `Task`."""
-        if example.relation is None or example.relation in self.labels:
+        if example.relation is None or example.relation in self.learnt_labels():
             return None
         return f"the relation {example.relation} is not in the training data"
 
@@ -163,11 +167,12 @@ class Relation(Task):
         if reason is not None:
             raise DataError(f"{example.place}: {reason}")
         kept = pieces[_nearest(is_entity, self.max_seq_length - 2)].tolist()
-        window = {
+        window: dict[str, Any] = {
             "input_ids": [tokenizer.cls_token_id, *kept, tokenizer.sep_token_id],
             "token_type_ids": [0] * (len(kept) + 2),
         }
-        if example.relation in (self.labels or ()):  # an unknown one counts, but has no loss
+        if self.labels is not None and example.relation in self.labels:
+            # an unknown one is measured, never learnt
             window["labels"] = self.labels.index(example.relation)
         yield window
 
@@ -203,9 +208,11 @@ class Relation(Task):
 
     # Results
 
-    def decode(self, example: Pair, windows, outputs: Sequence[dict[str, np.ndarray]]) -> str:
+    def decode(
+        self, example: Pair, windows: Sequence[dict], outputs: Sequence[dict[str, np.ndarray]]
+    ) -> str:
         """The most likely relation."""
-        return self.labels[int(outputs[0]["logits"].argmax())]
+        return self.learnt_labels()[int(outputs[0]["logits"].argmax())]
 
     def metrics(self, examples: Sequence[Pair], predictions: Sequence[str]) -> dict[str, float]:
         """See `relation_metrics`.
@@ -214,10 +221,10 @@ class Relation(Task):
             DataError: the file does not give the relation of a pair.
         """
         _refuse_unlabelled(examples)
-        gold = [example.relation for example in examples]
+        gold = [str(example.relation) for example in examples]
         if self.format == "semeval":
             return semeval_scores(gold, predictions)
-        return micro_scores(gold, predictions, NO_RELATION.get(self.format, "no_relation"))
+        return micro_scores(gold, predictions, NO_RELATION.get(self.format or "", "no_relation"))
 
     def write(self, path: Path, examples: Sequence[Pair], predictions: Iterable[str]) -> list[Path]:
         """Write an id, a tab and a relation on each line, as SemEval's scorer reads them."""
@@ -240,7 +247,7 @@ def _closing(role: str, mention: Mention) -> str:
 
 
 def _ids(tokens: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids = tokenizer.convert_tokens_to_ids(tokens)
+    ids: list[int] = tokenizer.convert_tokens_to_ids(tokens)  # type: ignore[assignment]  # of a list
     if tokenizer.unk_token_id in ids:
         unknown = tokens[ids.index(tokenizer.unk_token_id)]
         raise ValueError(f"tokenizer must know the task's special tokens, it has no {unknown}")

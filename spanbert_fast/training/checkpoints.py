@@ -6,13 +6,13 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
-
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from typing import TYPE_CHECKING, Any
 
 from spanbert_fast import digests
 from spanbert_fast.errors import DataError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 logger = logging.getLogger("spanbert_fast")
 
@@ -35,10 +35,10 @@ def damaged_checkpoints(run: Path) -> list[Path]:
 
 def checkpoint_step(path: Path) -> int:
     """The optimiser step after which a checkpoint was made."""
-    return int(_NAME.fullmatch(path.name)[1])
+    return int(path.name.removeprefix("checkpoint-"))
 
 
-def checkpoint_to_resume(run: Path, state: PartialState) -> Path | None:
+def checkpoint_to_resume(run: Path, state: "PartialState") -> Path | None:
     """The newest whole checkpoint, the same in every process; None if the run has none yet.
 
     Removes what a killed run left unfinished. A damaged checkpoint is named in the log and renamed.
@@ -46,6 +46,8 @@ def checkpoint_to_resume(run: Path, state: PartialState) -> Path | None:
     Raises:
         DataError: there are checkpoints, and all of them are damaged.
     """
+    from accelerate.utils import broadcast_object_list
+
     found: list[Path | None] = [None]
     if state.is_main_process:
         shutil.rmtree(run / UNFINISHED, ignore_errors=True)

@@ -31,7 +31,8 @@ class HeldOut:
 
     def batches(self) -> Iterator[dict]:
         """The packed batches, the same at every call."""
-        batch, size = [], 0
+        batch: list[dict] = []
+        size = 0
         for index in self._sample():
             length = int(self.dataset.lengths[index])
             if batch and size + length > self.tokens_per_batch:

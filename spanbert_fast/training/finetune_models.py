@@ -5,19 +5,21 @@ from pathlib import Path
 
 import transformers
 from torch import nn
-from transformers import BertConfig, PreTrainedTokenizerBase
+from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from spanbert_fast.data.tokenizer import check_fits, vocabulary_size
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.models import (
     SpanBertConfig,
+    SpanBertForCoreference,
     SpanBertForQuestionAnswering,
     SpanBertForSequenceClassification,
     SpanBertForTokenClassification,
 )
-from spanbert_fast.tasks.base import Task
+from spanbert_fast.tasks.base import DocumentTask, Task
 
 _HEADS = {
+    "coreference": SpanBertForCoreference,
     "question-answering": SpanBertForQuestionAnswering,
     "sequence-classification": SpanBertForSequenceClassification,
     "token-classification": SpanBertForTokenClassification,
@@ -25,6 +27,8 @@ _HEADS = {
 
 
 def _label_fields(task: Task) -> dict:
+    if isinstance(task, DocumentTask):
+        return task.config_fields()
     if task.head == "question-answering":
         return {}
     if task.labels is None:  # a number is predicted
@@ -43,7 +47,7 @@ def initial_model(
     engine: str,
     dropout: float | None = None,
     new_tokens: Sequence[str] = (),
-) -> nn.Module:
+) -> PreTrainedModel:
     """The checkpoint's encoder with a new head, and with rows for new tokens of the tokenizer.
 
     Args:
@@ -59,6 +63,8 @@ def initial_model(
     """
     if not (Path(directory) / "config.json").is_file():
         raise UsageError(f"{directory}: no config.json there")
+    if engine != "spanbert_fast" and isinstance(task, DocumentTask):
+        raise UsageError(f"--engine must be spanbert_fast for {task.name}, got {engine}")
     fields = _label_fields(task)
     if dropout is not None:
         names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
@@ -76,7 +82,7 @@ def initial_model(
     return model if engine == "spanbert_fast" else _in_transformers(model)
 
 
-def _in_transformers(model: nn.Module) -> nn.Module:
+def _in_transformers(model: PreTrainedModel) -> PreTrainedModel:
     """The same weights in transformers' own class."""
     fields = {**model.config.to_dict(), "model_type": "bert"}
     config = BertConfig.from_dict(fields, attn_implementation="sdpa")

@@ -21,17 +21,17 @@ class FinetuneOptions:
     """All options of a fine-tuning run. A hyper-parameter of None takes the task's default.
 
     Attributes:
-        task: "qa", "ner", "relation" or "classify".
+        task: "qa", "ner", "relation", "classify" or "coref".
         model: directory of a BERT or SpanBERT checkpoint with its tokenizer.
         train, dev, test: data files; dev chooses the best checkpoint, test is optional.
         output_dir: the directory of the run.
         task_options: keyword arguments of the task.
-        learning_rate, epochs, batch_size: see `tasks.base.Defaults`.
+        learning_rate, head_learning_rate, epochs, batch_size: see `tasks.base.Defaults`.
         gradient_accumulation_steps: number of batches in one optimiser step.
         warmup_ratio: share of the steps in which the learning rate rises.
         weight_decay, max_grad_norm: as in BERT.
         dropout: of hidden states and attention; None for that of the checkpoint.
-        precision: "fp32", or autocast in "bf16" or "fp16".
+        precision: "fp32", autocast in "bf16" or "fp16", or "auto" for the fastest on the device.
         engine: "spanbert_fast", or "transformers" for its BERT with sdpa attention, from the same
             start and over the same batches, to compare with.
         seed: of the head's weights, the order of the data, the dropout.
@@ -49,6 +49,7 @@ class FinetuneOptions:
     test: str | None = None
     task_options: dict[str, Any] = field(default_factory=dict)
     learning_rate: float | None = None
+    head_learning_rate: float | None = None
     epochs: float | None = None
     batch_size: int | None = None
     gradient_accumulation_steps: int = 1
@@ -56,7 +57,7 @@ class FinetuneOptions:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     dropout: float | None = None
-    precision: str = "fp32"
+    precision: str = "auto"
     engine: str = "spanbert_fast"
     seed: int = 0
     patience: int = 0
@@ -71,8 +72,8 @@ class FinetuneOptions:
                 raise UsageError(
                     f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)}"
                 )
-        positive = ("learning_rate", "epochs", "batch_size", "gradient_accumulation_steps")
-        for name in (*positive, "max_train", "max_dev"):
+        positive = ("learning_rate", "head_learning_rate", "epochs", "batch_size")
+        for name in (*positive, "gradient_accumulation_steps", "max_train", "max_dev"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(
@@ -111,7 +112,7 @@ class FinetuneOptions:
         """The task, with the user's options."""
         return task_class(self.task)(**self.task_options)
 
-    def value(self, name: str) -> float:
+    def value(self, name: str) -> float | None:
         """A hyper-parameter, or the task's default for it."""
         given = getattr(self, name)
         return getattr(task_class(self.task).defaults, name) if given is None else given

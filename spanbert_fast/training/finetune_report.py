@@ -14,6 +14,7 @@ from spanbert_fast.training.finetune_options import FinetuneOptions
 
 _HYPER_PARAMETERS = (
     "learning_rate",
+    "head_learning_rate",
     "epochs",
     "batch_size",
     "gradient_accumulation_steps",
@@ -25,6 +26,7 @@ _HYPER_PARAMETERS = (
     "engine",
     "seed",
 )
+_WITH_DEFAULTS = ("learning_rate", "head_learning_rate", "epochs", "batch_size")
 
 
 def draw_finetuning(path: Path, log_history: Sequence[dict], metric: str) -> Path:
@@ -57,7 +59,7 @@ def write_model_card(model_dir: Path, options: FinetuneOptions, task: Task, resu
     lines = [
         "---",
         "library_name: transformers",
-        f"pipeline_tag: {_PIPELINES[task.head]}",
+        *(f"pipeline_tag: {tag}" for tag in _PIPELINES.get(task.head, ())),
         "tags: [spanbert]",
         "---",
         "",
@@ -82,8 +84,10 @@ def write_model_card(model_dir: Path, options: FinetuneOptions, task: Task, resu
     lines += ["", "## Hyper-parameters", "", "| name | value |", "|---|---|"]
     for name in _HYPER_PARAMETERS:
         value = getattr(options, name)
-        if value is None and name in ("learning_rate", "epochs", "batch_size"):
+        if value is None and name in _WITH_DEFAULTS:
             value = options.value(name)
+        if value is None and name == "head_learning_rate":  # that of the encoder
+            continue
         lines.append(f"| {name} | {'as in the checkpoint' if value is None else value} |")
     lines.append(f"| max_seq_length | {task.max_seq_length} |")
     lines += [
@@ -99,9 +103,9 @@ def write_model_card(model_dir: Path, options: FinetuneOptions, task: Task, resu
 
 
 _PIPELINES = {
-    "question-answering": "question-answering",
-    "sequence-classification": "text-classification",
-    "token-classification": "token-classification",
+    "question-answering": ("question-answering",),
+    "sequence-classification": ("text-classification",),
+    "token-classification": ("token-classification",),
 }
 
 

@@ -5,6 +5,7 @@ import os
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -24,9 +25,10 @@ from spanbert_fast.training import run_directory
 from spanbert_fast.training.captured_step import CapturedStep
 from spanbert_fast.training.checkpoints import checkpoint_step, checkpoint_to_resume
 from spanbert_fast.training.evaluation import HeldOut, unigram_cross_entropy
-from spanbert_fast.training.options import PretrainOptions, refuse_fp16_on_cpu
-from spanbert_fast.training.progress import Progress
-from spanbert_fast.training.run_directory import MetricsFile
+from spanbert_fast.training.fitted_length import fitted, seconds_per_step
+from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.precision import with_precision
+from spanbert_fast.training.progress import MetricsFile, Progress
 from spanbert_fast.training.sources import (
     check_paths,
     initial_model,
@@ -54,6 +56,7 @@ def pretrain(options: PretrainOptions, *, resume: bool = False, overwrite: bool 
         OSError: a checkpoint could not be written; earlier ones stay.
         FloatingPointError: the loss, or a weight, is no longer finite.
     """
+    options = with_precision(options)
     check_paths(options, resume=resume)
     arguments = training_arguments(options)
     if options.cuda_graph:
@@ -100,6 +103,9 @@ def _pretrain(
         )
     training_blocks, held_out_blocks = blocks.split(options.held_out, options.seed)
     model = initial_model(options, tokenizer)
+    if options.max_minutes is not None:
+        options = _fitted(options, model, tokenizer, training_blocks, state)
+        arguments, recipe = training_arguments(options), options.recipe
     # the span boundary head may come from a checkpoint and have another number of places
     span_options = recipe.span_options(model.config.max_span_targets)
     counts = [None]
@@ -145,6 +151,25 @@ def _pretrain(
         _finish(run, summary, options, tokenizer, held_out, trainer.args.device)
     state.wait_for_everyone()
     return summary
+
+
+def _fitted(options, model, tokenizer, blocks, state: PartialState) -> PretrainOptions:
+    """The options with the number of steps that the first process has found to fit, written down
+    for a resumed run."""
+    found = [None]
+    if state.is_main_process:
+        collator = DataCollatorForSpanMasking(
+            tokenizer,
+            options.recipe.span_options(model.config.max_span_targets),
+            seed=options.seed,
+            dropout_seeds=True,
+        )
+        found = [seconds_per_step(model, blocks, collator, options, state.device)]
+    options = fitted(options, *broadcast_object_list(found))
+    if state.is_main_process:
+        path = Path(options.output_dir) / run_directory.OPTIONS
+        run_directory.write_json(path, options.to_json(state.num_processes))
+    return options
 
 
 def make_trainer(
@@ -236,7 +261,6 @@ def training_arguments(options: PretrainOptions) -> TrainingArguments:
         arguments = TrainingArguments(**{**fields, **options.training_arguments})
     except (TypeError, ValueError) as error:
         raise UsageError(f"--set: {str(error).splitlines()[0]}") from error
-    refuse_fp16_on_cpu(arguments)
     if arguments.n_gpu > 1:  # DataParallel would cut a packed batch into pieces
         logger.info(
             "one of %d GPUs is used: torchrun --nproc-per-node %d -m spanbert_fast pretrain ... "
@@ -278,7 +302,7 @@ def _finish(run, summary, options, tokenizer, held_out, device) -> None:
 def example_sentence(held_out: HeldOut, tokenizer, length: int = 40) -> tuple[str, str]:
     """(a held-out passage with two masked words near its middle, the passage itself)."""
     example = held_out.dataset[int(held_out.dataset.lengths.argmax())]
-    ids, starts = example["input_ids"][1:-1], example["word_starts"][1:-1]
+    ids, starts = (np.asarray(example[name])[1:-1] for name in ("input_ids", "word_starts"))
     ids, starts = ids[:length].tolist(), starts[:length].tolist()
 
     def is_word(place: int) -> bool:

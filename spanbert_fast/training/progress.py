@@ -1,11 +1,24 @@
-"""The progress of a run: a bar on a terminal, plain lines in a log file."""
+"""How far a run is: a bar on a terminal, plain lines in a log file, a file of metrics."""
 
+import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from spanbert_fast.training.run_directory import METRICS
+
+_LOGGED = (
+    "mlm_loss",
+    "sbo_loss",
+    "learning_rate",
+    "tokens_per_second",
+    "masked_tokens",
+    "spans",
+    "grad_norm",
+)
 _COLUMNS = (
     ("mlm_loss", "mlm loss {:.3f}"),
     ("sbo_loss", "sbo loss {:.3f}"),
@@ -65,3 +78,17 @@ class Progress(TrainerCallback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+class MetricsFile(TrainerCallback):
+    """Writes a line of metrics.jsonl for every log step."""
+
+    def __init__(self, run: Path):
+        self.path = run / METRICS
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or "mlm_loss" not in (logs or {}):
+            return
+        line = {"step": state.global_step, **{name: logs[name] for name in _LOGGED if name in logs}}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

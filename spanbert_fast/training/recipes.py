@@ -2,10 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.errors import UsageError
-from spanbert_fast.ops.span_options import SpanOptions
+
+if TYPE_CHECKING:  # both load torch, for which `--help` need not wait
+    from spanbert_fast.config import SpanBertConfig
+    from spanbert_fast.ops.span_options import SpanOptions
 
 
 def _setting(default, help: str, group: str, choices: tuple[str, ...] | None = None):
@@ -112,8 +115,10 @@ class Recipe:
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option} must be {rule}, got {getattr(self, name)}")
 
-    def model_config(self, vocab_size: int, pad_token_id: int) -> SpanBertConfig:
+    def model_config(self, vocab_size: int, pad_token_id: int) -> "SpanBertConfig":
         """The configuration of a new model."""
+        from spanbert_fast.config import SpanBertConfig
+
         return SpanBertConfig(
             vocab_size=vocab_size,
             hidden_size=self.hidden_size,
@@ -135,8 +140,10 @@ class Recipe:
             "pair_loss_weight": self.pair_loss_weight,
         }
 
-    def span_options(self, max_span_targets: int) -> SpanOptions:
+    def span_options(self, max_span_targets: int) -> "SpanOptions":
         """The span sampler's options, for a model with `max_span_targets` places."""
+        from spanbert_fast.ops.span_options import SpanOptions
+
         return SpanOptions(
             mask_ratio=self.mask_ratio,
             geometric_p=self.geometric_p,

@@ -5,9 +5,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from transformers import TrainerCallback
-
-from spanbert_fast.data.shards import write_whole
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.schema import Rule, check, read_json, whole
 from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints, damaged_checkpoints
@@ -18,19 +15,11 @@ SUMMARY = "summary.json"
 CURVE = "loss.png"
 _FOLDERS = ("model", "shards", "tensorboard", UNFINISHED)
 
-_LOGGED = (
-    "mlm_loss",
-    "sbo_loss",
-    "learning_rate",
-    "tokens_per_second",
-    "masked_tokens",
-    "spans",
-    "grad_norm",
-)
-
 
 def write_json(path: Path, content: dict) -> None:
     """Replace the file in one step."""
+    from spanbert_fast.data.shards import write_whole
+
     write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
@@ -71,22 +60,10 @@ def read_metrics(run: Path) -> list[dict]:
 
 def forget_after(run: Path, step: int) -> None:
     """Drop the metrics of steps that a resumed run will repeat."""
+    from spanbert_fast.data.shards import write_whole
+
     kept = [line for line in read_metrics(run) if line["step"] <= step]
     write_whole(run / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
-
-
-class MetricsFile(TrainerCallback):
-    """Writes a line of metrics.jsonl for every log step."""
-
-    def __init__(self, run: Path):
-        self.path = run / METRICS
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or "mlm_loss" not in (logs or {}):
-            return
-        line = {"step": state.global_step, **{name: logs[name] for name in _LOGGED if name in logs}}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 def draw_curves(run: Path, summary: dict) -> Path:

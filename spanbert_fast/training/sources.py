@@ -34,9 +34,9 @@ def check_paths(options: PretrainOptions, *, resume: bool = False) -> None:
 
     A resumed run has tokenised its text already, so its data need not exist.
     """
-    for path in () if resume else options.data:
-        if not Path(path).exists():
-            raise UsageError(f"--data {path} does not exist")
+    for data in () if resume else options.data:
+        if not Path(data).exists():
+            raise UsageError(f"--data {data} does not exist")
     for option, path in (("tokenizer", options.tokenizer), ("init-from", options.init_from)):
         if path is not None and not Path(path).is_dir():
             raise UsageError(f"--{option} {path} is not a directory")
