@@ -41,7 +41,7 @@ _SIZES = {
 _COREF_HEADS = ("start-to-end", "coarse-to-fine")
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 _SHARE, _WEIGHT = number(0, 1), number(0, 1e9)
-# of config.json, so that no field makes anything before it has been looked at
+# for config.json: every field is checked before anything is made from it
 _RULES = {
     **{name: whole(1, most) for name, most in _SIZES.items()},
     "hidden_dropout_prob": _SHARE,
@@ -72,15 +72,18 @@ class SpanBertConfig(BertConfig):
     """A BertConfig with the fields of the span objectives.
 
     Args:
-        max_span_targets: places of a span that have a target in the span boundary objective.
-        span_position_embedding_size: features of a place's embedding p_k.
+        max_span_targets: number of places of a span that the span boundary objective predicts.
+        span_position_embedding_size: features of the embedding p_k of a place.
         sbo_weight: weight of the span boundary loss beside the masked-LM loss.
-        sbo_denominator_offset: added to the count that the span boundary loss is divided by; the
-            released code has 1.
+        sbo_denominator_offset: added to the number of targets that the span boundary loss is
+            divided by; the released code adds 1.
         pair_loss_weight: weight of the auxiliary pair-likelihood loss; 0 leaves it out.
         pair_loss_form: "likelihood" (bounded) or "printed"; see `nn.span_pair_losses`.
-        residual_in_fp32: keep the hidden states between the layers in fp32 under autocast, as
-            transformers does; the default keeps them in autocast's dtype, which is faster.
+        residual_in_fp32: under autocast, keep the hidden states between the layers in fp32, as
+            transformers does. The default keeps them in autocast's dtype, which is faster.
+
+        >>> SpanBertConfig(num_hidden_layers=2).max_span_targets
+        20
         coref_head: "start-to-end" or "coarse-to-fine"; see `models.coreference`, also for what
             follows.
         coref_feature_size: of the head's hidden layers; 0 for hidden_size.
@@ -123,7 +126,7 @@ class SpanBertConfig(BertConfig):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (DataError, OSError):
             raise
-        except Exception as error:  # the library has a way of failing for each wrong field
+        except Exception as error:  # the library fails in many ways
             reason = " ".join(str(error).split()) or type(error).__name__
             path = f"{pretrained_model_name_or_path}/config.json"
             raise DataError(f"{path} cannot be used: {reason}") from error
@@ -143,7 +146,7 @@ class SpanBertConfig(BertConfig):
                     f"{hidden}"
                 )
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        kind = config.get("model_type", "bert")  # a directory of the original release has none
+        kind = config.get("model_type", "bert")  # the original release's config.json has none
         if kind not in ("bert", cls.model_type):
             raise ValueError(f'model_type must be "bert" or "{cls.model_type}", got "{kind}"')
         return {**config, "model_type": cls.model_type}, kwargs

@@ -1,7 +1,7 @@
-"""A digest of every file of a checkpoint, written last, so that damage is named when it is read.
+"""Digests of all files of a checkpoint. They are written last, so that a reader can name damage.
 
-`digests.json` holds, for each file beside it, its size and its BLAKE2b digest; and the values of
-the configuration that decide what the weights mean and that no tensor's shape shows.
+`digests.json` holds the size and the BLAKE2b digest of each file beside it, and those values of the
+configuration that change what the weights compute and that no tensor's shape shows.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 
 FILE = "digests.json"
 _FORMAT = "spanbert_fast.digests.1"
-# Attention heads split a matrix of the same shape; the norms' eps has no tensor at all.
+# The number of attention heads changes no shape, and the norms' eps has no tensor.
 _CONFIG_FIELDS = ("num_attention_heads", "layer_norm_eps")
 
 
@@ -21,7 +21,7 @@ def write_digests(folder: Path, config: Any = None) -> None:
     """Write the digests of all files under a folder, and flush all of it to the disk.
 
     Args:
-        config: a configuration whose `_CONFIG_FIELDS` are kept.
+        config: a configuration whose `_CONFIG_FIELDS` are written, too.
     """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -50,10 +50,10 @@ def flush(path: Path) -> None:
 
 
 def damage(folder: Path, only: Iterable[str] | None = None) -> str | None:
-    """What is wrong with a folder that `write_digests` has closed; None where nothing is.
+    """What is wrong with a folder that has digests; None if nothing is.
 
     Args:
-        only: names of the files to look at; None for all that have a digest.
+        only: names of the files to check; None for all that have a digest.
     """
     content = _read(folder)
     if isinstance(content, str):
@@ -70,12 +70,12 @@ def damage(folder: Path, only: Iterable[str] | None = None) -> str | None:
         if size != written:
             return f"{name} has {size:,} bytes where {written:,} were written"
         if _digest(path) != expected["blake2b"]:
-            return f"{name} has not the digest of what was written: it is corrupt"
+            return f"{name} does not have the digest that was written: it is corrupt"
     return None
 
 
 def another_config(folder: Path, config: Any) -> str | None:
-    """How a configuration differs from the one that the weights were written with, if it does."""
+    """How a configuration differs from that of the weights; None if it does not."""
     content = _read(folder)
     if isinstance(content, str):
         return content
@@ -86,7 +86,7 @@ def another_config(folder: Path, config: Any) -> str | None:
 
 
 def _read(folder: Path) -> dict | str:
-    """The content of the folder's digests, or what is wrong with it."""
+    """The content of the folder's digests.json, or what is wrong with it."""
     if not (folder / FILE).is_file():
         return f"{FILE}, which is written last, is missing"
     try:

@@ -1,9 +1,9 @@
-"""Errors that end a command with one line: each message stands alone and names the file."""
+"""Errors that end a command with one line. Each message stands alone and names the file."""
 
 
 class UsageError(ValueError):
-    """What was asked for cannot be done; the command line exits with 2."""
+    """The request cannot be met; the command line exits with 2."""
 
 
 class DataError(ValueError):
-    """What a file holds is wrong; the command line exits with 1."""
+    """The content of a file is wrong; the command line exits with 1."""

@@ -1,4 +1,4 @@
-"""`FillSpan`: runs of mask tokens, filled from the masked-LM or the span boundary head, or both."""
+"""`FillSpan`: fills runs of mask tokens from the masked-LM or the span boundary head, or both."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -30,17 +30,22 @@ class _Options(TypedDict, total=False):
 class FillSpan:
     """Fill runs of mask tokens.
 
-    A run is a row of neighbouring mask tokens, one for each token wanted. Its tokens are predicted
-    independently of each other, in one pass, and the best fillings are the exact best of the
-    product of those probabilities; with `iterative` each token is predicted given those before.
+    A run is a row of neighbouring mask tokens. One pass predicts its tokens independently of each
+    other, and the fillings are exactly the best by the product of these probabilities. With
+    `iterative`, tokens are filled one by one, each given those before.
 
     The span boundary head (Joshi et al. 2020, section 3.2) predicts the token at place k of a run
-    from the two tokens beside the run. It has learnt nothing about, and so has no prediction for, a
-    run that touches the start or the end of the text, and the places from
-    `config.max_span_targets` on.
+    from the two tokens beside the run. It was not trained on, and does not predict, runs that touch
+    the start or the end of the text, nor the places from `config.max_span_targets` on.
+
+        >>> from transformers import AutoTokenizer
+        >>> model = SpanBertForPreTraining.from_pretrained("runs/first/model")
+        >>> fill = FillSpan(model, AutoTokenizer.from_pretrained("runs/first/model"))
+        >>> len(fill("The [MASK] [MASK] fox", head="both", top_k=2)[0].spans[0].tokens)
+        2
 
     Args:
-        model: a SpanBertForPreTraining, or a SpanBertForMaskedLM, which knows head="mlm" alone.
+        model: a SpanBertForPreTraining, or a SpanBertForMaskedLM, which has head="mlm" only.
         tokenizer: its fast tokenizer, with a mask token.
     """
 
@@ -65,7 +70,7 @@ class FillSpan:
                 f"got {max(ids) + 1}"
             )
         self.model, self.tokenizer = model, tokenizer
-        # what a filling never holds: special tokens, and rows of the vocabulary with no token
+        # a filling never holds special tokens, nor rows of the vocabulary that have no token
         self._never = torch.ones(size, dtype=torch.bool)
         self._never[list({*ids} - {*tokenizer.all_special_ids})] = False
 
@@ -93,19 +98,18 @@ class FillSpan:
 
         Args:
             texts: a text, or several, each with at least one mask token.
-            head: "mlm", "sbo", or "both": the product of the two heads' probabilities,
-                renormalised, and the masked-LM head alone where the other has no prediction.
-            top_k: fillings per text.
-            iterative: fill the place that the model is surest of, encode again, until all are
-                filled, with `top_k` fillings in the beam.
-            batch_size: sequences that are encoded at once, packed, without padding.
+            head: "mlm", "sbo", or "both": the renormalised product of the two heads' probabilities,
+                or the masked-LM head alone where the other has no prediction.
+            top_k: number of fillings of each text.
+            iterative: fill the surest place and encode again, with a beam of `top_k` fillings.
+            batch_size: sequences that are encoded at once, packed.
 
         Returns:
             A list of fillings; for several texts, a list of such lists.
 
         Raises:
-            ValueError: an unknown head, one that the model lacks or that has no prediction for a
-                run, a text without a mask, or one that is longer than the model reads.
+            ValueError: the head is unknown, the model lacks it, or it does not predict a run; a
+                text has no mask or is longer than the model reads.
             FloatingPointError: the model's scores are not finite.
         """
         if head not in _HEADS:
@@ -138,7 +142,7 @@ class FillSpan:
         return encoding
 
     def _independent(self, sequences, head, top_k, batch_size) -> list[list["_Hypothesis"]]:
-        """The exact best of the product: the best of each prefix, one place after another."""
+        """Exactly the best by the product: extends the best prefixes place by place."""
         found: list[list[_Hypothesis]] = []
         for token_ids, log_p in self._predict(sequences, head, batch_size):
             values, choices = self._best(log_p, top_k)
@@ -158,7 +162,7 @@ class FillSpan:
         return found
 
     def _beams(self, sequences, head, top_k, batch_size) -> list[list["_Hypothesis"]]:
-        """The surest place first; all hypotheses of a text have as many places filled."""
+        """Fills the surest place first. All hypotheses of a text have the same number filled."""
         beams = [[_Hypothesis(list(token_ids), {})] for token_ids in sequences]
         while True:
             open_beams = [beam for beam in beams if self._masked(beam[0].token_ids)]
@@ -176,7 +180,6 @@ class FillSpan:
                     for value, choice in zip(values, choices, strict=True):
                         by_place = {**hypothesis.log_probabilities, place: value}
                         filled = _Hypothesis(_replaced(token_ids, {place: choice}), by_place)
-                        # two orders of filling may meet in one filling: the better one stays
                         key = tuple(filled.token_ids)
                         if key not in grown or filled.score > grown[key].score:
                             grown[key] = filled
@@ -277,10 +280,8 @@ class FillSpan:
 
 
 class _Hypothesis(NamedTuple):
-    """A sequence with some places filled, and the log-probability at each of them."""
-
     token_ids: list[int]
-    log_probabilities: dict[int, float]
+    log_probabilities: dict[int, float]  # of each place that is filled
 
     @property
     def score(self) -> float:

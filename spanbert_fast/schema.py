@@ -1,6 +1,6 @@
-"""Rules for the files that are read: each refusal is one line with file, field, rule and value.
+"""Rules for the files that are read. A refusal is one line with file, field, rule and value.
 
-What a file says of its own size, of counts and of types is checked before anything is made of it.
+Sizes, counts and types that a file states are checked before anything is allocated for them.
 """
 
 import json
@@ -16,7 +16,7 @@ MOST_JSON_BYTES = 1 << 24
 
 
 class Rule(NamedTuple):
-    """What a value must be, in words and as a test."""
+    """A rule that a value must fit, in words and as a test."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -46,7 +46,7 @@ def list_of(rule: Rule) -> Rule:
 
 
 def optional(rule: Rule) -> Rule:
-    """null, or what fits a rule."""
+    """null, or a value that fits a rule."""
     return Rule(f"null or {rule.words}", lambda x: x is None or rule.fits(x))
 
 
@@ -66,8 +66,8 @@ def digits(most: int) -> Rule:
 
 
 def rules_of(annotated: Callable) -> dict[str, Rule]:
-    """The rules of an object to which the fields of a dataclass, or the arguments of a function,
-    have been written, by their types."""
+    """The rules of a JSON object that holds the fields of a dataclass, or the arguments of a
+    function, by their types."""
     return {name: _rule_of(kind) for name, kind in get_type_hints(annotated).items()}
 
 

@@ -1,4 +1,4 @@
-"""Comparisons for tests of kernels and models (contract C5)."""
+"""Comparisons for the tests of kernels and models (contract C5)."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -9,9 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-# What a correct computation is allowed beyond twice its peer's error, in units of
-# `rounding_noise`. The noise rounds every number once; a sum also rounds its partial sums, which
-# are as large as the root of the number of terms times a term: here of some hundred terms.
+# The error that is allowed beyond twice the peer's, in units of `rounding_noise`. The noise rounds
+# every number once. A sum also rounds its partial sums, which are as large as a term times the root
+# of the number of terms: here a few hundred terms.
 ROUNDINGS = 8
 
 
@@ -26,16 +26,18 @@ def assert_no_worse_than(
 ) -> None:
     """Raise unless max|ours - truth| <= factor * max|peer - truth| + floor.
 
+        >>> ours, peer, truth = (torch.tensor([x]) for x in (1.2, 1.1, 1.0))
+        >>> assert_no_worse_than(ours, peer, truth, floor=0.01)  # 0.2 <= 2 * 0.1 + 0.01
+
     The root of the mean square is held to the same rule: a largest error bounds the others only by
     itself, and hides it where many small values are wrong beside a few large ones.
 
     Args:
-        ours: what is tested.
-        peer: the same computation by PyTorch in the same dtype as `ours`.
+        ours: the result to test.
+        peer: the same computation by PyTorch, in the dtype of `ours`.
         truth: the same computation in a higher precision (fp64 on CPU, fp32 on a GPU).
-        floor: absolute slack, for a peer that happens to be exact; say at the call why it is
-            what it is.
-        name: what to call the tensor in the error.
+        floor: absolute slack, for a peer that happens to be exact. Give its reason at the call.
+        name: the tensor's name in the error.
     """
     if ours.shape != truth.shape or peer.shape != truth.shape:
         raise AssertionError(
@@ -63,7 +65,7 @@ def _root_mean_square(x: torch.Tensor) -> torch.Tensor:
 
 class _Rounding(TorchDispatchMode):
     """Multiplies each floating result of PyTorch's operators, forward and backward, by 1 + u with
-    u uniform in [-eps, eps]; views and results written in place are left as they are."""
+    u uniform in [-eps, eps]. Views and results in place are not changed."""
 
     def __init__(self, eps: float):
         super().__init__()
@@ -89,21 +91,21 @@ def rounding_noise(
     dtype: torch.dtype = torch.float32,
     draws: int = 3,
 ) -> dict[str, float]:
-    """How far each result of a model moves when every number behind it is off by one rounding.
+    """How far each result of a model moves if every number behind it is off by one rounding.
 
     In copies of `truth` each parameter and each result of an operator, forward and backward, is
-    multiplied by 1 + u, where u is uniform within the spacing of `dtype` beside 1. A sum then moves
-    by about a rounding of its terms times the root of their number, also where the terms cancel
-    and the sum is 0: this is the scale of what any library may make of it.
+    multiplied by 1 + u, where u is uniform within the spacing of `dtype` at 1. A sum then moves by
+    about a rounding of its terms times the root of their number, even if the terms cancel and the
+    sum is 0. Results of different libraries differ on this scale.
 
     Args:
         truth: the model in fp64, on the CPU.
-        run: gives the named results of a model: outputs, gradients.
-        dtype: what the results are to be computed in.
-        draws: copies whose largest deviation is taken.
+        run: returns the named results of a model: outputs, gradients.
+        dtype: the dtype in which results will be computed.
+        draws: number of copies; the largest deviation counts.
 
     Returns:
-        For each name of a floating result the largest absolute deviation.
+        The largest absolute deviation of each floating result, by name.
     """
     rounding = _Rounding(torch.finfo(dtype).eps)
     exact = run(copy.deepcopy(truth))
@@ -113,7 +115,7 @@ def rounding_noise(
         with torch.no_grad():
             for parameter in model.parameters():
                 rounding.jitter(parameter)
-        # attention out of single operators: a fused one would be rounded as a whole
+        # attention made of single operators: a fused one would be rounded only once
         with sdpa_kernel(SDPBackend.MATH), rounding:
             moved = run(model)
         for name in noise:
@@ -132,11 +134,11 @@ def assert_models_agree(
     """Raise unless every result is within C5: twice the peer's error and `ROUNDINGS` of noise.
 
     Args:
-        ours: the named results of the model that is tested.
+        ours: the named results of the model to test.
         peer: those of PyTorch's model in the same dtype.
         truth: PyTorch's model in fp64.
-        run: gives the results of a model; here of `truth`.
-        dtype: what `ours` and `peer` were computed in.
+        run: returns the results of a model; it is called with `truth`.
+        dtype: the dtype of `ours` and `peer`.
     """
     exact, noise = run(copy.deepcopy(truth)), rounding_noise(truth, run, dtype)
     for name in ("ours", "peer"):
@@ -150,13 +152,16 @@ def assert_models_agree(
 
 
 def gradients_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The gradients that the parameters hold, as `gradient of NAME`."""
+    """The gradients of the parameters, each under the name `gradient of NAME`."""
     named = model.named_parameters()
     return {f"gradient of {name}": p.grad for name, p in named if p.grad is not None}
 
 
 def assert_bitwise_equal(ours: torch.Tensor, expected: torch.Tensor, name: str = "result") -> None:
-    """Raise unless both tensors have one dtype, one shape and the same bits."""
+    """Raise unless both tensors have the same dtype, shape and bits.
+
+    >>> assert_bitwise_equal(torch.arange(3), torch.tensor([0, 1, 2]))
+    """
     if ours.dtype != expected.dtype or ours.shape != expected.shape:
         raise AssertionError(
             f"{name}: expected {expected.dtype} {tuple(expected.shape)}, "

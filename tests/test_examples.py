@@ -1,6 +1,7 @@
 """Each script of examples/ runs and does what it says."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,15 @@ def test_pipeline(tmp_path, capsys):
     tags = [model.config.id2label[i] for i in model(**inputs).logits[0, 1:-1].argmax(1).tolist()]
     assert {s["entity_group"] for s in spans} == {tag[2:] for tag in tags if tag != "O"}
     assert all(text[s["start"] : s["end"]].lower() == s["word"] for s in spans)
+
+
+def test_the_notebook_runs_from_top_to_bottom(capsys):
+    """All code cells in their order, in one namespace; they assert what the text says of them."""
+    notebook = json.loads((EXAMPLES / "tour.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    assert len(cells) >= 5 and all(not c.get("outputs") for c in notebook["cells"])
+    names: dict = {}
+    for number, cell in enumerate(cells):
+        exec(compile(cell, f"tour.ipynb, code cell {number}", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "[MASK]" in printed and "accelerated" in printed

@@ -8,29 +8,29 @@ import torch
 
 from spanbert_fast.errors import DataError, UsageError
 
-# Batches that are filled at the same time: enough to lose 1 % of the budget or less.
+# Batches that are filled at the same time. With so many, at most 1 % of the budget stays empty.
 _OPEN_BATCHES = 16
 
 
 class TokenBudgetBatches(torch.utils.data.Sampler[list[tuple[int, int]]]):
     """An endless stream of batches of at most `tokens_per_batch` tokens, cut to `num_batches`.
 
-    Each epoch shuffles the blocks by (seed, epoch) and packs them into batches; every block is in
-    exactly one batch of it. The batches are numbered 0, 1, 2, ... through all epochs, and process
-    `rank` of `world_size` gets the numbers rank, rank + world_size, ...: the steps of `world_size`
-    processes see what one process sees with `world_size` times the gradient accumulation.
+    Each epoch shuffles the blocks by (seed, epoch) and packs every block into one batch. Batches
+    are numbered 0, 1, 2, ... through all epochs, and process `rank` of `world_size` gets the
+    numbers rank, rank + world_size, ... So a step of `world_size` processes sees the batches that
+    one process sees with `world_size` times the gradient accumulation.
 
-    Goes to `DataLoader(batch_sampler=...)`; a key is (epoch, index), as `BlockDataset` takes it.
-    Iterating again starts from the beginning.
+    Pass it to `DataLoader(batch_sampler=...)`. It yields keys (epoch, index), which `BlockDataset`
+    takes. Iterating again starts from the beginning.
 
     Args:
         lengths: (num_blocks,) tokens of each block.
         tokens_per_batch: the budget; at least the longest block.
-        num_batches: batches for this process.
+        num_batches: number of batches of this process.
         seed: of the shuffling.
-        rank: this process's number.
-        world_size: processes.
-        max_sequences: most blocks of a batch; None for no limit but the budget.
+        rank: the number of this process.
+        world_size: number of processes.
+        max_sequences: the most blocks of a batch; None for no limit beside the budget.
 
     Raises:
         UsageError: a block is longer than the budget.
@@ -78,7 +78,7 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[tuple[int, int]]]):
         return islice(self._stream(), self.rank, total, self.world_size)
 
     def epochs_after(self, num_batches: int) -> float:
-        """How often the corpus has been seen after `num_batches` batches of each process."""
+        """How many epochs `num_batches` batches of each process are."""
         batches = islice(self._stream(), num_batches * self.world_size)
         return sum(map(len, batches)) / len(self.lengths)
 
@@ -89,12 +89,12 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[tuple[int, int]]]):
             epoch += 1
 
     def _in_order(self, order: np.ndarray) -> Iterator[tuple[int, int]]:
-        """(index, length) of each block; as Python's numbers all at once they would fill memory."""
+        """(index, length) of each block, in parts: all as Python numbers would fill memory."""
         for part in np.split(order, range(1 << 16, len(order), 1 << 16)):
             yield from zip(part.tolist(), self.lengths[part].tolist(), strict=True)
 
     def _epoch(self, epoch: int) -> Iterator[list[tuple[int, int]]]:
-        """First fit into a window of open batches; the oldest leaves when a new one is needed."""
+        """First fit into a window of open batches. A new batch pushes the oldest out."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
         batches: list[list[tuple[int, int]]] = []
         rooms: list[int] = []

@@ -1,4 +1,4 @@
-"""Blocks of a prepared corpus: what one training example is made of."""
+"""Blocks of a prepared corpus. A block is one training example."""
 
 import bisect
 from collections.abc import Iterator, Sequence
@@ -16,15 +16,15 @@ _MIN_DOCUMENTS_TO_SPLIT = 20
 
 
 class BlockDataset(torch.utils.data.Dataset):
-    """Single-sequence blocks `[CLS] tokens [SEP]`, as BERT's and SpanBERT's pre-training has them.
+    """Single-sequence blocks `[CLS] tokens [SEP]`, as in the pre-training of SpanBERT.
 
-    Whole lines of one document are packed greedily up to `max_seq_length - 2` tokens; a line longer
-    than that is cut. With probability `short_seq_prob` a block's target length is drawn uniformly
-    from [2, max_seq_length - 2] instead. Every token of the corpus is in exactly one block. The
-    blocks are a function of the corpus and the seed, not of how the corpus was cut into shards.
+    Whole lines of one document are packed greedily up to `max_seq_length - 2` tokens; longer lines
+    are cut. With probability `short_seq_prob`, the target length of a block is drawn uniformly from
+    [2, max_seq_length - 2]. Every token of the corpus is in exactly one block. The blocks depend on
+    the corpus and the seed, but not on how the corpus is cut into shards.
 
-    Only indices are held, 8 bytes of a block and 12 behind `split`; tokens are read from the mapped
-    shards on access.
+    Only indices are in memory, 8 bytes a block, or 12 after `split`. Tokens are read from the
+    mapped shards on access.
 
     Args:
         shards: in the order of the corpus (`open_shards`).
@@ -36,7 +36,7 @@ class BlockDataset(torch.utils.data.Dataset):
 
     Attributes:
         lengths: int32 (num_blocks,), tokens of each block, [CLS] and [SEP] included.
-        vocab_size: every id is below it.
+        vocab_size: every id is below this.
 
     Raises:
         UsageError: max_seq_length or short_seq_prob is out of range.
@@ -70,7 +70,7 @@ class BlockDataset(torch.utils.data.Dataset):
         largest = max(shard.num_tokens for shard in self.shards)
         for shard in self.shards:
             ends = _cut(shard, max_seq_length - _SPECIAL_TOKENS, short_seq_prob, rng)
-            # within a shard blocks follow each other without a gap
+            # within a shard, blocks follow each other without a gap
             starts.append(np.concatenate(([0], ends[:-1])).astype(_index_dtype(largest)))
             lengths.append((np.diff(ends, prepend=0) + _SPECIAL_TOKENS).astype(np.int32))
         # of all blocks of the corpus: which shard a block lies in
@@ -83,14 +83,14 @@ class BlockDataset(torch.utils.data.Dataset):
         return len(self.lengths)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, np.ndarray | int]:
-        """The block `index`, asked for as `index` or as (epoch, index).
+        """A block; the key is its index, or (epoch, index).
 
         Returns:
             input_ids: int64 (length,).
-            word_starts: bool (length,); True at [CLS], [SEP] and the first token between them,
-                which has no more of its word before it.
-            example_id: the block's number in the corpus, the same after a split.
-            epoch: as in the key, 0 where it has none.
+            word_starts: bool (length,); True at [CLS], [SEP] and the first token between them, even
+                if its word began in the block before.
+            example_id: the block's number in the corpus, which a split does not change.
+            epoch: that of the key, or 0.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         length = int(self.lengths[index])
@@ -121,7 +121,7 @@ class BlockDataset(torch.utils.data.Dataset):
         return self._shard_of(index).tokens[start:end]
 
     def documents(self) -> np.ndarray:
-        """int64 (num_blocks,): the number in the corpus of each block's document, ascending."""
+        """int64 (num_blocks,): the number of each block's document in the corpus, ascending."""
         numbers = np.arange(len(self)) if self._numbers is None else self._numbers
         shards = np.searchsorted(self._shard_ends, numbers, side="right")
         found = np.empty(len(self), dtype=np.int64)
@@ -135,10 +135,10 @@ class BlockDataset(torch.utils.data.Dataset):
         return found
 
     def split(self, fraction: float, seed: int = 0) -> "tuple[BlockDataset, BlockDataset]":
-        """(the rest, held out): a random part with at most `fraction` of the tokens is held out.
+        """(the rest, held out): hold out a random part with at most `fraction` of the tokens.
 
-        Whole documents are held out where there are 20 or more, blocks where there are fewer. At
-        least one document or block is held out, however small `fraction` is.
+        With 20 documents or more, whole documents are held out; with fewer, blocks. At least one
+        document or block is held out, however small `fraction` is.
 
         Raises:
             UsageError: fraction is not in (0, 1).
@@ -169,14 +169,14 @@ class BlockDataset(torch.utils.data.Dataset):
         return subset
 
     def unigram_counts(self) -> np.ndarray:
-        """int64 (vocab_size,): how often each token is in the blocks, special tokens left out."""
+        """int64 (vocab_size,): how often the blocks have each token, without special tokens."""
         counts = np.zeros(self.vocab_size, dtype=np.int64)
         for tokens in self._in_pieces():
             counts += np.bincount(tokens, minlength=self.vocab_size)
         return counts
 
     def _in_pieces(self) -> Iterator[np.ndarray]:
-        """All tokens, many at a time: a bincount of few would cost its vocabulary."""
+        """All tokens in large parts: each bincount takes time for the whole vocabulary."""
         if self._numbers is None:  # every token of the corpus is in exactly one block
             for shard in self.shards:
                 yield from np.split(shard.tokens, range(1 << 22, shard.num_tokens, 1 << 22))
@@ -217,7 +217,7 @@ def _block_ends(
         target = max_tokens
         if short_seq_prob and rng.random() < short_seq_prob:
             target = int(rng.integers(min(2, max_tokens), max_tokens + 1))
-        # whole lines as long as they fit; at least up to the target where the first one doesn't
+        # as many whole lines as fit; if the first one does not, cut it at the target
         line = bisect.bisect_right(line_ends, start + target, lo=line)
         fits = line > 0 and line_ends[line - 1] > start
         start = line_ends[line - 1] if fits else start + target
@@ -225,7 +225,7 @@ def _block_ends(
 
 
 def _choose(sizes: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """bool, one per unit: units in random order, each taken if it fits in fraction * sum."""
+    """bool, one per unit: takes units in random order, as far as they fit into fraction * sum."""
     room = fraction * sizes.sum()
     smallest = sizes.min()
     chosen = np.zeros(len(sizes), dtype=bool)

@@ -1,4 +1,4 @@
-"""`DataCollatorForSpanMasking`: a list of examples in, a masked batch with its targets out."""
+"""`DataCollatorForSpanMasking`: makes a masked batch with its targets from a list of examples."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,10 @@ _EPOCH_SHIFT, _EPOCH_LIMIT = 40, 2**23
 
 
 def sequence_id(epoch: int, example_id: int) -> int:
-    """What a sequence's masks are drawn by, as a signed 64-bit integer.
+    """The number by which a sequence's masks are drawn, a signed 64-bit integer.
 
-    No two pairs with example ids in [0, 2**40) and epochs in [0, 2**23) share one; wider ids, such
-    as content hashes, collide no more often than random 64-bit numbers do.
+    It is unique for example ids in [0, 2**40) and epochs in [0, 2**23). Wider ids, such as content
+    hashes, collide no more often than random 64-bit numbers do.
     """
     if not 0 <= epoch < _EPOCH_LIMIT:
         raise ValueError(f"epoch must be in [0, 2**23), got {epoch}")
@@ -36,38 +36,46 @@ def sequence_id(epoch: int, example_id: int) -> int:
 class DataCollatorForSpanMasking:
     """Masks spans and makes batches, for `SpanBertForPreTraining` or a stock masked-LM model.
 
-    An example is a mapping with `input_ids` (integers as a list, an array or a tensor, with [CLS]
-    and [SEP]) and, where wanted:
+        >>> from transformers import AutoTokenizer
+        >>> tokenizer = AutoTokenizer.from_pretrained("runs/first/model")
+        >>> collate = DataCollatorForSpanMasking(tokenizer, seed=1)
+        >>> batch = collate([tokenizer("The river follows the winter."), tokenizer("A letter.")])
+        >>> len(batch["cu_seqlens"]) - 1, len(batch["mlm_targets"]) > 0
+        (2, True)
 
-    - `word_starts`: bool per token; without it, a WordPiece that does not continue one is a start;
-    - `special_tokens_mask`: per token, true where it is never masked; without it, the tokenizer's
-      special tokens except the unknown token;
-    - `example_id`: an integer; without it, a hash of input_ids: equal texts get equal masks;
-    - `epoch`: an integer; without it, the collator's;
+    An example is a mapping with `input_ids` (integers as a list, an array or a tensor, with [CLS]
+    and [SEP]). It may also have:
+
+    - `word_starts`: bool per token; default: a WordPiece that does not continue a word starts one;
+    - `special_tokens_mask`: per token, true if it is never masked; default: the tokenizer's special
+      tokens except the unknown token;
+    - `example_id`: an integer; default: a hash of input_ids, so that equal texts get equal masks;
+    - `epoch`: an integer; default: that of the collator;
     - `given_spans`: (first, last) pairs of places in the example, for the scheme "given".
 
-    The masks of an example depend on (seed, epoch, example_id) and its text only: not on the batch,
-    the order, nor the number of workers. With the Hugging Face `Trainer`, set
-    `remove_unused_columns=False` so that these columns get here. Workers hold copies of the
-    collator: between epochs set `epoch` before new workers start, or put it into the examples.
+    The masks of an example depend on (seed, epoch, example_id) and its text, but not on the batch,
+    the order or the number of workers. With the Hugging Face `Trainer`, set
+    `remove_unused_columns=False` to keep these columns. Workers hold copies of the collator: set
+    `epoch` before new workers start, or put it into the examples.
 
     Args:
-        tokenizer: a fast WordPiece tokenizer, or any other where examples bring `word_starts`.
-        options: how spans are drawn; default: those of the paper.
+        tokenizer: a fast WordPiece tokenizer, or any other if examples have `word_starts`.
+        options: how spans are drawn; default: as in the paper.
         seed: any 64-bit integer.
         epoch: in [0, 2**23); also an attribute to set.
         output: "packed" (no padding: input_ids (total_tokens,), cu_seqlens, max_seqlen and the span
-            fields of `sample_spans`); "padded" (input_ids and attention_mask (batch, seqlen), and
-            the same fields in rows of (batch * seqlen)): both are keyword arguments of
-            `SpanBertForPreTraining`; "masked_lm" (input_ids, attention_mask and labels, -100 where
-            no loss is taken) for any masked-LM model; "raw": text that is not masked yet, for
-            `mask` to do on the model's device.
+            fields of `sample_spans`) and "padded" (input_ids and attention_mask (batch, seqlen),
+            and the same fields in rows of (batch * seqlen)) are keyword arguments of
+            `SpanBertForPreTraining`. "masked_lm" (input_ids, attention_mask and labels, -100 where
+            no loss is taken) suits any masked-LM model. "raw" is not masked yet; `mask` does that
+            on the model's device.
         random_token_pool: int64 (pool,), see `sample_spans`; default: every token of the vocabulary
-            that is not special, once.
-        dropout_seeds: add `dropout_seed`, an int64 0-dim tensor drawn from (seed, epoch and
-            example_id of the first example).
-        static_shapes: sizes that every batch is filled up to, "packed", and "raw" by `mask`, only.
-        pad_to_multiple_of: what seqlen is rounded up to, "padded" and "masked_lm" only.
+            once, without special tokens.
+        dropout_seeds: add `dropout_seed`, an int64 0-dim tensor that follows from the seed and from
+            epoch and example_id of the first example.
+        static_shapes: sizes to which every batch is filled up; with "packed", and with "raw" by
+            `mask`.
+        pad_to_multiple_of: round seqlen up to a multiple; with "padded" and "masked_lm".
 
     Raises:
         ValueError: the tokenizer has no mask token; an option or an example is not as above.
@@ -109,14 +117,14 @@ class DataCollatorForSpanMasking:
         self._is_special = np.zeros(vocabulary_size(tokenizer), dtype=bool)
         self._is_special[list(special - {tokenizer.unk_token_id})] = True
         model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-        # without a WordPiece only the examples can say where words start
+        # with another model than WordPiece, only the examples can say where words start
         self._starts_word = word_start_table(tokenizer) if isinstance(model, WordPiece) else None
         if random_token_pool is None:
             random_token_pool = torch.tensor(sorted({*tokenizer.get_vocab().values()} - special))
         self.random_token_pool = random_token_pool
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The batch of these examples; at least one."""
+        """Make a batch of one or more examples."""
         raw = self._raw(examples)
         if self.output == "raw":
             return raw
@@ -126,8 +134,8 @@ class DataCollatorForSpanMasking:
         return batch | {name: raw[name] for name in ("dropout_seed",) if name in raw}
 
     def mask(self, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """The packed batch of a raw one, bit for bit that of `output="packed"`, made on the device
-        that the raw batch lies on (a GPU needs the compiled extension with CUDA)."""
+        """Mask a raw batch on its own device. The result equals that of `output="packed"` bit for
+        bit. A GPU needs the extension compiled with CUDA."""
         batch = {name: raw[name] for name in _SHARED if name in raw}
         batch |= _targets(self._sample(raw))
         if self.static_shapes is None:
@@ -195,7 +203,7 @@ class DataCollatorForSpanMasking:
         def from_table(row: np.ndarray) -> np.ndarray:
             if self._starts_word is None:
                 raise ValueError(
-                    "examples must have word_starts where the tokenizer is not a WordPiece, "
+                    "examples must have word_starts unless the tokenizer is a WordPiece, "
                     "got some without"
                 )
             return self._starts_word[row]
@@ -251,7 +259,7 @@ def _integers(i: int, example: Mapping[str, Any]) -> np.ndarray:
 
 
 def _flags(name: str, examples: Sequence[Mapping[str, Any]], rows: list, default) -> np.ndarray:
-    """One bool per packed token: the examples' own, else `default(row)`."""
+    """One bool per packed token: that of the example, or else `default(row)`."""
     flags = []
     for i, (example, row) in enumerate(zip(examples, rows, strict=True)):
         own = example.get(name)

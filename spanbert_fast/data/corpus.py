@@ -1,4 +1,4 @@
-"""Reads a corpus of any supported form into one table of documents."""
+"""Reads a corpus, in any supported form, into one table of documents."""
 
 import io
 import json
@@ -28,7 +28,7 @@ from spanbert_fast.schema import regular_file
 logger = logging.getLogger("spanbert_fast")
 
 _SUFFIXES = (".txt", ".text", ".jsonl", ".json", ".parquet")
-_IN_FOLDERS = (".txt", ".jsonl", ".parquet")  # other files lie beside a corpus, .json too
+_IN_FOLDERS = (".txt", ".jsonl", ".parquet")  # .json and other files may lie beside a corpus
 # large_string: the offsets of a batch of long documents do not fit 32 bits.
 _SCHEMA = pa.schema({"text": pa.large_string()})
 _WRITTEN_AT_ONCE = 1 << 24  # characters
@@ -39,22 +39,22 @@ def load_documents(
 ) -> Dataset:
     """One row per document, in the order of `paths`.
 
-    The table is mapped from a file without a name (in `TMPDIR`), which is gone when the process is,
-    so that a corpus larger than memory can be read.
+    The table is mapped from a file without a name in `TMPDIR`, so a corpus may be larger than
+    memory. The file disappears with the process.
 
     Args:
         paths: files or directories:
-            .txt, .text: a blank line ends a document, a line is a unit of text;
+            .txt, .text: a blank line ends a document; a line is a unit of text;
             .jsonl, .json: an object with a string `text` on each line;
             .parquet: a string column `text`;
-            each of these also with .gz, .xz, .bz2 or .zst appended (parquet compresses itself);
+            each of these may have .gz, .xz, .bz2 or .zst appended (parquet compresses itself);
             a directory written by `Dataset.save_to_disk`, with a column `text`;
             a directory whose .txt, .jsonl and .parquet files are read in the order of their names.
-        max_line_bytes: of a line, and of a row's text. A document of more that has several lines
-            becomes several documents, which is said in the log.
+        max_line_bytes: the limit of a line and of a row's text. A longer document of several lines
+            becomes several documents, and the log says so.
 
     Returns:
-        A `datasets.Dataset` with the one column `text`: the document's non-empty lines, stripped
+        A `datasets.Dataset` with one column, `text`: the document's non-empty lines, stripped
         and separated by a line feed. Empty documents are left out.
 
     Raises:
@@ -91,7 +91,7 @@ def _is_saved_dataset(path: Path) -> bool:
 
 
 def _files(path: Path) -> list[Path]:
-    """What `path` stands for: itself, or the files of a plain directory."""
+    """The files of a path: itself, or those of a plain directory."""
     if not path.exists():
         raise UsageError(f"{path}: no such file or directory")
     if _is_saved_dataset(path):
@@ -113,8 +113,8 @@ _Lines = Iterator[str | None]
 
 
 def _documents(files: Sequence[Path], max_line_bytes: int) -> Iterator[str]:
-    """The text of each document. What reads a file yields its lines, stripped and not empty, and
-    None where a document ends."""
+    """The text of each document. A reader yields the lines of its file, stripped and not empty, and
+    None at the end of a document."""
     empty = True
     for path in files:
         read = _read_saved_dataset if path.is_dir() else _READERS[plain_suffix(path)]

@@ -1,5 +1,5 @@
-"""English text that every CPython carries: the language reference and the docstrings of the
-standard library. It is read from the files of the running Python, so it differs by version."""
+"""English text that comes with CPython: the language reference and the docstrings of the standard
+library. It is read from the files of the running Python, so it differs between versions."""
 
 import ast
 import re
@@ -17,11 +17,11 @@ _MIN_WORDS = 4
 
 
 def embedded_documents() -> list[str]:
-    """The embedded corpus, about 1.4 MB: a document per help topic and per module.
+    """The embedded corpus, about 1.4 MB, with one document per help topic and per module.
 
     Returns:
-        Documents in a fixed order, a paragraph per line. No paragraph appears twice: the codecs
-        and the platform modules repeat theirs.
+        Documents in a fixed order, with a paragraph per line. Repeated paragraphs, as in the codecs
+        and the platform modules, appear once.
     """
     seen: set[str] = set()
     documents = []
@@ -34,14 +34,14 @@ def embedded_documents() -> list[str]:
 
 
 def _topics() -> Iterator[str]:
-    from pydoc_data.topics import topics  # half a megabyte, wanted only here
+    from pydoc_data.topics import topics  # half a megabyte, which only this function needs
 
     for name in sorted(topics):
         yield topics[name]
 
 
 def _module_docstrings(root: Path) -> Iterator[str]:
-    """The docstrings of each module under `root`, joined; modules are parsed, never imported."""
+    """The docstrings of each module under `root`, joined. Modules are parsed, never imported."""
     paths = (path.relative_to(root) for path in root.rglob("*.py"))
     for path in sorted(paths, key=Path.as_posix):
         if _SKIPPED_FOLDERS.isdisjoint(path.parts[:-1]):

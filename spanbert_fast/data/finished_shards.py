@@ -1,4 +1,4 @@
-"""What an interrupted `prepare` has finished: whole shards, and the text that each was made of."""
+"""The shards that an interrupted `prepare` has finished, and the text of each."""
 
 import hashlib
 import json
@@ -17,12 +17,12 @@ _SHARD_RULES = {"rows": whole(0, 2**63 - 1), "text": TEXT}
 
 
 class FinishedShard(NamedTuple):
-    """A shard that is whole.
+    """A complete shard.
 
     Attributes:
         file: its name.
-        rows: documents that it was made of, those without a token among them.
-        text: a digest of them.
+        rows: number of its documents, counting those without a token.
+        text: a digest of these documents.
     """
 
     file: str
@@ -31,27 +31,27 @@ class FinishedShard(NamedTuple):
 
 
 def shard_name(number: int) -> str:
-    """The file of a corpus's shard."""
+    """The name of the file of a shard."""
     return f"shard-{number:05d}.safetensors"
 
 
 def text_digest(text: str) -> bytes:
-    """8 bytes that another text hardly has."""
+    """A digest of 8 bytes."""
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def joined_digest(digests: Iterable[bytes]) -> str:
-    """One digest of the documents whose digests these are."""
+    """One digest for several documents, from their digests."""
     return hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
 
 
 def write_finished(
     directory: Path, shards: Iterable[FinishedShard], made_with: Mapping[str, Any]
 ) -> None:
-    """Keep what is finished.
+    """Write the list of finished shards.
 
     Args:
-        made_with: what else decides what is in the shards.
+        made_with: the other values that decide the content of the shards.
     """
     rows = [shard._asdict() for shard in shards]
     content = {"format": _FORMAT, **made_with, "shards": rows}
@@ -61,7 +61,7 @@ def write_finished(
 def whole_shards(
     directory: Path, documents: Iterable[Mapping[str, str]], made_with: Mapping[str, Any]
 ) -> list[FinishedShard]:
-    """The first shards of an interrupted run that these documents would give again."""
+    """The first shards of an interrupted run, as far as these documents would give them again."""
     if not (directory / UNFINISHED).is_file():
         return []
     path = directory / UNFINISHED
@@ -77,6 +77,6 @@ def whole_shards(
             if len(digests) < entry["rows"] or joined_digest(digests) != entry["text"]:
                 break
             found.append(FinishedShard(**{name: entry[name] for name in FinishedShard._fields}))
-    except DataError:  # of another tokenizer or version, or damaged: it is made again
+    except DataError:  # damaged, or of another tokenizer or version: it is made again
         pass
     return found

@@ -1,4 +1,4 @@
-"""A directory that one process writes at a time."""
+"""A lock by which one process at a time writes into a directory."""
 
 import contextlib
 import fcntl
@@ -12,11 +12,11 @@ from spanbert_fast.errors import UsageError
 logger = logging.getLogger("spanbert_fast")
 
 FILE = ".lock"
-_held: dict[Path, int] = {}  # open lock files
+_held: dict[Path, int] = {}  # descriptors of the open lock files
 
 
 def _let_go_in_child() -> None:
-    """A forked worker that outlives this process would keep its locks."""
+    """Close the locks in a forked worker, which may outlive this process."""
     for descriptor in _held.values():
         os.close(descriptor)
     _held.clear()
@@ -27,13 +27,13 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 @contextlib.contextmanager
 def locked(directory: str | Path) -> Iterator[None]:
-    """Make a directory if it is missing, and keep other processes from it while inside.
+    """Create a directory if it is missing, and lock other processes out of it inside the block.
 
-    The lock ends with the process, however it ends. A process that holds it may take it again.
-    What is made here and stays empty is removed.
+    The lock ends with the process, however that ends. A process that holds it may take it again. A
+    directory that was created here and stayed empty is removed.
 
     Raises:
-        UsageError: another process holds it, or it is a file.
+        UsageError: another process holds the lock, or the path is a file.
     """
     directory = Path(directory).resolve()
     if directory.exists() and not directory.is_dir():
@@ -75,7 +75,7 @@ def _take(directory: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(directory / FILE)):
                 break
-        os.close(descriptor)  # the holder before has just removed it
+        os.close(descriptor)  # the holder before has just removed this file
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
     return descriptor

@@ -1,4 +1,4 @@
-"""Tokenises a corpus once into a directory of shards that `pretrain` maps."""
+"""Tokenises a corpus once, into a directory of shards that `pretrain` maps into memory."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ from spanbert_fast.schema import FILE_NAME, TEXT, check, list_of, one_of, read_j
 
 logger = logging.getLogger("spanbert_fast")
 
-# Written last: a directory without it was not finished.
+# Written last, so a directory without it is not finished.
 MANIFEST = "corpus.json"
 _FORMAT = "spanbert_fast.corpus.1"
 _COUNT = whole(0, 2**63 - 1)
@@ -44,10 +44,10 @@ _MANIFEST_RULES = {
     "shards": list_of(FILE_NAME),
     **dict.fromkeys(("documents", "lines", "tokens"), _COUNT),
 }
-# Characters that the tokenizer's threads work on at once; the encodings take 50 times as much.
+# Characters that the tokenizer's threads process at once. Encodings take 50 times as many bytes.
 _BATCH_CHARACTERS = 1 << 22
-_OWN_CHARACTERS = 16  # that an encoding's own memory is worth
-_PIECE = 1 << 16  # characters that are tokenised as one: a longer line is cut at blanks
+_OWN_CHARACTERS = 16  # an encoding's fixed memory, counted in characters
+_PIECE = 1 << 16  # characters that are tokenised at once; a longer line is cut at blanks
 
 
 def prepare(
@@ -61,25 +61,26 @@ def prepare(
     """Tokenise every line of every document, without special tokens, into shards.
 
     The tokenizer's own threads do the work (`RAYON_NUM_THREADS` limits them,
-    `TOKENIZERS_PARALLELISM=false` turns them off). The directory then also holds the tokenizer. A
-    run that was interrupted leaves a directory that `is_prepared` denies; running again goes on
-    behind its whole shards, as far as they are of the same text.
+    `TOKENIZERS_PARALLELISM=false` turns them off). The tokenizer is saved in the directory, too. An
+    interrupted run leaves a directory for which `is_prepared` is false. Running again continues
+    after its whole shards, as far as they belong to the same text.
 
     Args:
-        documents: rows of `text`, a line of text per line (`load_documents`); they are read twice
-            where an interrupted run is gone on with.
+        documents: rows with a `text` (`load_documents`). They are read twice if an interrupted run
+            is continued.
         tokenizer: a fast WordPiece tokenizer. A special token's name in the text is plain text.
-        output_dir: made if missing; must not hold a prepared corpus yet.
-        shard_tokens: about the tokens of a shard, which holds whole documents.
+        output_dir: created if missing; must not hold a prepared corpus yet.
+        shard_tokens: approximate size of a shard, which holds whole documents.
         progress: show a progress bar over the documents.
 
     Returns:
-        The shards' files in the order of the corpus. Shards do not depend on the threads.
+        The files of the shards in the order of the corpus. The number of threads does not change
+        them.
 
     Raises:
         UsageError: output_dir already holds a prepared corpus, is a file, or another process
             writes there.
-        DataError: no token comes out of the corpus.
+        DataError: the corpus has no token.
         OSError: the disk is full.
     """
     if shard_tokens < 1:
@@ -150,7 +151,7 @@ def open_shards(
 
     Args:
         directory: what `prepare` wrote.
-        tokenizer: fingerprint that the shards must have been made with; None takes any.
+        tokenizer: the fingerprint that the shards must have; None for any.
         verify: compare the digests, which reads every shard once.
 
     Raises:
@@ -182,7 +183,7 @@ def open_shards(
 
 
 def _counts(shards: Sequence[Shard]) -> dict[str, int]:
-    """How many documents, lines and tokens the shards hold together."""
+    """The numbers of documents, lines and tokens of all shards."""
     return {
         "documents": sum(shard.num_documents for shard in shards),
         "lines": sum(len(shard.line_offsets) - 1 for shard in shards),
@@ -191,7 +192,7 @@ def _counts(shards: Sequence[Shard]) -> dict[str, int]:
 
 
 class _Lines(NamedTuple):
-    """Pieces of lines that follow each other in the corpus, none of them empty."""
+    """Consecutive pieces of lines of the corpus, none of them empty."""
 
     tokens: np.ndarray  # (num_tokens,)
     lengths: np.ndarray  # int64 (num_pieces,), in tokens
@@ -200,12 +201,12 @@ class _Lines(NamedTuple):
 
 
 class _Rows:
-    """The documents behind the first `skip`, numbered from 0 of the corpus on, and their digests
-    until a shard has taken them."""
+    """The documents after the first `skip`, with their numbers in the corpus. Keeps their digests
+    until a shard takes them."""
 
     def __init__(self, documents: Iterable[Mapping[str, str]], skip: int, progress: bool):
         self._documents, self._skip, self._progress = documents, skip, progress
-        self._first = skip  # that no shard has taken
+        self._first = skip  # the first document that no shard has taken
         self._digests: list[bytes] = []
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
@@ -216,7 +217,7 @@ class _Rows:
                 yield number, row["text"]
 
     def taken_until(self, end: int | None) -> tuple[int, str]:
-        """(how many, one digest of all) of the documents from the last call's end on."""
+        """(number, common digest) of the documents since the end of the last call."""
         count = len(self._digests) if end is None else end - self._first
         taken, self._digests = self._digests[:count], self._digests[count:]
         self._first += count
@@ -227,7 +228,7 @@ def _encode(
     rows: _Rows, tokenizer: PreTrainedTokenizerBase, batch_characters: int
 ) -> Iterator[_Lines]:
     """The tokens of the corpus, in batches of about `batch_characters`."""
-    # a copy, to be set up: no truncation, and "[MASK]" in a text is six characters, not a mask
+    # a copy with other settings: no truncation, and "[MASK]" in a text is plain text
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
@@ -261,8 +262,8 @@ def _encode(
 def _by_shard(
     batches: Iterator[_Lines], shard_tokens: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int | None]]:
-    """(tokens, line lengths in tokens, document lengths in lines, the number of the document behind
-    it or None at the end) of a shard at a time: it ends with the document that fills it."""
+    """One shard at a time: (tokens, line lengths in tokens, document lengths in lines, the number
+    of the next document or None). A shard ends with the document that fills it."""
 
     def shard(part: _Lines) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         firsts = np.unique(part.lines, return_index=True)[1]
@@ -280,7 +281,7 @@ def _by_shard(
             next_documents = np.flatnonzero(np.diff(documents)) + 1  # their first pieces
             ends = np.cumsum(lengths)[next_documents - 1]
             filling = np.searchsorted(ends, shard_tokens)
-            if filling == len(ends):  # the last document may go on
+            if filling == len(ends):  # the last document may continue
                 break
             token, piece = ends[filling], next_documents[filling]
             whole = _Lines(tokens[:token], lengths[:piece], lines[:piece], documents[:piece])

@@ -8,8 +8,9 @@ A shard is one safetensors file of four tensors:
     document_offsets  int64 (num_documents + 1,), in lines
 
 and, under the metadata key `shard`, a JSON header: format, tokenizer (its fingerprint), vocab_size
-and a digest of the tensors and of the rest of the header. The same content gives the same bytes. It
-is written under another name and renamed when it is whole, so a file with a shard's name is one.
+and a digest of the tensors and of the rest of the header. The same content gives the same bytes. A
+shard is written under another name and renamed when it is complete, so a file with a shard's name
+is a complete shard.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from spanbert_fast.errors import DataError
 from spanbert_fast.schema import TEXT, check, one_of, regular_file, whole
 
 _FORMAT = "spanbert_fast.shard.1"
-# no vocabulary has as many entries, and a table of so many still fits into any memory
+# more than any vocabulary has; a table of this size still fits into any memory
 _MOST_TOKENS = 1 << 24
 _HEADER_RULES = {
     "format": one_of(_FORMAT),
@@ -44,12 +45,12 @@ _DTYPES = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shard:
-    """A part of a tokenised corpus; the arrays are read-only views of the mapped file.
+    """A part of a tokenised corpus. Its arrays are read-only views of the mapped file.
 
     Attributes:
         path: the file.
         tokenizer: fingerprint of the tokenizer that made the ids.
-        vocab_size: every id is below it.
+        vocab_size: every id is below this.
         tokens: uint16 or uint32 (num_tokens,).
         word_start_bits: uint8 (ceil(num_tokens / 8),), the lowest bit first.
         line_offsets: int64 (num_lines + 1,), prefix sums of the lines' tokens; no line is empty.
@@ -73,7 +74,7 @@ class Shard:
         return len(self.document_offsets) - 1
 
     def word_starts(self, start: int, length: int) -> np.ndarray:
-        """bool (length,): whether each token from `start` on begins a word."""
+        """bool (length,): whether each token, from `start` on, begins a word."""
         bits = np.unpackbits(
             self.word_start_bits[start // 8 : (start + length + 7) // 8], bitorder="little"
         )
@@ -85,7 +86,7 @@ class Shard:
 
         Args:
             path: the file.
-            tokenizer: fingerprint that the shard must have been made with; None takes any.
+            tokenizer: the fingerprint that the shard must have; None for any.
             verify: compare the digest, which reads the whole file once.
 
         Raises:
@@ -125,7 +126,7 @@ class Shard:
         return cls(path, header["tokenizer"], vocab_size, **arrays)
 
     def __reduce__(self) -> tuple:
-        # another process maps the file anew instead of receiving its content
+        # another process maps the file again; its content is not sent
         return Shard.open, (self.path, self.tokenizer, False)
 
 
@@ -144,7 +145,7 @@ def write_shard(
     tokenizer: str,
     vocab_size: int,
 ) -> None:
-    """Write a shard; the file appears under `path` whole or not at all.
+    """Write a shard. The file appears under `path` complete, or not at all.
 
     Args:
         path: the file.
@@ -180,7 +181,7 @@ def write_shard(
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is never seen half written, not even after a power failure."""
+    """Write a file that is complete whenever it exists, even after a power failure."""
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
@@ -197,7 +198,7 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
 
 
 def _is_consistent(arrays: dict[str, np.ndarray]) -> bool:
-    """Whether dtypes and sizes fit together, so that no index can leave an array."""
+    """Whether dtypes and sizes fit together, so that every index is inside its array."""
     tokens, bits = arrays["tokens"], arrays["word_start_bits"]
     lines, documents = arrays["line_offsets"], arrays["document_offsets"]
     return (

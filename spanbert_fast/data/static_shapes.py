@@ -1,4 +1,4 @@
-"""Packed batches whose shapes depend on no data, for CUDA graphs and compiled steps."""
+"""Packed batches whose shapes do not depend on the data, for CUDA graphs and compiled steps."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,18 +14,22 @@ from spanbert_fast.values import IGNORED_TARGET
 class StaticShapes:
     """The sizes that `fill` gives every packed batch.
 
-    What is added changes neither losses nor gradients. Tokens that are added come last and form
-    sequences of their own, empty ones where there are none left; the spans of targets that are
-    added likewise. These targets are -100, which `SpanPretrainingLoss` counts for nothing.
+    The added elements change neither losses nor gradients. Added tokens come last and form
+    sequences of their own; if none are left, added sequences are empty. Added spans do the same
+    with added targets, which are -100, and `SpanPretrainingLoss` ignores them.
+
+        >>> shapes = StaticShapes.of(token_budget=1024, max_seqlen=128)
+        >>> shapes.max_sequences, shapes.mlm_capacity  # 15 % of the tokens, rounded up per sequence
+        (32, 185)
 
     Attributes:
-        token_budget: word pieces of a batch: length of input_ids.
-        max_seqlen: longest sequence; the batch's `max_seqlen`, whatever its own.
-        max_sequences: most sequences of a batch, as for `TokenBudgetBatches`.
-        mlm_capacity: masked tokens: length of mlm_positions and mlm_targets.
-        span_capacity: most spans of a batch.
-        target_capacity: span boundary targets: length of sbo_targets.
-        max_span_targets: most targets of one span.
+        token_budget: word pieces of a batch, the length of input_ids.
+        max_seqlen: the longest sequence; every batch gets it as its `max_seqlen`.
+        max_sequences: the most sequences of a batch, as for `TokenBudgetBatches`.
+        mlm_capacity: masked tokens, the length of mlm_positions and mlm_targets.
+        span_capacity: the most spans of a batch.
+        target_capacity: span boundary targets, the length of sbo_targets.
+        max_span_targets: the most targets of one span.
     """
 
     token_budget: int
@@ -58,15 +62,15 @@ class StaticShapes:
         span_capacity: int | None = None,
         target_capacity: int | None = None,
     ) -> "StaticShapes":
-        """Sizes for batches that are masked with these options.
+        """Choose sizes for batches that are masked with these options.
 
         Args:
-            options: as the collator gets them.
-            max_sequences: default: four times as many as of full length.
-            mlm_capacity: default: what mask_ratio can mask at most, its budget being rounded up in
-                each sequence (with complete_words it may be exceeded: give more then).
-            span_capacity, target_capacity: default mlm_capacity. No batch can have more, most have
-                a quarter as many spans.
+            options: those of the collator.
+            max_sequences: default: four times as many as sequences of full length.
+            mlm_capacity: default: the most that mask_ratio can mask, with the budget of each
+                sequence rounded up. complete_words may exceed it; then give more.
+            span_capacity, target_capacity: default mlm_capacity. No batch can have more, and most
+                have a quarter as many spans.
         """
         law = options.law()
         if max_sequences is None:
@@ -85,18 +89,18 @@ class StaticShapes:
         )
 
     def fill(self, batch: Mapping[str, Any], pad_token_id: int = 0) -> dict[str, Any]:
-        """A packed batch of `DataCollatorForSpanMasking`, filled up, on the device it lies on.
+        """Fill up a packed batch of `DataCollatorForSpanMasking`, on the batch's device.
 
         Args:
-            pad_token_id: what the added tokens are.
+            pad_token_id: the id of added tokens.
 
         Returns:
-            the batch's fields in their full sizes, and `num_tokens`, int64 0-dim, its own tokens.
-            cu_seqlens has max_sequences + ceil(token_budget / max_seqlen) sequences, the spans are
-            span_capacity + ceil(target_capacity / max_span_targets).
+            The batch's fields in full size, and `num_tokens`, int64 0-dim, the number of its own
+            tokens. cu_seqlens has max_sequences + ceil(token_budget / max_seqlen) sequences; there
+            are span_capacity + ceil(target_capacity / max_span_targets) spans.
 
         Raises:
-            ValueError: the batch has more of something than there is room for.
+            ValueError: the batch has more than one of the sizes allows.
         """
         tokens, sequences = len(batch["input_ids"]), len(batch["cu_seqlens"]) - 1
         masked, spans = len(batch["mlm_targets"]), len(batch["span_boundaries"])
@@ -116,7 +120,7 @@ class StaticShapes:
                 )
         all_sequences = self.max_sequences + -(-self.token_budget // self.max_seqlen)
         all_spans = self.span_capacity + -(-self.target_capacity // self.max_span_targets)
-        # rows that are there and differ: equal ones would be added up one after the other
+        # existing rows, all different: gradients of equal rows would be added one after the other
         places = torch.arange(self.mlm_capacity - masked, device=batch["input_ids"].device)
         ends = torch.arange(all_spans - spans, device=places.device)[:, None].expand(-1, 2)
         return {
@@ -142,7 +146,7 @@ class StaticShapes:
 
 
 class BatchSizes(NamedTuple):
-    """How much one or more packed batches hold, int64 0-dim tensors on the CPU.
+    """How much one or several packed batches hold; int64 0-dim tensors on the CPU.
 
     Attributes:
         mlm_targets, sbo_targets: targets of the two heads.
@@ -162,10 +166,10 @@ class BatchSizes(NamedTuple):
 
 
 def own_sizes(batch: Mapping[str, Any]) -> BatchSizes:
-    """What a packed batch on the CPU holds, without what `StaticShapes.fill` may have added."""
+    """What a packed batch on the CPU holds, without the additions of `StaticShapes.fill`."""
     mlm, sbo = ((batch[name] != IGNORED_TARGET).sum() for name in ("mlm_targets", "sbo_targets"))
     tokens = torch.as_tensor(batch.get("num_tokens", len(batch["input_ids"])))
-    # a span has at least one target; those that were added begin where the batch's own end
+    # a span has at least one target; added spans begin where the batch's own targets end
     spans = (batch["cu_span_lengths"][:-1] < sbo).sum()
     return BatchSizes(mlm, sbo, tokens, spans)
 
@@ -177,7 +181,7 @@ def _filled(values: torch.Tensor, size: int, value: int) -> torch.Tensor:
 def _continued(
     prefix_sums: torch.Tensor, pieces: int, total: int, longest: int, end: int
 ) -> torch.Tensor:
-    """Prefix sums of `pieces` lengths, the added ones as long as they can be until `end`."""
+    """Prefix sums of `pieces` lengths. Added lengths are `longest` until the sum reaches `end`."""
     added = torch.arange(1, pieces + 2 - len(prefix_sums), device=prefix_sums.device)
     sums = (total + longest * added).clamp(max=end).to(prefix_sums.dtype)
     return torch.cat([prefix_sums, sums])

@@ -30,32 +30,32 @@ OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
 }
 _READ_ERRORS = (EOFError, OSError, lzma.LZMAError, zlib.error, MemoryError)
 
-MOST_LINE_BYTES = 1 << 26  # of a line, and of anything else that has to be in memory as one
+MOST_LINE_BYTES = 1 << 26  # of a line, and of anything else that has to be in memory at once
 MOST_JSON_BYTES = 1 << 30  # of a file that is one JSON document
-# Text shrinks to a fifth, tables to a twentieth; what goes beyond was made to fill memory.
+# Text compresses to a fifth, tables to a twentieth. A much higher ratio is an attack on memory.
 _MOST_RATIO = 100
-_FREE_BYTES = 1 << 23  # from here on the ratio is looked at
+_FREE_BYTES = 1 << 23  # smaller texts are not checked for their ratio
 
 
 class TooLong(DataError):
-    """A line, or the text of a row, has more bytes than it may have."""
+    """A line, or the text of a row, is longer than allowed."""
 
 
 def plain_suffix(path: Path) -> str:
-    """The suffix below that of a compression, in small letters: .txt for a.TXT.gz."""
+    """The suffix without that of a compression, in small letters: .txt for a.TXT.gz."""
     return (path.with_suffix("") if path.suffix in OPENERS else path).suffix.lower()
 
 
 def decoded_lines(path: Path, most_bytes: int = MOST_LINE_BYTES) -> Iterator[str]:
-    """The lines of a UTF-8 file, with their ends, without a byte order mark.
+    """The lines of a UTF-8 file, with their line ends and without a byte order mark.
 
     Args:
-        path: .gz, .xz, .bz2 and .zst are decompressed.
-        most_bytes: of a line.
+        path: a file; .gz, .xz, .bz2 and .zst are decompressed.
+        most_bytes: the limit of a line.
 
     Raises:
-        DataError: it cannot be read, has a line that is longer, expands to more than 100 times its
-            size, or holds other bytes than UTF-8.
+        DataError: the file cannot be read, has a longer line, expands to more than 100 times its
+            size, or is not UTF-8.
     """
     compressed = path.suffix in OPENERS
     most_in_all = max(_FREE_BYTES, _MOST_RATIO * regular_file(path).stat().st_size)
@@ -95,15 +95,15 @@ def decoded_lines(path: Path, most_bytes: int = MOST_LINE_BYTES) -> Iterator[str
 
 
 def first_line(path: Path) -> str:
-    """The first line that is not blank, "" where there is none; it may be a whole document."""
+    """The first line that is not blank, or "" if there is none. It may be a whole document."""
     return next((line for line in decoded_lines(path, MOST_JSON_BYTES) if line.strip()), "")
 
 
 def decoded_text(path: Path) -> str:
-    """All of a file that has to be read as one, such as a JSON document.
+    """All of a file that has to be read at once, such as a JSON document.
 
     Raises:
-        DataError: it has more than `MOST_JSON_BYTES`, or see `decoded_lines`.
+        DataError: the file has more than `MOST_JSON_BYTES`; or see `decoded_lines`.
     """
     parts, size = [], 0
     for line in decoded_lines(path, MOST_JSON_BYTES):
@@ -118,8 +118,8 @@ def decoded_text(path: Path) -> str:
 
 
 def lines_of(text: str) -> Iterator[str]:
-    """The parts of a text between its line feeds, one at a time: all at once, as `str.split` makes
-    them, they would take many times its memory where they are short."""
+    """The parts of a text between its line feeds, one at a time. `str.split` would make them all at
+    once, and short ones take many times the text's memory."""
     start = 0
     while (end := text.find("\n", start)) >= 0:
         yield text[start:end]
@@ -130,8 +130,8 @@ def lines_of(text: str) -> Iterator[str]:
 def pieces(text: str, most: int) -> Iterator[str]:
     """A text in parts of at most `most` characters, cut before a blank or a line's end.
 
-    WordPiece makes the same tokens of the parts as of the whole. Where there is no blank in a part,
-    it is cut in the middle of a word.
+    WordPiece makes the same tokens of the parts as of the whole. A part without a blank is cut in
+    the middle of a word.
     """
     start = 0
     while len(text) - start > most:

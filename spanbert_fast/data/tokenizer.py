@@ -1,4 +1,4 @@
-"""WordPiece tokenizers: training one, loading one, and telling two apart."""
+"""WordPiece tokenizers: training, loading and comparing them."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ _VOCABULARY = Rule(
     lambda x: object_of(TEXT, _ID).fits(x) and len({*x.values()}) == len(x),
 )
 _PIECE = 1 << 16  # characters
-_MAX_ALPHABET = 1000  # as BERT's own vocabularies: rarer characters become [UNK]
+_MAX_ALPHABET = 1000  # as in BERT's own vocabularies; rarer characters become [UNK]
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """A cased WordPiece tokenizer with BERT's normaliser and special tokens.
 
-    The same texts in the same order give the same vocabulary. The trainer breaks ties between
-    merges by the pieces' ids and gives ids to continuing characters in the order of a hash table,
-    so every character, alone and continuing, gets its id here.
+    The same texts in the same order give the same vocabulary. The library's trainer breaks ties
+    between merges by the pieces' ids, and numbers continuing characters in the order of a hash
+    table. Therefore this function itself numbers every character, alone and continuing.
 
     Args:
-        texts: the corpus, read twice (a list or a dataset column, not an iterator).
-        vocab_size: entries, special tokens included; a small corpus may give fewer.
+        texts: the corpus, which is read twice: a list or a dataset column, not an iterator.
+        vocab_size: number of entries with the special tokens; a small corpus may give fewer.
 
     Raises:
-        UsageError: vocab_size does not hold the special tokens and the corpus's characters.
+        UsageError: vocab_size is too small for the special tokens and the corpus's characters.
     """
     from transformers import BertTokenizer
 
@@ -96,7 +96,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         limit_alphabet=len(alphabet),
         continuing_subword_prefix=_PREFIX,
     )
-    # the trainer holds hundreds of its inputs at once
+    # short parts, because the trainer keeps hundreds of its inputs in memory
     parts = (part for text in texts for part in pieces(text, _PIECE))
     trained.train_from_iterator(parts, trainer)
     vocab = sorted(trained.get_vocab().items(), key=lambda item: item[1])
@@ -114,17 +114,17 @@ def _alphabet(texts: Iterable[str], normalizer: BertNormalizer) -> list[str]:
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """A fast WordPiece tokenizer from local files; the network is never reached.
+    """Load a fast WordPiece tokenizer from local files, without the network.
 
     Args:
-        directory: holds `tokenizer.json`, or only `vocab.txt` as the original releases do. Where
-            no `tokenizer_config.json` says `do_lower_case`, a vocabulary with capital letters is
-            taken as cased.
+        directory: holds `tokenizer.json`, or only `vocab.txt` as the original releases do. If no
+            `tokenizer_config.json` states `do_lower_case`, a vocabulary with capital letters counts
+            as cased.
 
     Raises:
         UsageError: the directory holds no tokenizer, or one that is not a fast WordPiece with
             [UNK], [CLS], [SEP] and [MASK].
-        DataError: a file of it is not what it should be.
+        DataError: one of its files is malformed.
     """
     from transformers import AutoTokenizer, BertTokenizer
 
@@ -138,13 +138,13 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = loader.from_pretrained(str(directory), local_files_only=True, **options)
     except (UsageError, DataError):
         raise
-    except Exception as error:  # the libraries raise bare Exception among others
+    except Exception as error:  # the libraries raise bare Exceptions, too
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{directory}: the tokenizer cannot be loaded ({reason})") from error
     kind = type(tokenizer).__name__
     if not tokenizer.is_fast:
         raise UsageError(f"{directory}: {kind} is slow, a fast one is needed")
-    # another class than the files' own builds a model of its own, and ignores them
+    # another class than that of the files would build its own model and ignore them
     ids = tokenizer.get_vocab()
     if not isinstance(tokenizer.backend_tokenizer.model, WordPiece) or any(
         ids.get(token) != index for token, index in vocab.items()
@@ -155,7 +155,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         )
     for name in _NEEDED:
         token = getattr(tokenizer, name)
-        # loading adds missing special tokens beyond the vocabulary, where no embedding is
+        # loading adds missing special tokens with ids beyond the embeddings
         if token is None or token not in vocab:
             wanted = token or f"[{name.removesuffix('_token').upper()}]"
             raise UsageError(f"{directory}: the vocabulary has no {wanted} ({name})")
@@ -163,7 +163,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _settings(directory: Path) -> dict:
-    """What tokenizer_config.json says; the other files of settings are only looked at."""
+    """The content of tokenizer_config.json. Other files of settings are only checked."""
     for name in ("special_tokens_map.json", "added_tokens.json"):
         if (directory / name).exists():
             check(directory / name, read_json(directory / name, _MOST_BYTES), {})
@@ -180,7 +180,7 @@ def _settings(directory: Path) -> dict:
 
 
 def _vocabulary_and_options(directory: Path, settings: dict) -> tuple[dict[str, int], dict]:
-    """Token -> id of the directory's files, and what `from_pretrained` must be told beside them."""
+    """(token -> id of the directory's files, further options for `from_pretrained`)."""
     if (directory / "tokenizer.json").exists():
         path = directory / "tokenizer.json"
         content = check(path, read_json(path, _MOST_BYTES), {"model": OBJECT})
@@ -212,7 +212,7 @@ def _vocabulary_and_options(directory: Path, settings: dict) -> tuple[dict[str, 
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """16 hexadecimal digits of a hash of all that decides the ids of a text: the vocabulary, the
+    """A hash, in 16 hexadecimal digits, of all that decides the ids of a text: the vocabulary, the
     normaliser, the pre-tokenizer and the added tokens."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     deciding = {key: state[key] for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
@@ -221,14 +221,14 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The number that every id is below: more than `len(tokenizer)` where ids are left out, as
-    those of a vocab.txt that has a line twice."""
+    """The largest id plus 1. This is more than `len(tokenizer)` if ids are left out, as for a
+    vocab.txt that has a line twice."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def piece_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of each text, whole and without special tokens around it; in half the time of
-    calling the tokenizer, which also finds where in the text each piece stands."""
+    """The ids of each text, neither cut nor with special tokens. Takes half the time of calling the
+    tokenizer, which also computes offsets."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -238,12 +238,12 @@ def piece_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
 def check_fits(
     tokenizer: PreTrainedTokenizerBase, vocab_size: int, where: str, new: Sequence[str] = ()
 ) -> None:
-    """Raise UsageError where an id of the tokenizer has no row in a model's vocabulary.
+    """Raise UsageError if an id of the tokenizer has no row in a model's vocabulary.
 
     Args:
-        vocab_size: rows of the model.
-        where: the model, for the message.
-        new: tokens for which rows will be made.
+        vocab_size: number of rows of the model.
+        where: the model's name, for the message.
+        new: tokens for which rows will be added.
     """
     ids = tokenizer.get_vocab()
     token = max(ids.keys() - {*new}, key=ids.__getitem__)
@@ -255,7 +255,7 @@ def check_fits(
 
 
 def word_start_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """bool (vocabulary_size,): whether a token begins a word, which is to lack the prefix ##."""
+    """bool (vocabulary_size,): whether a token begins a word, that is, has no prefix ##."""
     prefix = tokenizer.backend_tokenizer.model.continuing_subword_prefix
     starts = np.ones(vocabulary_size(tokenizer), dtype=bool)
     for token, index in tokenizer.get_vocab().items():

@@ -1,4 +1,4 @@
-"""What all SpanBERT models share: loading, saving, initialisation, refusals."""
+"""What all SpanBERT models share: loading, saving, initialisation and refusals."""
 
 import contextlib
 import logging
@@ -43,7 +43,7 @@ UNREADABLE = (
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its name where it has none."""
+    """The first line of an error's message, or its name if it has no message."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
@@ -55,10 +55,10 @@ class SpanBertPreTrainedModel(PreTrainedModel):
     base_model_prefix = "bert"
     supports_gradient_checkpointing = True
     _no_split_modules = ["SpanBertEmbeddings", "TransformerLayer"]
-    # A loss is the mean over its own batch: the Trainer divides it by the accumulation steps. With
-    # **kwargs alone it would leave that, and a factor of the processes, to a count of the labels.
+    # A loss is the mean over its own batch, so the Trainer must divide it by the accumulation
+    # steps. With **kwargs and no such flag it would divide by a count of labels instead.
     accepts_loss_kwargs = False
-    _supports_sdpa = True  # the default setting loads; attention is always `varlen_attention`
+    _supports_sdpa = True  # accepts the default setting; attention is always `varlen_attention`
 
     @classmethod
     def from_pretrained(
@@ -73,18 +73,18 @@ class SpanBertPreTrainedModel(PreTrainedModel):
 
         Reads BERT and SpanBERT checkpoints, and the directories of the original SpanBERT release
         (pytorch_model.bin, a config.json without model_type, norms named gamma and beta). Heads
-        that the checkpoint lacks are initialised; the encoder must be there, whole and finite. A
-        prefix of `loading.PREFIXES` before all names is left out.
+        that the checkpoint lacks are initialised. The encoder must be complete and finite. If all
+        names have a prefix of `loading.PREFIXES`, it is removed.
 
         Args:
-            ignore_mismatched_sizes: initialise tensors of another shape anew instead of raising.
-            output_loading_info: return (model, info); `info["missing_keys"]` is the set of the
+            ignore_mismatched_sizes: initialise tensors of another shape instead of raising.
+            output_loading_info: return (model, info). `info["missing_keys"]` is the set of
                 parameters that the checkpoint lacks and that were initialised,
-                `info["unexpected_keys"]` of those that the model has no place for.
+                `info["unexpected_keys"]` the set of those that the model does not have.
 
         Raises:
             DataError: a tensor of the encoder is missing, left over, of another shape, or not
-                finite; a file is corrupt, or not the one that its digest was made of.
+                finite; a file is corrupt, or differs from the one that its digest describes.
         """
         where = f"the checkpoint {pretrained_model_name_or_path}"
         folder = _local_folder(pretrained_model_name_or_path, kwargs.get("subfolder"))
@@ -171,11 +171,11 @@ class SpanBertPreTrainedModel(PreTrainedModel):
             init.constant_(module.width_scores, -4.0)
 
     def wants_hidden_states(self, argument: bool | None) -> bool:
-        """The caller's choice, else the configuration's."""
+        """The caller's choice, or else that of the configuration."""
         return bool(self.config.output_hidden_states if argument is None else argument)
 
     def refuse_attentions(self, output_attentions: bool | None) -> None:
-        """Raise where attention probabilities are wanted: they are never stored here."""
+        """Raise if attention probabilities are wanted, since they are never stored."""
         if output_attentions if output_attentions is not None else self.config.output_attentions:
             raise ValueError(
                 "output_attentions must be False: attention probabilities are not kept; "
@@ -212,12 +212,12 @@ def _refuse(where: str, fault: str | None) -> None:
 
 
 def _local_folder(name, subfolder: str | None) -> Path | None:
-    """The folder of a checkpoint that is here; None for one of the Hub's, and for a state dict."""
+    """The local folder of a checkpoint; None for a name on the Hub and for a state dict."""
     folder = Path(name, subfolder or "") if isinstance(name, (str, Path)) else None
     return folder if folder is not None and folder.is_dir() else None
 
 
 def _weights_in(folder: Path) -> list[str]:
-    """Names of the weights' files; what else a folder holds may have been edited since."""
+    """Names of the files of weights. Other files of the folder may be edited by hand."""
     found = {path.name for path in folder.glob("model*.safetensors*")}
     return sorted(found | {p.name for p in [folder / span_boundary_file.FILE] if p.is_file()})

@@ -1,4 +1,4 @@
-"""SpanBertModel: the BERT encoder on packed tokens, behind the Hugging Face model API."""
+"""SpanBertModel: the BERT encoder on packed tokens, with the API of a Hugging Face model."""
 
 import functools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from spanbert_fast.ops.dropout import DropoutPlan
 
 
 class SpanBertEmbeddings(nn.Module):
-    """Word, position and token-type tables, their LayerNorm and dropout."""
+    """Word, position and token-type tables, with their LayerNorm and dropout."""
 
     def __init__(self, config: SpanBertConfig):
         super().__init__()
@@ -85,13 +85,14 @@ class SpanBertEncoder(nn.Module):
         plan: DropoutPlan | None = None,
         every_stage: bool = False,
     ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
-        """(hidden states, those of every stage or None); with `rows`, those rows at the end."""
+        """(hidden states, those of every stage or None). With `rows`, the last layer computes only
+        these behind attention, and the hidden states are theirs."""
         stages = [x] if every_stage else None
         for index, layer in enumerate(self.layer):
             is_last = index == len(self.layer) - 1
             run = functools.partial(layer, rows=rows if is_last else None, plan=plan)
             if self.gradient_checkpointing and self.training:
-                # the plan is an argument: the second forward drops what the first one dropped
+                # the plan is an argument, so that the second forward drops the same as the first
                 run = functools.partial(self._gradient_checkpointing_func, run)
             x = run(x, packing)
             if stages is not None:
@@ -111,21 +112,21 @@ class SpanBertPooler(nn.Module):
 
 
 class Encoded(NamedTuple):
-    """What the encoder gives to the heads: packed rows and how they are packed."""
+    """What the encoder gives to the heads: rows, and how they are packed."""
 
     hidden_states: torch.Tensor
     packing: Packing
     stages: list[torch.Tensor] | None
 
     def padded_stages(self) -> tuple[torch.Tensor, ...] | None:
-        """Every stage's hidden states in the shape of the input."""
+        """The hidden states of every stage, in the shape of the input."""
         if self.stages is None:
             return None
         return tuple(self.packing.unpack(stage) for stage in self.stages)
 
     def first_tokens(self) -> torch.Tensor:
-        """(batch, hidden_size): each sequence's first token, [CLS] in BERT; zeros for an empty
-        one."""
+        """(batch, hidden_size): the first token of each sequence, in BERT [CLS]. Zeros for an empty
+        sequence."""
         return self.packing.of_first_tokens(self.hidden_states[self.packing.first_rows()])
 
 
@@ -133,9 +134,14 @@ class SpanBertModel(SpanBertPreTrainedModel):
     """A BERT encoder that computes no padding (contract C7).
 
     Takes the inputs of `transformers.BertModel`, or packed ones: `input_ids` (total_tokens,) with
-    `cu_seqlens` int32 (batch + 1,). With the same weights its outputs equal BertModel's at every
-    real position; where `attention_mask` is 0 they are zero. A sequence without any token has a
-    zero vector in the place of its first token, in the pooler and in every head that reads it.
+    `cu_seqlens` int32 (batch + 1,). With the same weights, its outputs equal BertModel's at every
+    token, and are zero where `attention_mask` is 0. The pooler and every head that reads first
+    tokens take a zero vector for a sequence without tokens.
+
+        >>> model = SpanBertModel.from_pretrained("runs/first/model").eval()
+        >>> hidden = model(torch.tensor([[2, 7, 9, 3]])).last_hidden_state
+        >>> hidden.shape[:2]
+        torch.Size([1, 4])
     """
 
     def __init__(self, config: SpanBertConfig, add_pooling_layer: bool = True):
@@ -158,13 +164,13 @@ class SpanBertModel(SpanBertPreTrainedModel):
         rows: torch.Tensor | None = None,
         plan: DropoutPlan | None = None,
     ) -> Encoded:
-        """Run the encoder and leave the result packed.
+        """Run the encoder; the result stays packed.
 
         Args:
-            rows: int64 packed rows that the caller needs; the last layer computes no others, and
-                `hidden_states` holds them in this order. Not with inputs.every_stage.
-            plan: gives all dropout masks while training; drawn from torch's generator where it is
-                None.
+            rows: int64, the packed rows that the caller needs. The last layer computes only these
+                behind attention, and `hidden_states` holds them in this order. Not with
+                inputs.every_stage.
+            plan: gives all dropout masks while training; None to draw one from torch's generator.
         """
         if not self.training:
             plan = None
@@ -177,8 +183,8 @@ class SpanBertModel(SpanBertPreTrainedModel):
         return Encoded(x, inputs.packing, stages)
 
     def encode_first_tokens(self, inputs: EncoderInputs) -> tuple[Encoded, torch.Tensor]:
-        """What was encoded, and the first tokens' rows; of the last layer only these are computed
-        where nobody asks for every stage."""
+        """The encoder's result, and the rows of the first tokens. Unless every stage is wanted, the
+        last layer computes only these."""
         if inputs.every_stage:
             encoded = self.encode(inputs)
             return encoded, encoded.first_tokens()
@@ -192,8 +198,8 @@ class SpanBertModel(SpanBertPreTrainedModel):
         Args:
             input_ids: int64 (batch, seqlen), or (total_tokens,) with cu_seqlens.
             attention_mask: (batch, seqlen), nonzero for tokens; padded input only.
-            token_type_ids, position_ids: int64, shaped as input_ids; default zeros, and places in
-                the sequence.
+            token_type_ids, position_ids: int64, shaped as input_ids. Defaults: zeros, and the
+                places in the sequence.
             inputs_embeds: (..., hidden_size) in place of input_ids.
             cu_seqlens: int32 (batch + 1,), prefix sums of packed sequences' lengths.
             max_seqlen: longest packed length; needed on a GPU.

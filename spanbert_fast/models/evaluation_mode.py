@@ -1,4 +1,4 @@
-"""Evaluation mode for a while, from any number of threads."""
+"""A block in which a model is in evaluation mode, for any number of threads."""
 
 import contextlib
 import threading
@@ -7,15 +7,14 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-# how many threads are inside, and the modules that trained before the first of them
+# for each model: how many threads are inside, and which modules were in training mode before
 _evaluating: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
 _evaluating_lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """The model evaluates inside; the last of the threads that are inside restores its modules'
-    modes."""
+    """Put the model into evaluation mode; the last thread that leaves restores the modes."""
     with _evaluating_lock:
         threads, trained = _evaluating.get(model) or (0, [m for m in model.modules() if m.training])
         _evaluating[model] = threads + 1, trained

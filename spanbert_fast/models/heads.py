@@ -31,7 +31,11 @@ def new_classifier(config: SpanBertConfig) -> nn.Linear:
 class SpanBertForSequenceClassification(SpanBertPreTrainedModel):
     """Drop-in for `transformers.BertForSequenceClassification`.
 
-    The last layer computes only each sequence's first token, which is all the pooler reads.
+    The last layer computes only the first token of each sequence, which is all the pooler reads.
+
+        >>> model = SpanBertForSequenceClassification.from_pretrained("runs/first/model")
+        >>> model(torch.tensor([[2, 7, 9, 3]])).logits.shape  # two classes by default
+        torch.Size([1, 2])
     """
 
     def __init__(self, config: SpanBertConfig):
@@ -84,7 +88,13 @@ class SpanBertForSequenceClassification(SpanBertPreTrainedModel):
 
 
 class SpanBertForTokenClassification(SpanBertPreTrainedModel):
-    """Drop-in for `transformers.BertForTokenClassification`."""
+    """Drop-in for `transformers.BertForTokenClassification`.
+
+    >>> folder = "runs/first/model"
+    >>> model = SpanBertForTokenClassification.from_pretrained(folder, num_labels=5)
+    >>> model(torch.tensor([[2, 7, 9, 3]])).logits.shape
+    torch.Size([1, 4, 5])
+    """
 
     def __init__(self, config: SpanBertConfig):
         super().__init__(config)
@@ -123,8 +133,12 @@ class SpanBertForTokenClassification(SpanBertPreTrainedModel):
 class SpanBertForQuestionAnswering(SpanBertPreTrainedModel):
     """Drop-in for `transformers.BertForQuestionAnswering`.
 
-    One difference, on purpose: a padding position can be neither start nor end. Its logits are the
-    lowest finite number, where Hugging Face scores padding like text.
+    One difference, on purpose: an answer can neither start nor end at padding, whose logits are the
+    lowest finite number. Hugging Face scores padding like text.
+
+        >>> model = SpanBertForQuestionAnswering.from_pretrained("runs/first/model")
+        >>> model(torch.tensor([[2, 7, 3, 9, 3]])).start_logits.shape
+        torch.Size([1, 5])
     """
 
     def __init__(self, config: SpanBertConfig):
@@ -143,14 +157,13 @@ class SpanBertForQuestionAnswering(SpanBertPreTrainedModel):
         """Score every token as the first and the last of the answer.
 
         Args:
-            start_positions, end_positions: int64 (batch,), places within each sequence; a place
-                that holds no token of the sequence (an answer that was cut off) takes no part in
-                the loss.
+            start_positions, end_positions: int64 (batch,), places within each sequence. A place
+                outside its sequence (of an answer that was cut off) takes no part in the loss.
             others: see `SpanBertModel.forward`.
 
         Returns:
-            start_logits and end_logits (batch, seqlen), also for packed input, where seqlen is
-            max_seqlen; loss, the mean of both cross-entropies.
+            start_logits and end_logits (batch, seqlen); for packed input, seqlen is max_seqlen.
+            loss, the mean of both cross-entropies.
         """
         encoded = self.bert.encode(inputs)
         logits, is_token = self._padded(
@@ -170,8 +183,8 @@ class SpanBertForQuestionAnswering(SpanBertPreTrainedModel):
 
     @staticmethod
     def _padded(logits: torch.Tensor, packing: Packing) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, seqlen, 2) out of (total_tokens, 2), the lowest number where there is no token;
-        and bool (batch, seqlen), where there is one."""
+        """(total_tokens, 2) as (batch, seqlen, 2), with the lowest number at padding; and bool
+        (batch, seqlen), true at tokens."""
         lowest = torch.finfo(logits.dtype).min
         if packing.padded_shape is not None:
             batch, seqlen = packing.padded_shape
@@ -184,7 +197,7 @@ class SpanBertForQuestionAnswering(SpanBertPreTrainedModel):
         places = torch.arange(packing.max_seqlen, device=logits.device)
         slots = packing.cu_seqlens[:-1, None].long() + places
         is_token = slots < packing.cu_seqlens[1:, None]
-        # a row behind the last one stands where there is no token, also in an empty batch
+        # padding reads one extra row behind the last, which exists in an empty batch, too
         rows = F.pad(logits, (0, 0, 0, 1))[slots.clamp(max=len(logits))]
         return rows.masked_fill(~is_token[..., None], lowest), is_token
 
@@ -192,8 +205,8 @@ class SpanBertForQuestionAnswering(SpanBertPreTrainedModel):
 def position_loss(
     logits: torch.Tensor, positions: torch.Tensor, is_token: torch.Tensor
 ) -> torch.Tensor:
-    """Mean cross-entropy of (batch, seqlen) logits at those of the (batch,) positions that are
-    tokens."""
+    """Mean cross-entropy of (batch, seqlen) logits at (batch,) positions, without positions that
+    are no tokens."""
     ignored = logits.shape[1]
     positions = positions.view(-1).clamp(0, ignored)
     is_real = F.pad(is_token, (0, 1)).gather(1, positions[:, None]).squeeze(1)

@@ -1,4 +1,4 @@
-"""The door of every model: a batch of Hugging Face's arguments, packed once, as one value."""
+"""The door of every model: turns the arguments of a Hugging Face model into one packed value."""
 
 import functools
 import inspect
@@ -12,12 +12,12 @@ from spanbert_fast.nn.packing import Packing
 
 
 class EncoderInputs(NamedTuple):
-    """What an encoder reads, packed.
+    """The packed inputs of an encoder.
 
     Attributes:
         packing: how the sequences lie in rows, and how rows go back to the shape of the input.
-        input_ids: int64 (total_tokens,); None where inputs_embeds is there.
-        inputs_embeds: (total_tokens, hidden_size); None where input_ids is there.
+        input_ids: int64 (total_tokens,); None if inputs_embeds is given.
+        inputs_embeds: (total_tokens, hidden_size); None if input_ids is given.
         position_ids, token_type_ids: int64 (total_tokens,).
         every_stage: keep the hidden states of every stage.
     """
@@ -43,13 +43,13 @@ class EncoderInputs(NamedTuple):
         max_positions: int,
         every_stage: bool = False,
     ) -> "EncoderInputs":
-        """Pack what a forward was given; see `SpanBertModel.forward` for the arguments.
+        """Pack the arguments of a forward; see `SpanBertModel.forward`.
 
         Args:
             max_positions: the length of the position table, which no sequence may exceed.
 
         Raises:
-            ValueError: these are no inputs of an encoder; named with what came.
+            ValueError: an argument cannot be; the message names it and its value.
         """
         packing = _packing_of(input_ids, attention_mask, inputs_embeds, cu_seqlens, max_seqlen)
         if position_ids is None:
@@ -100,20 +100,20 @@ def _packing_of(input_ids, attention_mask, inputs_embeds, cu_seqlens, max_seqlen
 _BEFORE = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 _BEHIND = ("cu_seqlens", "max_seqlen")
 _SWITCHES = ("output_attentions", "output_hidden_states")
-# what Trainer and pipelines pass to every model, and means nothing here
+# arguments that the Trainer and pipelines pass to every model, and that mean nothing here
 _HARMLESS = {"num_items_in_batch", "use_cache"}
 
 
 def takes_encoder_inputs(forward: Callable) -> Callable:
     """Give `forward(self, inputs: EncoderInputs, ...)` the signature of a Hugging Face model.
 
-    The arguments of an encoder come first, then the forward's own, then cu_seqlens, max_seqlen,
-    output_attentions, output_hidden_states; return_dict works as everywhere. This is the only place
-    where they stand one by one.
+    The encoder's arguments come first, then the forward's own, then cu_seqlens, max_seqlen,
+    output_attentions and output_hidden_states. return_dict works as in every model. No other place
+    lists these arguments one by one.
 
     Raises:
-        ValueError: output_attentions is asked for: attention probabilities are not kept.
-        TypeError: an argument is none of these: no argument is ignored in silence.
+        ValueError: output_attentions is asked for, but attention probabilities are not kept.
+        TypeError: an argument is unknown. None is ignored in silence.
     """
     own = list(inspect.signature(forward).parameters.values())[2:]
     own_names = [parameter.name for parameter in own]

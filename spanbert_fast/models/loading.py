@@ -1,4 +1,4 @@
-"""What a checkpoint must hold: every tensor of the encoder, under its name, with finite values."""
+"""Checks of a checkpoint: every tensor of the encoder is there, under its name, and finite."""
 
 import re
 import zipfile
@@ -12,7 +12,7 @@ from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.errors import DataError
 from spanbert_fast.schema import regular_file
 
-# What training scripts, wrappers and other models put before BERT's own names.
+# Prefixes that training scripts, wrappers and other models put before BERT's own names.
 PREFIXES = (
     "module.",
     "model.",
@@ -32,18 +32,18 @@ _ENCODER = re.compile(r"(bert\.)?(embeddings|encoder)\.")
 # Buffers that older versions of transformers wrote; they hold 0, 1, 2, ...
 _BUFFERS = re.compile(r"(bert\.)?embeddings\.(position_ids|token_type_ids)")
 _LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
-_NAMED = 3  # tensors that a message names
+_NAMED = 3  # the most tensors that a message names
 
 
 def foreign_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
-    """What stands before the names of the encoder's tensors in a file; None for nothing.
+    """The prefix of the names of the encoder's tensors in a file; None if there is none.
 
     Args:
-        missing: names of the model that the file lacks.
-        unexpected: names of the file that the model lacks.
+        missing: names that the model has and the file lacks.
+        unexpected: names that the file has and the model lacks.
     """
     unexpected = set(unexpected)
-    for name in sorted(filter(_ENCODER.match, missing))[:8]:  # one tells it
+    for name in sorted(filter(_ENCODER.match, missing))[:8]:  # one would do
         own = name.removeprefix("bert.")
         for found in sorted(unexpected, key=len):
             if found.endswith("." + own):
@@ -54,9 +54,9 @@ def foreign_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | N
 def encoder_fault(
     missing: Iterable[str], unexpected: Iterable[str], num_hidden_layers: int
 ) -> str | None:
-    """What is wrong with a file's encoder, and the likely cause; None where nothing is.
+    """What is wrong with a file's encoder, and the likely cause; None if nothing is.
 
-    Heads, and the pooler that only some heads have, may be missing or left over.
+    Heads, and the pooler that only some heads read, may be missing or left over.
 
     Args:
         missing, unexpected: see `foreign_prefix`.
@@ -86,7 +86,7 @@ def encoder_fault(
 
 
 def heads_said(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
-    """One line on the heads that a file lacks, and on those that the model has no place for."""
+    """One line that names the heads that a file lacks and those that the model does not take."""
     parts = []
     for names, said in ((missing, "lacks {}: initialised"), (unexpected, "{} left out")):
         groups = sorted({_head_of(name) for name in names if not _BUFFERS.fullmatch(name)})
@@ -96,9 +96,9 @@ def heads_said(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
 
 
 def refuse_inflating(path: Path) -> None:
-    """Raise DataError where a file of `torch.save` would be larger in memory than it is.
+    """Raise DataError if a file of `torch.save` would be larger in memory than on disk.
 
-    Such a file is a zip archive whose members are stored as they are.
+    Such a file is a zip archive whose members are not compressed.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -110,7 +110,7 @@ def refuse_inflating(path: Path) -> None:
 
 
 def refuse_another_size(folder: Path, config: SpanBertConfig | None) -> None:
-    """Raise DataError where a folder's weights cannot be those of so large an encoder.
+    """Raise DataError if a folder's weights are too small for the encoder of its configuration.
 
     Args:
         config: the encoder's; None for the folder's own.
@@ -121,7 +121,7 @@ def refuse_another_size(folder: Path, config: SpanBertConfig | None) -> None:
         refuse_inflating(path)
         try:  # the names and shapes alone
             torch.load(path, map_location="meta", weights_only=True)
-        except Exception as error:  # the unpickler has a way of failing for each wrong byte
+        except Exception as error:  # the unpickler fails in many ways
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise DataError(f"{path} cannot be read: {reason}") from error
     if not isinstance(config, SpanBertConfig):
@@ -130,8 +130,8 @@ def refuse_another_size(folder: Path, config: SpanBertConfig | None) -> None:
     rows = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
     parameters = rows * hidden
     parameters += config.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * inner)
-    # half a byte of each is little even when quantised; a small model does no harm, and what is
-    # wrong with its file is said in other words
+    # even quantised weights have more than two bits each; a small model does no harm, and other
+    # checks describe its faults better
     if parameters > max(4 * stored, _SMALL):
         raise DataError(
             f"{folder}: config.json says an encoder of {parameters:,} parameters, the weights "
@@ -140,7 +140,7 @@ def refuse_another_size(folder: Path, config: SpanBertConfig | None) -> None:
 
 
 def not_finite(model: nn.Module) -> str | None:
-    """The name of the first parameter that holds NaN or infinity; None where none does."""
+    """The name of the first parameter that holds NaN or infinity; None if none does."""
     for name, parameter in model.named_parameters():
         tensor = parameter.detach()
         tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a part under FSDP

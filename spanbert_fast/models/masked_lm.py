@@ -1,4 +1,4 @@
-"""SpanBertForMaskedLM: the encoder and the masked-LM head."""
+"""SpanBertForMaskedLM: an encoder with the masked-LM head."""
 
 import torch
 from torch import nn
@@ -30,10 +30,14 @@ class MaskedLMHeads(nn.Module):
 
 
 class SpanBertForMaskedLM(SpanBertPreTrainedModel):
-    """Drop-in for `transformers.BertForMaskedLM`, with packed input beside it.
+    """Drop-in for `transformers.BertForMaskedLM` that takes packed input, too.
 
     One difference: while training with labels it returns no logits, unless `full_logits` asks for
     them.
+
+        >>> model = SpanBertForMaskedLM.from_pretrained("runs/first/model").eval()
+        >>> model(torch.tensor([[2, 7, 4, 3]])).logits.shape == (1, 4, model.config.vocab_size)
+        True
     """
 
     _tied_weights_keys = TIED_DECODER
@@ -59,15 +63,15 @@ class SpanBertForMaskedLM(SpanBertPreTrainedModel):
         labels: torch.Tensor | None = None,
         full_logits: bool | None = None,
     ) -> MaskedLMOutput:
-        """Scores of every vocabulary entry at every position, or the loss of the labelled ones.
+        """Score every vocabulary entry at every position; in training, the labelled ones only.
 
-        While training with labels, only the labelled rows are decoded, their loss is made without
-        their scores being whole in memory, and the output has no logits.
+        While training with labels, only the labelled rows are decoded. Their scores are never all
+        in memory, and the output has no logits.
 
         Args:
             labels: int64, shaped as input_ids; -100 where no loss is taken.
-            full_logits: return all logits while training, too; the attribute of this name is the
-                default.
+            full_logits: return all logits while training, too. The default is the attribute of
+                this name.
             others: see `SpanBertModel.forward`.
 
         Returns:

@@ -1,4 +1,4 @@
-"""SpanBertForPreTraining: the masked-LM head and the span boundary head over one encoder."""
+"""SpanBertForPreTraining: an encoder with the masked-LM head and the span boundary head."""
 
 import dataclasses
 
@@ -27,13 +27,13 @@ class SpanBertForPreTrainingOutput(ModelOutput):
 
     Attributes:
         loss: what to minimise: mlm + sbo_weight * sbo (+ pair_loss_weight * pair).
-        mlm_loss, sbo_loss: the batch's own mean losses, fp32; 0 where there is no target.
+        mlm_loss, sbo_loss: the mean losses over this batch's targets, fp32; 0 without a target.
         mlm_count, sbo_count: numbers of targets, int64 0-dim.
-        pair_loss: the batch's own mean pair-likelihood loss per token, where
-            config.pair_loss_weight is not 0.
+        pair_loss: this batch's mean pair-likelihood loss per token, if config.pair_loss_weight is
+            not 0.
         mlm_predictions, sbo_predictions: int64, the best token of each target, on request.
-        logits: masked-LM scores of every position, where no targets were given.
-        hidden_states: every stage, on request.
+        logits: masked-LM scores of every position, if no targets were given.
+        hidden_states: of every stage, on request.
     """
 
     loss: torch.Tensor | None = None
@@ -49,7 +49,16 @@ class SpanBertForPreTrainingOutput(ModelOutput):
 
 
 class SpanBertForPreTraining(SpanBertPreTrainedModel):
-    """SpanBERT with both heads (Joshi et al. 2020, section 3): masked LM and span boundaries."""
+    """SpanBERT with both heads (Joshi et al. 2020, section 3): masked LM and span boundaries.
+
+    >>> from transformers import AutoTokenizer
+    >>> from spanbert_fast import DataCollatorForSpanMasking
+    >>> tokenizer = AutoTokenizer.from_pretrained("runs/first/model")
+    >>> model = SpanBertForPreTraining.from_pretrained("runs/first/model")
+    >>> batch = DataCollatorForSpanMasking(tokenizer)([tokenizer("The river follows the winter.")])
+    >>> bool(model(**batch).loss > 0)
+    True
+    """
 
     _tied_weights_keys = TIED_DECODER
 
@@ -78,7 +87,7 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
         self.cls.predictions.bias = new_embeddings.bias
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
-        """As in Hugging Face; the span boundary head's own bias follows the vocabulary."""
+        """As in Hugging Face. The bias of the span boundary head is resized, too."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         old = self.cls.span_boundary.bias
         bias = old.new_zeros(embeddings.num_embeddings)
@@ -104,37 +113,37 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
         return_predictions: bool = False,
         dropout_seed: torch.Tensor | None = None,
     ) -> SpanBertForPreTrainingOutput:
-        """Both losses of a batch, or, with no targets, the masked-LM scores.
+        """Compute both losses of a batch; without targets, the masked-LM scores.
 
-        The span fields are those of `spanbert_fast.ops.sample_spans`, under its names. They are
-        flat rows: of the packed batch, or of (batch * seqlen) where the input is padded.
+        The span fields have the names and meanings of `spanbert_fast.ops.sample_spans`. Their
+        positions are flat rows: of the packed batch, or of (batch * seqlen) if the input is padded.
 
         Args:
-            labels: int64, shaped as input_ids, -100 where no loss is taken: another way to give
-                mlm_positions and mlm_targets (costs a host sync on a GPU).
-            mlm_positions, mlm_targets: int64 (num_masked,); a target that is -100, and so of
-                sbo_targets, counts for nothing.
+            labels: int64, shaped as input_ids, -100 where no loss is taken. Gives mlm_positions and
+                mlm_targets in another way, at the cost of a host sync on a GPU.
+            mlm_positions, mlm_targets: int64 (num_masked,). Targets of -100, here and in
+                sbo_targets, are ignored.
             span_boundaries: int64 (num_spans, 2), the tokens left and right of each span.
             cu_span_lengths: int32 (num_spans + 1,), prefix sums of the spans' target counts.
             sbo_targets: int64 (num_targets,).
-            mlm_denominator, sbo_denominator, pair_denominator: what to divide the sums by in place
-                of the batch's own counts (of targets; of tokens for the pair loss): those of the
-                whole global batch under gradient accumulation and DDP.
-            num_tokens: int64 0-dim, of a batch that `StaticShapes` has filled up: its own tokens,
-                which come first; the others take no part in the pair loss.
+            mlm_denominator, sbo_denominator, pair_denominator: divide the sums by these in place of
+                this batch's counts (of targets; of tokens for the pair loss). Under gradient
+                accumulation and DDP they are the counts of the whole global batch.
+            num_tokens: int64 0-dim, the number of a batch's own tokens if `StaticShapes` has filled
+                it up. They come first; the others take no part in the pair loss.
             return_predictions: also return each target's best token.
-            dropout_seed: int64 0-dim, in place of one drawn from torch's generator: makes dropout
-                a function of the batch, whatever ran before it.
+            dropout_seed: int64 0-dim, in place of a seed drawn from torch's generator. It makes
+                dropout a function of the batch, whatever ran before.
             others: see `SpanBertModel.forward`.
 
         Returns:
-            `SpanBertForPreTrainingOutput`: losses, counts and predictions where targets are given;
-            logits, in the input's layout and vocab_size wide, only where none are.
+            `SpanBertForPreTrainingOutput`: with targets, losses, counts and predictions; without,
+            logits in the input's layout, vocab_size wide.
 
         Raises:
             ValueError: targets are given in part, or labels beside mlm_positions; or
                 output_attentions.
-            TypeError: an argument is none of these.
+            TypeError: an argument is unknown.
         """
         given = (mlm_positions, mlm_targets, span_boundaries, cu_span_lengths, sbo_targets)
         targets = packed_targets(inputs.packing, labels, *given)
@@ -174,19 +183,18 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
         targets: SpanTargets,
         num_tokens: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | int]:
-        """The pair-likelihood loss of every token's own probability, summed over tokens; and the
-        number of tokens, at least 1."""
+        """(the pair-likelihood loss summed over all tokens, the number of tokens, at least 1)."""
         if inputs.input_ids is None:
             raise ValueError("input_ids must be given with pair_loss_weight > 0, got None")
         head, tokens = self.cls.predictions, inputs.packing.total_tokens
-        # what counts for nothing is written beyond the last token
+        # ignored targets are written behind the last token, which is cut off
         masked = torch.where(targets.mlm_targets == IGNORED_TARGET, tokens, targets.mlm_positions)
         originals = F.pad(inputs.input_ids, (0, 1)).index_put((masked,), targets.mlm_targets)[:-1]
         in_span = originals.new_zeros(tokens + 1, dtype=torch.bool).index_fill(0, masked, True)[:-1]
         weight = head.decoder.weight
         log_p = -linear_cross_entropy(head(hidden), weight, head.bias, originals).losses
         if num_tokens is not None:
-            # outside the spans a probability of 0 has no loss, and here no gradient
+            # a token outside the spans with probability 0 has no loss and, here, no gradient
             log_p = log_p.where(torch.arange(tokens, device=log_p.device) < num_tokens, -torch.inf)
         total = span_pair_losses(log_p, in_span, form=self.config.pair_loss_form).negative
         return total, max(tokens, 1) if num_tokens is None else num_tokens.clamp(min=1)
@@ -201,7 +209,7 @@ def packed_targets(
     cu_span_lengths: torch.Tensor | None,
     sbo_targets: torch.Tensor | None,
 ) -> SpanTargets | None:
-    """The targets of a forward in packed rows; None where there are none at all.
+    """The targets of a forward in packed rows; None if there are none.
 
     Raises:
         ValueError: they are given in part, or labels beside mlm_positions.

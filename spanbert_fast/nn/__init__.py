@@ -1,4 +1,4 @@
-"""torch.nn modules on packed tokens: building blocks for a model of one's own.
+"""torch.nn modules on packed tokens: building blocks for your own model.
 
 Each takes packed input, (total_tokens, hidden_size) with a `Packing` or `cu_seqlens`. Those that
 attend across tokens take padded input too, (batch, seqlen, hidden_size), with an optional

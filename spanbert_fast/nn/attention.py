@@ -11,7 +11,7 @@ from spanbert_fast.ops.varlen_attention import varlen_attention
 
 
 class PackedSelfAttention(nn.Module):
-    """Multi-head self-attention within each sequence; heads are concatenated, not yet projected.
+    """Multi-head self-attention within each sequence, without the output projection.
 
         >>> attention = PackedSelfAttention(hidden_size=8, num_attention_heads=2)
         >>> attention(torch.zeros(2, 5, 8)).shape  # padded; or packed, with a Packing
@@ -62,8 +62,8 @@ class PackedSelfAttention(nn.Module):
         dropout: Dropout | None = None,
         **layout,
     ) -> torch.Tensor:
-        """`layout` is what `Packing.of` takes in place of `packing`. Without `dropout` the module
-        draws its own while training."""
+        """Without `packing`, `layout` holds arguments of `Packing.of`. While training, the module
+        draws its own dropout if none is given."""
         if packing is None:
             packing = Packing.of(hidden_states, **layout)
             return packing.unpack(self(packing.pack(hidden_states), packing, dropout=dropout))

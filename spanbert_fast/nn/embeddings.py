@@ -1,4 +1,4 @@
-"""The sum of word, position and token-type embeddings, its norm and dropout, on packed tokens."""
+"""Word, position and token-type embeddings of packed tokens: their sum, its norm, and dropout."""
 
 from typing import NamedTuple, TypeGuard
 
@@ -11,7 +11,7 @@ from spanbert_fast.ops.embedding_layer_norm import embedding_layer_norm
 
 
 class EmbeddingTables(NamedTuple):
-    """The modules that a model's embeddings are made of; it may have no token types."""
+    """The modules of a model's embeddings. A model without token types has None for them."""
 
     words: nn.Module
     positions: nn.Module
@@ -35,8 +35,8 @@ class _WithoutGradientAt(torch.autograd.Function):
 
 
 class PackedIds(NamedTuple):
-    """What is looked up: int64 (total_tokens,) each; or inputs_embeds (total_tokens, hidden_size)
-    in place of input_ids."""
+    """What to look up, int64 (total_tokens,) each. inputs_embeds (total_tokens, hidden_size) may
+    stand in place of input_ids."""
 
     input_ids: torch.Tensor | None
     position_ids: torch.Tensor
@@ -62,8 +62,8 @@ def embed(
 ) -> torch.Tensor:
     """dropout(LayerNorm(word + position + token type)), (total_tokens, hidden_size).
 
-    One op where the modules are what they seem. A module with hooks, or an adapter in its place, is
-    called as it is.
+    This is one op if the modules are plain tables and a plain norm. A module with hooks, or an
+    adapter in place of a table, is called as a module.
     """
     words, positions, token_types, norm = tables
     if ids.inputs_embeds is None and not is_plain_table(words):
@@ -79,7 +79,7 @@ def embed(
         if token_types is not None:
             z = z + token_types(ids.token_type_ids)
         return dropped(norm(z), dropout)
-    # an adapter keeps the table that it wraps under another name
+    # an adapter has the table that it wraps under another name
     table = words.weight if hasattr(words, "weight") else positions.weight
     padding_idx = getattr(words, "padding_idx", None)
     places = positions.weight

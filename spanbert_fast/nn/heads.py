@@ -15,13 +15,13 @@ from spanbert_fast.values import IGNORED_TARGET
 
 
 def _normalised(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
-    """norm(x) in the dtype of its parameters, whose gradients PyTorch's CPU kernel adds up in the
-    dtype of x: in bf16 those of a thousand rows are 4 % off (contract C5)."""
+    """norm(x) in the dtype of the norm's parameters. PyTorch's CPU kernel sums their gradients in
+    the dtype of x; in bf16 the sum over a thousand rows is 4 % off (contract C5)."""
     return norm(x.to(norm.weight.dtype))
 
 
 class PredictionTransform(nn.Module):
-    """LayerNorm(GELU(W x + b)), (..., hidden_size) to the same."""
+    """LayerNorm(GELU(W x + b)) of (..., hidden_size), in the same shape."""
 
     def __init__(self, hidden_size: int, eps: float):
         super().__init__()
@@ -35,8 +35,12 @@ class PredictionTransform(nn.Module):
 class MaskedLMHead(nn.Module):
     """BERT's masked-LM head, under Hugging Face's names (contract C1).
 
-    Called, it gives the transformed hidden states, which `SpanPretrainingLoss` and
-    `linear_cross_entropy` take; `logits` gives the scores themselves.
+    Calling it returns the transformed hidden states, which `SpanPretrainingLoss` and
+    `linear_cross_entropy` take. `logits` returns the scores.
+
+        >>> head = MaskedLMHead(hidden_size=8, vocab_size=20)
+        >>> head.logits(torch.zeros(2, 5, 8)).shape
+        torch.Size([2, 5, 20])
 
     Shapes:
         hidden_states: (..., hidden_size), packed or padded.
@@ -47,8 +51,8 @@ class MaskedLMHead(nn.Module):
         eps: added to the norm's variance.
 
     Attributes:
-        decoder: nn.Linear from hidden_size to vocab_size; to tie it, set `decoder.weight` to the
-            word embeddings' parameter.
+        decoder: nn.Linear from hidden_size to vocab_size. To tie it, set `decoder.weight` to the
+            parameter of the word embeddings.
         bias: the decoder's bias, (vocab_size,), the same parameter under a second name.
     """
 
@@ -60,7 +64,7 @@ class MaskedLMHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal(0, 0.02) weights, zero biases, an identity norm; a tied decoder's too."""
+        """Normal(0, 0.02) weights, zero biases, an identity norm; also of a tied decoder."""
         reset_linear(self.transform.dense)
         self.transform.LayerNorm.reset_parameters()
         reset_linear(self.decoder)
@@ -77,20 +81,25 @@ class MaskedLMHead(nn.Module):
 
 
 class SpanBoundaryHead(nn.Module):
-    """Tells a span's tokens from its boundaries and their places (Joshi et al. 2020, section 3.2).
+    """Predicts a span's tokens from its boundaries and their places (Joshi et al. 2020, 3.2).
 
     h = LN2(GELU(W2 LN1(GELU(W1 [x_l; x_r; p_k] + b1)) + b2)) for the token at place k of a span
-    whose external boundaries are l and r (contract C2), for the places that have a target alone.
+    whose boundary tokens are l and r (contract C2). Only places that have a target are computed.
+
+        >>> head = SpanBoundaryHead(hidden_size=8, vocab_size=20)
+        >>> boundaries = torch.tensor([[0, 3]])  # a span of two tokens, in the rows 1 and 2
+        >>> head(torch.zeros(5, 8), boundaries, torch.tensor([0, 2], dtype=torch.int32), 2).shape
+        torch.Size([2, 8])
 
     Shapes:
         hidden_states: (total_tokens, hidden_size), or (batch, seqlen, hidden_size), whose rows are
-            then numbered through.
+            numbered as those of (batch * seqlen, hidden_size).
         span_boundaries: int64 (num_spans, 2), rows of hidden_states.
         cu_span_lengths: int32 (num_spans + 1,), prefix sums of the spans' target counts; a span has
             at most max_span_targets.
         num_targets: their sum, a Python int.
-        output: (num_targets, hidden_size); scores are output times a decoder's weight (the word
-            embeddings, which are not part of this module) plus `bias`.
+        output: (num_targets, hidden_size). The scores are the output times a decoder's weight, plus
+            `bias`; the decoder (the word embeddings) is no part of this module.
 
     Args:
         hidden_size, vocab_size: sizes.
@@ -99,9 +108,9 @@ class SpanBoundaryHead(nn.Module):
         eps: added to the norms' variance.
 
     Attributes:
-        linear1: W1, (hidden_size, 2 * hidden_size + span_position_embedding_size), whose columns
-            are x_l's, x_r's and p_k's, in this order; and b1.
-        bias: (vocab_size,), this head's own.
+        linear1: W1, (hidden_size, 2 * hidden_size + span_position_embedding_size), with the columns
+            of x_l, x_r and p_k in this order; and b1.
+        bias: (vocab_size,), which this head does not share.
     """
 
     def __init__(
@@ -160,7 +169,7 @@ class SpanBoundaryHead(nn.Module):
 
 
 def _rows(name: str, hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """hidden_states' rows at `positions`, of which some may come twice."""
+    """The rows of hidden_states at `positions`, some of which may occur twice."""
     rows = hidden_states.reshape(-1, hidden_states.shape[-1])
     _checks.check_integer(name, positions, (torch.int64,))
     _checks.check_ids(name, positions, rows.shape[0])  # indexing would take -1 for the last row
@@ -172,11 +181,11 @@ class SpanPretrainingLosses(NamedTuple):
 
     Attributes:
         loss: 0-dim, what to minimise.
-        mlm_loss, sbo_loss: 0-dim, the batch's own means, whatever the loss was divided by; 0 where
-            there is no target. For looking at: detached.
+        mlm_loss, sbo_loss: 0-dim, the means over this batch's targets, for logs: detached, and
+            independent of the denominators; 0 if there is no target.
         mlm_count, sbo_count: int64 0-dim, numbers of targets.
-        mlm_predictions, sbo_predictions: int64 (num_masked,), (num_targets,), each target's best
-            entry; None where not asked for.
+        mlm_predictions, sbo_predictions: int64 (num_masked,) and (num_targets,), the best entry of
+            each target; None unless asked for.
     """
 
     loss: torch.Tensor
@@ -191,26 +200,31 @@ class SpanPretrainingLosses(NamedTuple):
 class SpanPretrainingLoss(nn.Module):
     """Masked LM and span boundaries in one loss (Joshi et al. 2020, section 3.3; contract C2).
 
-    loss = mlm_sum / mlm_count + sbo_weight * sbo_sum / (sbo_count + denominator_offset), the sums
-    being of cross-entropies in nats. Both heads' scores are made by one decoder, in one op, and
-    never whole in memory.
+    loss = mlm_sum / mlm_count + sbo_weight * sbo_sum / (sbo_count + denominator_offset), with sums
+    of cross-entropies in nats. One op computes the losses of both heads over one decoder and never
+    stores all scores.
+
+        >>> loss = SpanPretrainingLoss(MaskedLMHead(8, 20), SpanBoundaryHead(8, 20))
+        >>> ids, ends = torch.tensor([1, 2]), torch.tensor([[0, 3]])  # rows 1 and 2 are masked
+        >>> targets = SpanTargets(ids, ids, ends, torch.tensor([0, 2], dtype=torch.int32), ids)
+        >>> loss(torch.zeros(5, 8), torch.zeros(20, 8), targets).mlm_loss  # log 20
+        tensor(2.9957)
 
     Shapes:
         hidden_states: (total_tokens, hidden_size), or (batch, seqlen, hidden_size), whose rows are
-            then numbered through.
-        decoder_weight: (vocab_size, hidden_size), as a rule the word embeddings.
-        targets: `SpanTargets`, in rows of hidden_states.
+            numbered as those of (batch * seqlen, hidden_size).
+        decoder_weight: (vocab_size, hidden_size), usually the word embeddings.
+        targets: `SpanTargets` whose positions are rows of hidden_states.
         output: `SpanPretrainingLosses`, losses in fp32 (fp64 for fp64).
 
     Args:
-        mlm_head: its transform and bias are used; its decoder where it is the one given.
+        mlm_head: gives its transform and its bias.
         sbo_head: the span boundary head.
         sbo_weight: weight of the span boundary loss.
         denominator_offset: added to the count of span boundary targets; the released code has 1.
 
-    `denominators` take the place of the counts in `loss`, where this batch is a part of a larger
-    one. A denominator of 0 counts as 1: there is nothing to divide, and the gradient is 0 and not
-    NaN.
+    If this batch is a part of a larger one, `denominators` replace the counts in `loss`. A
+    denominator of 0 counts as 1, so that a batch without targets has the gradient 0 and not NaN.
     """
 
     def __init__(
@@ -262,7 +276,7 @@ class SpanPretrainingLoss(nn.Module):
         )
         losses = torch.where(real, losses, 0.0)
         mlm_sum, sbo_sum = (part.sum() for part in losses.split(sizes))
-        # counted on the device: where shapes are fixed, only the data knows
+        # counted on the device: with fixed shapes, only the data tells how many targets count
         mlm_count, sbo_count = (part.sum() for part in real.split(sizes))
         mlm_divisor = mlm_count if denominators.mlm is None else denominators.mlm
         sbo_divisor = sbo_count if denominators.sbo is None else denominators.sbo
@@ -278,7 +292,7 @@ class SpanPretrainingLoss(nn.Module):
 
 
 def _nonzero(divisor: torch.Tensor | float) -> torch.Tensor | float:
-    """`divisor`, or 1 where it is 0; a tensor's value is not looked at by the host."""
+    """`divisor`, or 1 if it is 0. The host does not read a tensor."""
     if isinstance(divisor, torch.Tensor):
         return torch.where(divisor == 0, torch.ones_like(divisor), divisor)
     return divisor or 1

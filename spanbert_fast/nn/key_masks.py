@@ -11,16 +11,16 @@ _DROPPED = torch.finfo(torch.float16).min
 def packing_of_mask(
     attention_mask: "torch.Tensor | Packing | None", shape: tuple[int, int], device: torch.device
 ) -> Packing | None:
-    """How a (batch, seqlen) batch packs, or None where the mask does more than leave out padding.
+    """The packing of a (batch, seqlen) batch, or None if the mask does more than mark padding.
 
-    Reading a mask stops the host once on a GPU, a 4-D one twice.
+    On a GPU, reading a mask makes the host wait once, and a 4-D mask twice.
 
     Args:
-        attention_mask: None; a Packing already; (batch, seqlen), nonzero for tokens; or what models
-            hand to their attention, (batch or 1, 1, seqlen or 1, seqlen): boolean, True for the
+        attention_mask: None; a Packing; (batch, seqlen), nonzero for tokens; or a mask as models
+            give to their attention, (batch or 1, 1, seqlen or 1, seqlen): boolean, True for the
             keys that a query sees, or floating, added to the scores.
         shape: (batch, seqlen).
-        device: the hidden states'.
+        device: of the hidden states.
     """
     if attention_mask is None or isinstance(attention_mask, Packing):
         return attention_mask or Packing.of_padded(shape, None, device)
@@ -46,7 +46,7 @@ def starts_are_tokens(packing: Packing) -> bool:
 
 
 def _keys_that_all_queries_see(mask: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor | None:
-    """bool (batch, seqlen) of a 4-D mask; None where queries or heads see different keys."""
+    """A 4-D mask as bool (batch, seqlen); None if queries or heads see different keys."""
     batch, seqlen = shape
     sizes = ((1, batch), (1,), (1, seqlen), (seqlen,))
     if any(got not in allowed for got, allowed in zip(mask.shape, sizes, strict=True)):

@@ -1,4 +1,4 @@
-"""One BERT layer on packed tokens. Submodules carry Hugging Face's names (contract C1)."""
+"""One BERT layer on packed tokens. Submodules have Hugging Face's names (contract C1)."""
 
 from typing import NamedTuple
 
@@ -14,12 +14,12 @@ from spanbert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 
 
 class NormOptions(NamedTuple):
-    """What the norms of a layer have in common.
+    """Options that both norms of a layer share.
 
     Attributes:
         dropout: probability of dropping an element of x while training.
         eps: added to the variance.
-        residual_in_fp32: under autocast, read the residual and give the output in fp32.
+        residual_in_fp32: under autocast, read the residual and return the output in fp32.
     """
 
     dropout: float = 0.1
@@ -58,7 +58,7 @@ class DropoutAddLayerNorm(nn.LayerNorm):
         *,
         dropout: Dropout | None = None,
     ) -> torch.Tensor:
-        """Without `dropout` the module draws its own while training."""
+        """While training, the module draws its own dropout if none is given."""
         if not self.training:
             dropout = None
         elif dropout is None and self.options.dropout:
@@ -93,7 +93,7 @@ class ProjectionOutput(nn.Module):
 
 
 class SelfAttentionBlock(nn.Module):
-    """Self-attention and its output projection, under the names `self` and `output`."""
+    """Holds self-attention and its output projection under the names `self` and `output`."""
 
     def __init__(self, attention: PackedSelfAttention, hidden_size: int, norm: NormOptions):
         super().__init__()
@@ -123,16 +123,15 @@ class TransformerLayer(nn.Module):
         hidden_states: (total_tokens, hidden_size) with a `packing` or cu_seqlens int32
             (batch + 1,); or (batch, seqlen, hidden_size) with an optional attention_mask (batch,
             seqlen).
-        rows: int64 (num_rows,), with packed input only: the rows that are needed after
-            attention; everything behind attention is computed for them alone, with the same
-            values as without `rows`.
+        rows: int64 (num_rows,), with packed input only: the rows to compute behind attention.
+            Their values are the same as without `rows`.
         output: as hidden_states, or (num_rows, hidden_size).
 
     Args:
         hidden_size, num_attention_heads, intermediate_size: sizes.
         attention_dropout: probability of dropping an attention probability while training.
         norm: dropout, eps and precision of both residual branches.
-        layer_index: the layer's number, which gives its dropout masks their sites (C4).
+        layer_index: the layer's number; the sites of its dropout follow from it (C4).
     """
 
     def __init__(
@@ -173,8 +172,8 @@ class TransformerLayer(nn.Module):
         plan: DropoutPlan | None = None,
         **layout,
     ) -> torch.Tensor:
-        """`layout` is what `Packing.of` takes in place of `packing`; `plan` is the model's dropout,
-        drawn anew while training where it is None."""
+        """Without `packing`, `layout` holds arguments of `Packing.of`. `plan` is the model's
+        dropout; while training, the layer draws one if it is None."""
         if packing is None:
             packing = Packing.of(hidden_states, **layout)
             if rows is not None and packing.padded_shape is not None:
@@ -193,8 +192,8 @@ class TransformerLayer(nn.Module):
         context = self.attention.self(x, packing, dropout=of_attention)
         if rows is not None:
             _checks.check_ids("rows", rows, x.shape[0])  # indexing would take -1 for the last row
-            # Plain indexing: its backward sorts the rows on a GPU, so that rows that come twice
-            # add up in a fixed order.
+            # Plain indexing: on a GPU its backward sorts the rows, so that rows that occur twice
+            # are added in a fixed order.
             x, context = x[rows], context[rows]
         x = self.attention.output(context, x, after_attention)
         return self.output(self.intermediate(x), x, after_feed_forward)

@@ -1,4 +1,4 @@
-"""Linear layers: their initial values, and their bias left to the op that follows."""
+"""Linear layers: their initial values, and calls that leave the bias to the op that follows."""
 
 from typing import TypeGuard, TypeVar
 
@@ -19,8 +19,8 @@ def reset_linear(linear: nn.Linear, std: float = 0.02) -> None:
 
 
 def is_plain(module: nn.Module, kind: type[_Module]) -> TypeGuard[_Module]:
-    """Whether nothing is lost where an op takes the module's parameters instead of calling it: it
-    is of `kind` itself (no adapter around it) and has neither hooks nor a forward of its own."""
+    """Whether an op may take the module's parameters instead of calling it: the module is of `kind`
+    itself (no adapter) and has neither hooks nor a forward of its own."""
     hooks = (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -31,7 +31,7 @@ def is_plain(module: nn.Module, kind: type[_Module]) -> TypeGuard[_Module]:
 
 
 def apply_linear(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """x W^T + bias by the op `linear`; what is not a plain nn.Linear is called as it is."""
+    """x W^T + bias by the op `linear`. A module that is not a plain nn.Linear is called itself."""
     return linear(x, module.weight, module.bias) if is_plain(module, nn.Linear) else module(x)
 
 
@@ -41,7 +41,7 @@ def linear_without_bias(
     """(x W^T, bias), for an op that adds the bias itself.
 
     A module that is not a plain nn.Linear (a LoRA adapter, a quantised layer, one with hooks or a
-    forward of its own) is called as it is, and its bias comes back as None: already added.
+    forward of its own) is called itself. It has then added its bias, and the bias returned is None.
     """
     if is_plain(module, nn.Linear):
         return linear(x, module.weight), module.bias

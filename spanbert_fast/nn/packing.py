@@ -1,4 +1,4 @@
-"""One way in and one way out for modules that take packed or padded hidden states (C7)."""
+"""`Packing`: how a batch lies in packed rows, and the ways to pack and unpack it (C7)."""
 
 import dataclasses
 
@@ -9,15 +9,19 @@ from spanbert_fast.ops.pad import pad, take_tokens, unpad_indices
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Packing:
-    """How the sequences of one batch lie in packed rows, and how to give padded rows back.
+    """How the sequences of one batch lie in packed rows, and how to return to the padded shape.
+
+        >>> packing = Packing.of_padded((2, 3), torch.tensor([[1, 1, 0], [1, 0, 0]]), "cpu")
+        >>> packing.cu_seqlens.tolist(), packing.pack(torch.tensor([[5, 6, 0], [7, 0, 0]]))
+        ([0, 2, 3], tensor([5, 6, 7]))
 
     Attributes:
         cu_seqlens: int32 (batch + 1,).
         max_seqlen: the longest length, or an upper bound of it.
         total_tokens: rows of the packed matrix.
-        indices: int64 (total_tokens,), flat padded position of each row; None where every
-            position is real, or where the input came packed.
-        padded_shape: (batch, seqlen) of a padded input; None where the input came packed.
+        indices: int64 (total_tokens,), flat padded position of each row; None if every position
+            is a token, or if the input came packed.
+        padded_shape: (batch, seqlen) of a padded input; None if the input came packed.
     """
 
     cu_seqlens: torch.Tensor
@@ -30,7 +34,7 @@ class Packing:
     def of_packed(
         cls, cu_seqlens: torch.Tensor | None, max_seqlen: int | None, total_tokens: int
     ) -> "Packing":
-        """For packed input; `max_seqlen` may be left out on the CPU, where reading it is free."""
+        """For packed input. On the CPU `max_seqlen` may be left out, since lengths can be read."""
         if cu_seqlens is None:
             raise ValueError("cu_seqlens must be given with packed input, got None")
         if max_seqlen is None:
@@ -46,7 +50,7 @@ class Packing:
     def of_padded(
         cls, shape: tuple[int, int], attention_mask: torch.Tensor | None, device: torch.device
     ) -> "Packing":
-        """For (batch, seqlen) input; with a mask one host sync, without it none."""
+        """For (batch, seqlen) input. With a mask a GPU stops the host once, without it never."""
         batch, seqlen = shape
         if attention_mask is None:
             cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device=device) * seqlen
@@ -83,17 +87,17 @@ class Packing:
         )
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, seqlen, ...) -> (total_tokens, ...); packed input comes back as it is."""
+        """(batch, seqlen, ...) -> (total_tokens, ...); packed input is returned as it is."""
         if self.padded_shape is None:
             return x
         return x.flatten(0, 1) if self.indices is None else take_tokens(x, self.indices)
 
     def pack_ids(self, ids: torch.Tensor) -> torch.Tensor:
-        """As `pack`; (1, seqlen) ids serve every sequence of a padded batch, as in BertModel."""
+        """As `pack`. Ids of shape (1, seqlen) hold for every sequence, as in BertModel."""
         return ids if self.padded_shape is None else self.pack(ids.expand(self.padded_shape))
 
     def unpack(self, x: torch.Tensor) -> torch.Tensor:
-        """(total_tokens, ...) -> (batch, seqlen, ...), zeros where there is no token."""
+        """(total_tokens, ...) -> (batch, seqlen, ...), with zeros at padding."""
         if self.padded_shape is None:
             return x
         if self.indices is None:
@@ -101,8 +105,8 @@ class Packing:
         return pad(x, self.indices, *self.padded_shape)
 
     def packed_rows(self, positions: torch.Tensor) -> torch.Tensor:
-        """int64 packed rows of positions in the flat (batch * seqlen), or in packed input; -1,
-        which gathers refuse, for one that is padding."""
+        """int64 packed rows of `positions`, which number the flat (batch * seqlen), or packed rows.
+        A position at padding becomes -1, which gathers refuse."""
         if self.indices is None or self.padded_shape is None:
             return positions
         batch, seqlen = self.padded_shape
@@ -111,7 +115,7 @@ class Packing:
         return rows[positions]
 
     def position_ids(self) -> torch.Tensor:
-        """int64 (total_tokens,): each row's place in its sequence."""
+        """int64 (total_tokens,): the place of each row in its sequence, from 0."""
         if self.padded_shape is not None:
             batch, seqlen = self.padded_shape
             places = torch.arange(seqlen, device=self.cu_seqlens.device)
@@ -124,13 +128,13 @@ class Packing:
         return torch.arange(self.total_tokens, device=starts.device) - starts
 
     def first_rows(self) -> torch.Tensor:
-        """int64 (batch,): the packed row of each sequence's first token; of an empty sequence some
-        row, or none where every sequence is empty."""
+        """int64 (batch,): the packed row of each sequence's first token. An empty sequence has some
+        other row; if all are empty, the result has no element."""
         starts = self.cu_seqlens[:-1].long()
         return starts.clamp(max=self.total_tokens - 1) if self.total_tokens else starts[:0]
 
     def of_first_tokens(self, rows: torch.Tensor) -> torch.Tensor:
-        """(batch, hidden_size) out of the rows at `first_rows()`: zeros for an empty sequence."""
+        """(batch, hidden_size) from the rows at `first_rows()`, with zeros for empty sequences."""
         if self.total_tokens == 0:
             return rows.new_zeros((len(self.cu_seqlens) - 1, rows.shape[-1]))
         is_empty = self.cu_seqlens.diff() == 0

@@ -1,4 +1,4 @@
-"""The pair-likelihood losses of a token's own probability, inside and outside spans."""
+"""The pair-likelihood losses: of tokens' own probabilities inside and outside spans."""
 
 import math
 from typing import NamedTuple
@@ -33,25 +33,30 @@ def span_pair_losses(
         L_negative = -sum_S log p + sum_O log(1 - p)
         L_positive = -sum_S log(1 - p) + sum_O log p
 
-    The printed form has no lower bound: its second sums are themselves at most 0, and minimising
-    drives log(1 - p), or log p, of a single token outside the spans to minus infinity, whatever
-    becomes of the rest. It is there to be evaluated. `form="likelihood"` turns the second sum's
-    sign, -sum_O log(1 - p) and -sum_O log p: the negative log-likelihood of "each token in S occurs
-    and none in O does" (and of the opposite), at least 0, which can be trained on.
+    The printed form has no lower bound: its second sums are at most 0, and minimising them drives
+    log(1 - p), or log p, of a single token outside the spans to minus infinity, whatever happens to
+    the others. Evaluate it, but do not train on it. `form="likelihood"` turns the sign of the
+    second sums: -sum_O log(1 - p) and -sum_O log p. This is the negative log-likelihood of "each
+    token in S occurs and none in O does" (and of the opposite). It is at least 0 and can be trained
+    on.
+
+        >>> log_p, in_span = torch.tensor([0.5, 0.5]).log(), torch.tensor([True, False])
+        >>> span_pair_losses(log_p, in_span, form="likelihood").negative  # 2 log 2
+        tensor(1.3863)
 
     Args:
-        log_p: log-probability of each token, floating, any shape: a log-softmax of scores, such as
-            minus the losses of `linear_cross_entropy`.
+        log_p: log-probability of each token, floating, any shape; for example minus the losses of
+            `linear_cross_entropy`.
         in_span: bool, of the same shape.
         form: "printed" or "likelihood".
 
     Returns:
-        (negative, positive). log(1 - p) is computed without cancellation. Nearer to 0 than 8 units
-        of rounding, log_p is only noise of the log-softmax: there log(1 - p) is that limit's, with
-        no gradient, so that losses and gradients stay finite where p rounds to 1.
+        (negative, positive). log(1 - p) is computed without cancellation. A log_p nearer to 0 than
+        8 units of rounding is only noise of the log-softmax. It counts as that limit and has no
+        gradient, so that losses and gradients stay finite where p rounds to 1.
 
     Raises:
-        ValueError, TypeError: another form, unlike shapes, or dtypes other than these.
+        ValueError, TypeError: the form is unknown, the shapes differ, or a dtype is another.
     """
     _checks.check_floating("log_p", log_p)
     _checks.check_shape("in_span", in_span, tuple(log_p.shape))
@@ -62,7 +67,7 @@ def span_pair_losses(
     log_p = log_p.to(opmath_dtype(log_p.dtype))
     log_not_p = _log1mexp(log_p)
     sign = 1 if form == "printed" else -1
-    # chosen, not multiplied by 0: log p = -inf of a token in the other sum must not become NaN
+    # where, not a product with 0: log p = -inf of a token in the other sum would give NaN
     negative = torch.where(in_span, -log_p, sign * log_not_p).sum()
     positive = torch.where(in_span, -log_not_p, sign * log_p).sum()
     return SpanPairLosses(negative, positive)

@@ -1,4 +1,4 @@
-"""What the heads of span pre-training are asked."""
+"""The targets of the pre-training heads, and what their sums of losses are divided by."""
 
 from typing import NamedTuple
 
@@ -6,14 +6,14 @@ import torch
 
 
 class SpanTargets(NamedTuple):
-    """Masked tokens and masked spans, as rows of hidden states.
+    """The masked tokens and the masked spans of a batch, as rows of hidden states.
 
     Attributes:
-        mlm_positions, mlm_targets: int64 (num_masked,), rows and the tokens that they hide.
+        mlm_positions, mlm_targets: int64 (num_masked,), the masked rows and their original tokens.
         span_boundaries: int64 (num_spans, 2), the rows left and right of each span.
         cu_span_lengths: int32 (num_spans + 1,), prefix sums of the spans' target counts.
         sbo_targets: int64 (num_targets,), the tokens of the spans, one span after the other. A
-            target of either kind that is -100 counts for nothing.
+            target of -100, of either kind, is ignored.
     """
 
     mlm_positions: torch.Tensor
@@ -23,11 +23,11 @@ class SpanTargets(NamedTuple):
     sbo_targets: torch.Tensor
 
     def rows(self) -> torch.Tensor:
-        """Every row that a head reads: the masked tokens', then the boundaries'."""
+        """Every row that a head reads: first the masked tokens, then the boundaries."""
         return torch.cat([self.mlm_positions, self.span_boundaries.flatten()])
 
     def on_rows(self) -> "SpanTargets":
-        """The same, numbered within `rows()`."""
+        """The same targets, with positions that number the rows of `rows()`."""
         masked, spans = self.mlm_positions.shape[0], self.span_boundaries.shape[0]
         numbers = torch.arange(masked + 2 * spans, device=self.mlm_positions.device)
         return self._replace(
@@ -36,8 +36,8 @@ class SpanTargets(NamedTuple):
 
 
 class Denominators(NamedTuple):
-    """What the sums of losses are divided by, where a batch is part of a larger one: numbers or
-    0-dim tensors. None stands for the batch's own count.
+    """What the sums of losses are divided by, if a batch is part of a larger one. Each is a number
+    or a 0-dim tensor; None stands for this batch's own count.
 
     Attributes:
         mlm, sbo: targets of the global batch.

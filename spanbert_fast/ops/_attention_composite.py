@@ -1,13 +1,13 @@
-"""`varlen_attention` out of PyTorch's own operators, for float64 and devices without a kernel.
+"""`varlen_attention` made of PyTorch's operators, for float64 and devices without a kernel.
 
-With P = softmax(S), S = scale q k^T, and M the dropout multiplier (0 or the scale of what is kept):
+With S = scale q k^T, P = softmax(S), and the dropout multiplier M (0, or the scale of kept values):
 
     out = (P M) v          lse = log sum_j exp(S_j)
     dv = (P M)^T dout      dP = (dout v^T) M      dS = P (dP - sum_d dout out)
     dq = scale dS k        dk = scale dS^T q
 
-On the CPU sequences of equal length run together and nothing is padded. On a GPU lengths are
-unknown to the host, and asking for them would stop it: there the batch is padded to max_seqlen.
+On the CPU, sequences of equal length run together and nothing is padded. On a GPU the host does not
+know the lengths, and asking for them would make it wait; so the batch is padded to max_seqlen.
 """
 
 from typing import NamedTuple
@@ -45,7 +45,7 @@ def composite_fwd(inputs: AttentionInputs) -> tuple[torch.Tensor, torch.Tensor]:
 def composite_bwd(
     dout: torch.Tensor, inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dq, dk, dv); probabilities are made again from lse, dropout from its seed."""
+    """(dq, dk, dv); probabilities are computed again from lse, dropout from its seed."""
     return (padded_bwd if inputs.q.is_cuda else grouped_bwd)(dout, inputs, out, lse)
 
 
@@ -160,13 +160,12 @@ def grouped_bwd(
 
 
 def _padded(inputs: AttentionInputs):
-    """Token index of each padded slot (batch, max_seqlen), which slots are real, the key bias."""
+    """(token index of each padded slot (batch, max_seqlen), which slots are real, key bias)."""
     cu_seqlens, total = inputs.cu_seqlens, inputs.q.shape[0]
     starts, ends = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
     slots = starts + torch.arange(inputs.max_seqlen, device=cu_seqlens.device)
     real = slots < ends
-    # An empty sequence would be all -inf and its rows NaN; those rows are dropped, so any finite
-    # value does.
+    # -inf would give an empty sequence NaN rows. Its rows are left out, so any finite value serves.
     bias = torch.where(real, 0.0, -1e30)[:, None, None, :]
     return slots.clamp(max=max(total - 1, 0)), real, bias
 
@@ -175,7 +174,7 @@ def _unpadded(padded: torch.Tensor, slots, real, like: torch.Tensor) -> torch.Te
     """(batch, heads, max_seqlen, ...) -> (total, heads, ...): every token is in one real slot."""
     values = padded.transpose(1, 2).to(like.dtype)
     flat = values.new_zeros((like.shape[0] + 1, *values.shape[2:]))
-    # what is not real goes to a row of its own, which is cut off
+    # slots that are not real write to one extra row, which is cut off
     target = torch.where(real, slots, like.shape[0])
     return flat.index_put_((target,), values)[:-1].contiguous()
 
@@ -197,7 +196,7 @@ def padded_fwd(inputs: AttentionInputs) -> tuple[torch.Tensor, torch.Tensor]:
 def padded_bwd(
     dout: torch.Tensor, inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The GPU's backward; rows of dout that pad are zero, so they add nothing to dk and dv."""
+    """The GPU's backward. Rows of dout at padding are zero, so they add nothing to dk and dv."""
     q = inputs.q
     opmath = opmath_dtype(q.dtype)
     if q.shape[0] == 0:

@@ -1,7 +1,7 @@
 """The gradients of an op: an autograd.Function around its registered kernels.
 
-Around them, and not registered with them: a call costs a quarter of what PyTorch's
-`register_autograd` costs.
+The Function stands around the registered kernels and is not registered with them, because such a
+call costs a quarter of one through PyTorch's `register_autograd`.
 """
 
 import inspect
@@ -70,7 +70,7 @@ def differentiable(
             found = [None] * len(names)
             if dresult is None:
                 return tuple(found)
-            # once: activation checkpointing unpacks no tensor twice
+            # read once: activation checkpointing unpacks no tensor twice
             saved, others = list(ctx.saved_tensors), list(ctx.others)
             arguments = [(saved if kept else others).pop(0) for kept in is_tensor]
             # with create_graph the gradients are functions of the inputs, and no constants

@@ -12,8 +12,8 @@ _backend = contextvars.ContextVar("spanbert_fast_backend", default="kernels")
 
 
 class _Thread(threading.local):
-    """The choice of a thread's newest block once more, for torch.compile: it guards what it has
-    compiled on an attribute, but cannot look at a context variable."""
+    """A copy of the choice of a thread's innermost block, for torch.compile, which can guard its
+    code on an attribute but cannot read a context variable."""
 
     def __init__(self):
         self.backend = "kernels"
@@ -26,10 +26,12 @@ _thread = _Thread()
 def use_backend(name: str) -> Iterator[None]:
     """Run every op inside the block with one backend, in this thread or asyncio task alone.
 
-        with spanbert_fast.use_backend("reference"):
-            expected = model(**inputs).logits
+        >>> from spanbert_fast.ops.bias_gelu import bias_gelu
+        >>> with use_backend("reference"):
+        ...     bias_gelu(torch.zeros(1, 1), torch.ones(1))
+        tensor([[0.8413]])
 
-    What torch.compile has compiled goes by the thread, not by the task.
+    Code that torch.compile has compiled follows the choice of the thread, not that of the task.
 
     Args:
         name: "kernels" (the default) lets PyTorch dispatch by device to the registered

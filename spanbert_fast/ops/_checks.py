@@ -1,4 +1,4 @@
-"""What the ops accept: one check, one wording."""
+"""Checks of the ops' arguments. Each check exists once, so each error has one wording."""
 
 import torch
 
@@ -27,7 +27,7 @@ def check_integer(name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, ..
 
 
 def check_cu_seqlens(name: str, cu_seqlens: torch.Tensor) -> None:
-    """Shape and dtype of prefix sums. Their values are checked where reading them costs nothing."""
+    """Check shape and dtype of prefix sums. `check_cu_values` checks their values, on the CPU."""
     check_shape(name, cu_seqlens, ("batch + 1",))
     check_integer(name, cu_seqlens, (torch.int32,))
     if cu_seqlens.shape[0] == 0:
@@ -46,7 +46,7 @@ def check_cu_values(name: str, values: list[int], total: int) -> None:
 
 
 def check_ids(name: str, ids: torch.Tensor, rows: int) -> None:
-    """Raise on an id outside [0, rows) where looking is free: on the CPU, not in a trace."""
+    """Raise on an id outside [0, rows). Checks on the CPU only, and not while compiling."""
     if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
         return
     low, high = (value.item() for value in ids.aminmax())
@@ -55,13 +55,13 @@ def check_ids(name: str, ids: torch.Tensor, rows: int) -> None:
 
 
 def check_same_device(name: str, tensor: torch.Tensor, like: torch.Tensor, like_name: str) -> None:
-    """Raise unless both tensors live on one device."""
+    """Raise unless both tensors are on one device."""
     if tensor.device != like.device:
         raise ValueError(f"{name} must be on {like.device} as {like_name} is, got {tensor.device}")
 
 
 def check_distinct(name: str, indices: torch.Tensor) -> None:
-    """Raise on an index that comes twice where looking is free: on the CPU, not in a trace."""
+    """Raise on an index that occurs twice. Checks on the CPU only, and not while compiling."""
     if indices.device.type != "cpu" or torch.compiler.is_compiling():
         return
     values, counts = indices.unique(return_counts=True)

@@ -1,4 +1,4 @@
-"""Which implementation each op runs here, and why: the answer that `spanbert-fast env` prints."""
+"""Which implementation each op runs on this machine, and why. `spanbert-fast env` prints it."""
 
 import importlib
 from importlib.metadata import version
@@ -40,7 +40,7 @@ def _of(op: str, device: str) -> tuple[str, str]:
         return ("C++" if device == "cpu" else "CUDA"), "compiled extension"
     names = [name for name in KERNELS if op_of(name) == op]
     if not names:
-        return "PyTorch", "it is made of PyTorch's own operators"
+        return "PyTorch", "it consists of PyTorch's own operators"
     if device == "cpu" and extension is not None and all(map(has_cpu_kernel, names)):
         return "C++", f"compiled extension, {extension.isa_level()}"
     if device == "cpu":

@@ -6,7 +6,7 @@ from spanbert_fast._extension import _C
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype that an op computes its output in: autocast's where it is on, else that of x."""
+    """The dtype of an op's output: autocast's if autocast is on, else that of x."""
     if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
@@ -18,7 +18,7 @@ def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _slow_product_dtypes() -> tuple[torch.dtype, ...]:
-    """The 16-bit dtypes whose matrix products take this CPU longer than those of fp32."""
+    """The 16-bit dtypes that this CPU multiplies more slowly than fp32."""
     if _C is not None:
         has_bfloat16 = _C.has_bfloat16_products()
     else:
@@ -26,12 +26,12 @@ def _slow_product_dtypes() -> tuple[torch.dtype, ...]:
     return (torch.float16,) if has_bfloat16 else (torch.float16, torch.bfloat16)
 
 
-_SLOW_PRODUCTS = _slow_product_dtypes()  # a constant to torch.compile, which cannot ask the CPU
+_SLOW_PRODUCTS = _slow_product_dtypes()  # torch.compile cannot ask the CPU; it reads this constant
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype that matrix products of `dtype` are made in: fp32 where this CPU's units, or
-    PyTorch's code for them, are slower with the dtype itself."""
+    """The dtype in which to multiply matrices of `dtype`: fp32 where this CPU, or PyTorch's code
+    for it, multiplies `dtype` itself more slowly."""
     if device.type == "cpu" and dtype in _SLOW_PRODUCTS:
         return torch.float32
     return dtype

@@ -1,4 +1,4 @@
-"""How a function of tensors is registered with PyTorch, which dispatches it by device.
+"""Registers functions of tensors with PyTorch, which then dispatches them by device.
 
 An op is a forward and, where it has gradients, a backward function. Each is registered under its
 name with a composite (out of PyTorch's own operators, for any device and for float64), a fake
@@ -25,7 +25,7 @@ KERNELS: dict[str, "Kernel"] = {}
 
 
 class Signature:
-    """The parameters of a composite, with the fields of each NamedTuple in the NamedTuple's place.
+    """The parameters of a composite, each NamedTuple replaced by its fields.
 
     Attributes:
         schema: PyTorch's, from the annotations.
@@ -49,7 +49,7 @@ class Signature:
         self.schema = torch.library.infer_schema(flattened, mutates_args=())
 
     def flat(self, function: Callable) -> Callable:
-        """`function`, which takes what the composite takes, of flat arguments."""
+        """`function`, which has the composite's parameters, as a function of flat arguments."""
 
         def flattened(*arguments):
             grouped, first = [], 0
@@ -73,8 +73,8 @@ class Kernel(NamedTuple):
 
     Attributes:
         op: what PyTorch dispatches by device.
-        composite: the same out of PyTorch's own operators; float64, whose use is to check
-            gradients, goes there.
+        composite: the same function made of PyTorch's operators. It serves float64, which is used
+            to check gradients.
     """
 
     op: torch._ops.OpOverload
@@ -95,13 +95,13 @@ def register(
     Args:
         composite: the implementation out of PyTorch's own operators. Its annotations give the
             schema; a NamedTuple stands for its fields.
-        fake: takes the same, gives empty tensors like the results.
-        with_composite: a device without a kernel runs the composite.
+        fake: has the same parameters and returns empty tensors in the form of the results.
+        with_composite: let a device without a kernel run the composite.
     """
     signature = Signature(composite)
     composite, fake = signature.flat(composite), signature.flat(fake)
 
-    def without_autocast(*arguments):  # which would round the operands of products
+    def without_autocast(*arguments):  # autocast would round the operands of products
         device = next(a.device.type for a in arguments if isinstance(a, torch.Tensor))
         with torch.autocast(device, enabled=False):
             return composite(*arguments)
@@ -144,7 +144,7 @@ def _triton_launcher(name: str, signature: Signature) -> Callable:
         if launcher is None:  # Triton is imported at the first call
             module = importlib.import_module(f"spanbert_fast.kernels.{op_of(name)}")
             launcher = signature.flat(getattr(module, name))
-        # Triton launches on the current device, whichever the tensors' is
+        # Triton launches on the current device, which may not be that of the tensors
         device = next(a.device for a in arguments if isinstance(a, torch.Tensor) and a.is_cuda)
         with torch.cuda.device(device):
             return launcher(*arguments)

@@ -1,4 +1,4 @@
-"""What the span sampler accepts: the tensors' shapes and, apart from them, what they hold."""
+"""Checks of the span sampler's arguments: first shapes and dtypes, then values."""
 
 import torch
 
@@ -10,7 +10,7 @@ _ID_LIMIT = 2**31
 def check_tensors(
     input_ids, cu_seqlens, word_starts, sequence_ids, given, uses_given, pool, special
 ) -> None:
-    """Shapes, dtypes and devices: what can be seen without reading a value."""
+    """Check shapes, dtypes and devices, which needs no value of a tensor."""
     _checks.check_shape("input_ids", input_ids, ("total_tokens",))
     _checks.check_integer("input_ids", input_ids, (torch.int64,))
     _checks.check_cu_seqlens("cu_seqlens", cu_seqlens)
@@ -46,7 +46,8 @@ def _check_ids(name: str, ids: torch.Tensor) -> None:
 
 
 def check_values(input_ids, cu_seqlens, given, pool, special) -> None:
-    """What the tensors hold. Compiled code checks the same as it reads, and asks here for words."""
+    """Check the values. Compiled code makes the same checks while it reads; on a failure it calls
+    this function for the error message."""
     bounds = cu_seqlens.tolist()
     _checks.check_cu_values("cu_seqlens", bounds, input_ids.shape[0])
     for i, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):

@@ -1,4 +1,4 @@
-"""`bias_gelu`: GELU(x + bias), forward and backward in one pass over memory each."""
+"""`bias_gelu`: GELU(x + bias). Forward and backward each pass over memory once."""
 
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ def bias_gelu(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         bias: (features,), floating; may be of a wider dtype than x.
 
     Returns:
-        Of the shape and dtype of x (under autocast: in autocast's dtype). Sums and erf in fp32.
+        The shape and dtype of x (autocast's dtype under autocast). Sums and erf are fp32.
     """
     _checks.check_floating("x", x)
     _checks.check_floating("bias", bias)

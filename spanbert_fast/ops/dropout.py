@@ -1,4 +1,4 @@
-"""Dropout as a value that the ops take, and its flat form at their boundary."""
+"""Dropout as one value, which the ops take, and as flat arguments, which registered ops take."""
 
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ __all__ = [
 
 
 class FlatDropout(NamedTuple):
-    """What a registered op takes of a `Dropout`; threshold 0 drops nothing, and needs no seed."""
+    """A `Dropout` as a registered op takes it. Threshold 0 drops nothing and needs no seed."""
 
     seed: torch.Tensor | None
     threshold: int
@@ -59,15 +59,15 @@ def flat_dropout(dropout: Dropout | None, like: torch.Tensor) -> FlatDropout:
 def of_flat(
     seed: torch.Tensor | None, threshold: int, site: int, rows: torch.Tensor | None = None
 ) -> Dropout | None:
-    """The value again, for composites; None where nothing is dropped."""
+    """The `Dropout` of flat arguments, for composites; None if nothing is dropped."""
     if seed is None or threshold == 0:
         return None
     return Dropout(threshold / 256, seed, site, rows)
 
 
 def hidden_multiplier(dropout: Dropout | None, like: torch.Tensor) -> torch.Tensor | None:
-    """What a (tokens, hidden_size) matrix is multiplied by, in the dtype of `like`: 0, or the scale
-    of what is kept; None where nothing is dropped."""
+    """The multiplier of each element of a (tokens, hidden_size) matrix, in the dtype of `like`: 0,
+    or the scale of kept elements. None if nothing is dropped."""
     if dropout is None:
         return None
     tokens, hidden_size = like.shape

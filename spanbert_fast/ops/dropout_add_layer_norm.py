@@ -1,4 +1,4 @@
-"""`dropout_add_layer_norm`: the end of both halves of a BERT layer, in one pass."""
+"""`dropout_add_layer_norm`: the last step of attention and of the feed-forward, in one pass."""
 
 from typing import NamedTuple
 
@@ -33,10 +33,10 @@ def dropout_add_layer_norm(
     Args:
         x, residual: (tokens, hidden_size), floating.
         weight, bias: (hidden_size,), the norm's scale and shift.
-        x_bias: (hidden_size,), the bias of the linear layer that made x.
-        dropout: what is dropped of x + x_bias; None for nothing.
+        x_bias: (hidden_size,), the bias of the linear layer that computed x.
+        dropout: which elements of x + x_bias are dropped; None for none.
         eps: added to the variance.
-        residual_in_fp32: read the residual and write y, the next one's residual, in fp32.
+        residual_in_fp32: read the residual in fp32 and return y in fp32, for the next residual.
 
     Returns:
         (tokens, hidden_size) in x's dtype (autocast's under autocast), or in fp32 with

@@ -40,21 +40,22 @@ def embedding_layer_norm(
     Args:
         input_ids: int64 (tokens,); None where `inputs_embeds` is given.
         position_ids, token_type_ids: int64 (tokens,).
-        word_embeddings, position_embeddings, token_type_embeddings: (rows, hidden_size); token
-            types may be left out, the ids and the table.
+        word_embeddings, position_embeddings, token_type_embeddings: (rows, hidden_size). A model
+            without token types passes None for their ids and their table.
         weight, bias: (hidden_size,), the norm's scale and shift.
         inputs_embeds: (tokens, hidden_size), in place of word embeddings.
-        padding_idx: word row that gets no gradient, as in torch.nn.Embedding; -1 for none.
-        dropout: what is dropped of the result; None for nothing.
+        padding_idx: row of the word table that gets no gradient, as in torch.nn.Embedding; -1 for
+            none.
+        dropout: which elements of the result are dropped; None for none.
         eps: added to the variance.
-        residual_in_fp32: write the result, the first layer's residual, in fp32.
+        residual_in_fp32: return fp32, since the first layer takes the result as its residual.
 
     Returns:
         (tokens, hidden_size) in the tables' dtype (autocast's under autocast), or in fp32 with
         residual_in_fp32.
 
     Raises:
-        ValueError: shapes disagree, or (on the CPU, where looking is free) an id is out of range.
+        ValueError: shapes disagree, or an id is out of range (checked on the CPU only).
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("exactly one of input_ids and inputs_embeds must be given")

@@ -1,4 +1,4 @@
-"""`linear`: x W^T + b, with 16-bit products in fp32 where this CPU is faster so."""
+"""`linear`: x W^T + b. 16-bit products run in fp32 on a CPU that multiplies fp32 faster."""
 
 import torch
 from torch.nn import functional as F
@@ -11,9 +11,9 @@ from spanbert_fast.ops._precision import compute_dtype, product_dtype
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x weight^T + bias, as torch.nn.functional.linear.
 
-    A CPU without units for bfloat16 or float16 makes their products several times more slowly than
-    those of float32. There the operands are widened, the products and sums made in fp32, and the
-    results rounded once.
+    A CPU without units for bfloat16 or float16 multiplies such matrices several times more slowly
+    than float32 ones. On such a CPU this op widens the operands, multiplies and sums in fp32, and
+    rounds the result once.
 
         >>> linear(torch.ones(1, 2), torch.tensor([[1.0, 2.0]]), torch.tensor([0.5]))
         tensor([[3.5000]])
@@ -27,8 +27,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         (..., out_features) in the dtype of x (autocast's under autocast).
 
     Raises:
-        TypeError: weight or bias is of another dtype than x, without autocast (where PyTorch's own
-            operator runs, RuntimeError).
+        TypeError: without autocast, weight or bias is of another dtype than x. (Where PyTorch's own
+            operator runs, this is a RuntimeError.)
     """
     dtype = compute_dtype(x)
     if runs_reference() or product_dtype(dtype, x.device) == dtype:
@@ -42,7 +42,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 class _WideLinear(torch.autograd.Function):
-    """Operands are widened for each product and saved as they came."""
+    """Widens the operands for each product; saves them for the backward as they came."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):

@@ -1,18 +1,18 @@
-"""`linear_cross_entropy`: a vocabulary's cross-entropy whose scores are never whole in memory.
+"""`linear_cross_entropy`: cross-entropy over a vocabulary, without ever storing all scores.
 
 With scores S = X W^T + b and a loss per row, l_r = lse_r - S_r,target, lse_r = log sum_v exp S_rv:
 
     D = dl (exp(S - lse) - onehot(target))      dX = D W      dW = D^T X      db = sum_r D
 
-The forward keeps lse alone; the backward makes the scores again, tile by tile. That is a fourth
-matrix product where making dX and dW in the forward would need three. But dW = D^T X must know
-each row's own dl before rows are summed, and the forward does not: so any reduction, denominator
-or loss scale may follow, and nothing of the size of W is kept from forward to backward. On a CPU,
-where the fourth product is a quarter of the time, the forward also keeps the scores of as many
-columns as fit a fixed amount of memory; the backward makes only the others.
+The forward keeps only lse. The backward computes the scores again, tile by tile: a fourth matrix
+product, where an op that computes dX and dW in its forward needs three. But dW = D^T X needs each
+row's own dl before rows are summed, and the forward does not know it. Therefore any reduction,
+denominator or loss scale may follow this op, and nothing as large as W lives from forward to
+backward. On a CPU, where the fourth product is a quarter of the time, the forward also keeps the
+scores of as many columns as fit a fixed amount of memory, and the backward computes only the rest.
 
-The outer loop goes over the vocabulary: each block of W is read and cast once, and its dW is
-complete, and written once, when the loop leaves it.
+The outer loop goes over the vocabulary. Each block of W is read and cast once; when the loop leaves
+a block, its dW is complete and has been written once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,16 +28,15 @@ from spanbert_fast.ops._precision import compute_dtype, opmath_dtype, product_dt
 from spanbert_fast.ops._register import register
 from spanbert_fast.reference import linear_cross_entropy as reference
 
-# Scores in one tile. In fp32 these are 8 MB, and a handful of tensors of that size is all the
-# memory that is needed beside the gradients.
+# Scores in one tile: 8 MB in fp32. Beside the gradients, the op needs a handful of such tensors.
 _TILE_ELEMENTS = 1 << 21
 _TILE_ROWS = 4096
 _TILE_COLUMNS = 256  # at least; narrower products are slow
 
-# Bytes of scores, at most, from a compiled forward to its backward; results in whole huge pages
-# take some MB more.
+# The most bytes of scores that a compiled forward keeps for its backward. They lie in whole huge
+# pages, which takes a few MB more.
 _SCORE_BYTES = 38_000_000
-_SCORE_COLUMNS = 256  # the columns of a compiled forward's task (kMostScoreColumns)
+_SCORE_COLUMNS = 256  # columns of one task of a compiled forward (kMostScoreColumns)
 
 
 class LinearCrossEntropy(NamedTuple):
@@ -45,8 +44,8 @@ class LinearCrossEntropy(NamedTuple):
 
     Attributes:
         losses: (rows,), each row's cross-entropy, never negative; fp32 (fp64 for fp64).
-        predictions: int64 (rows,), the entry with the highest score, the first of equals; None
-            where not asked for.
+        predictions: int64 (rows,), the entry with the highest score, the first of equal ones; None
+            unless asked for.
     """
 
     losses: torch.Tensor
@@ -68,27 +67,26 @@ def linear_cross_entropy(
         >>> linear_cross_entropy(hidden, weight, torch.zeros(3), targets).losses
         tensor([1.0986, 1.0986])
 
-    The joint form takes several groups of rows over one weight, each group with a bias of its own
-    (the masked-LM rows and the span boundary rows over the tied decoder), and makes one dW.
+    With `group_sizes`, several groups of rows share one weight and have a bias each: the masked-LM
+    rows and the span boundary rows over the tied decoder. They get one common dW.
 
     Args:
         hidden: (rows, hidden_size), floating.
-        weight: (vocab_size, hidden_size), floating; may be of a wider dtype than hidden, in which
-            its gradient then comes.
+        weight: (vocab_size, hidden_size), floating; may be of a wider dtype than hidden, and then
+            its gradient is, too.
         bias: (vocab_size,); or (num_groups, vocab_size) with group_sizes.
         targets: int64 (rows,), in [0, vocab_size).
-        group_sizes: the rows of each group, which follow one another.
+        group_sizes: the number of rows of each group; groups lie one behind the other.
         return_predictions: also return each row's best entry.
 
     Returns:
         Losses (differentiable, each row with its own upstream gradient) and predictions. Products
-        in hidden's dtype (autocast's under autocast), in fp32 on a CPU whose units are slower with
-        that; softmax and all sums over tiles in fp32. On a GPU, where nobody looks at the targets,
-        one that is out of range gives NaN.
+        use hidden's dtype (autocast's under autocast), or fp32 on a CPU that multiplies fp32
+        faster. Softmax and all sums over tiles are fp32. A GPU does not check the targets: one that
+        is out of range gives NaN.
 
     Raises:
-        ValueError: shapes disagree, or (on the CPU, where looking is free) a target is out of
-            range.
+        ValueError: shapes disagree, or a target is out of range (checked on the CPU only).
     """
     tensors = (("hidden", hidden), ("weight", weight), ("bias", bias))
     for name, tensor in tensors:
@@ -134,7 +132,7 @@ def linear_cross_entropy(
 class LossInputs(NamedTuple):
     """What the registered functions take.
 
-    kept_columns: the columns whose scores a compiled forward keeps for the backward.
+    kept_columns: number of columns whose scores a compiled forward keeps for the backward.
     """
 
     hidden: torch.Tensor
@@ -153,7 +151,7 @@ def _runs_compiled(*tensors: torch.Tensor) -> bool:
 
 
 def _kept_columns(hidden: torch.Tensor, *parameters: torch.Tensor) -> int:
-    """The columns whose scores the forward is to keep for the backward."""
+    """For how many columns the forward keeps the scores."""
     tensors = (hidden, *parameters)
     differentiates = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if not (differentiates and _runs_compiled(*tensors)):
@@ -181,7 +179,7 @@ def _row_tiles(group_sizes: Sequence[int]) -> Iterator[tuple[int, slice]]:
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a @ b in the dtype of sums: on a GPU straight from the accumulators, else after rounding."""
+    """a @ b in the dtype of sums. A GPU gives its accumulators; a CPU rounds to a's dtype first."""
     opmath = opmath_dtype(a.dtype)
     if a.is_cuda and a.dtype != opmath:
         return torch.mm(a, b, out_dtype=opmath)
@@ -189,7 +187,8 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _locate(targets: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each target's place among `columns`, and whether it is there (else the place is any)."""
+    """Each target's place among `columns`, and whether it is one of them (if not, the place means
+    nothing)."""
     inside = (targets >= columns.start) & (targets < columns.stop)
     return torch.where(inside, targets - columns.start, 0), inside
 
@@ -197,12 +196,12 @@ def _locate(targets: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.
 def _composite_fwd(
     inputs: LossInputs,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(losses, predictions, lse, kept); predictions are (0,) where not asked for.
+    """(losses, predictions, lse, kept); predictions are (0,) unless asked for.
 
-    lse: (2, rows), two numbers whose sum it is: a compiled forward leaves each row's largest score
-        and the log of the sum beside it apart, as one would round the other's digits away.
-    kept: (rows, kept_columns) in the dtype of hidden, X W^T of the first columns; here always
-        (rows, 0).
+    lse: (2, rows), two numbers whose sum is lse. A compiled forward keeps each row's largest score
+        and the log of the remaining sum apart, since adding them would round digits away.
+    kept: (rows, kept_columns) in the dtype of hidden, X W^T of the first columns; this composite
+        keeps none, (rows, 0).
     """
     hidden, weight, bias, targets, group_sizes, with_predictions, _ = inputs
     _checks.check_ids("targets", targets, weight.shape[0])

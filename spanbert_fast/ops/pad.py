@@ -1,6 +1,7 @@
 """`unpad` and `pad`: from padded batches to packed tokens and back (contract C7).
 
-One gather and one scatter, each the other's backward. No token is in two places, so neither adds.
+One is a gather, the other a scatter, and each is the backward of the other. No token has two
+places, so neither has to add.
 """
 
 from typing import NamedTuple
@@ -31,12 +32,17 @@ class Unpadded(NamedTuple):
 
 
 def unpad(x: torch.Tensor, attention_mask: torch.Tensor) -> Unpadded:
-    """Drop what the mask drops. On a GPU the host waits once, for the number of tokens.
+    """Take the padding out of a batch. On a GPU the host waits once, for the number of tokens.
+
+        >>> x, mask = torch.tensor([[5, 6, 0], [7, 0, 0]]), torch.tensor([[1, 1, 0], [1, 0, 0]])
+        >>> packed, indices, cu_seqlens, max_seqlen = unpad(x, mask)
+        >>> packed, cu_seqlens, max_seqlen
+        (tensor([5, 6, 7]), tensor([0, 2, 3], dtype=torch.int32), 2)
 
     Args:
         x: (batch, seqlen, ...), of any dtype.
-        attention_mask: (batch, seqlen), nonzero for tokens, in any pattern: padding may be at
-            either side or between.
+        attention_mask: (batch, seqlen), nonzero for tokens. Padding may be at either side or
+            between tokens.
 
     Returns:
         packed (total_tokens, ...), indices, cu_seqlens and max_seqlen: see `Unpadded`.
@@ -55,27 +61,34 @@ def unpad(x: torch.Tensor, attention_mask: torch.Tensor) -> Unpadded:
 
 
 def unpad_indices(attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """What `unpad` finds in a (batch, seqlen) mask: (indices, cu_seqlens, max_seqlen)."""
+    """(indices, cu_seqlens, max_seqlen) of a (batch, seqlen) mask; see `Unpadded`.
+
+    >>> unpad_indices(torch.tensor([[1, 1, 0], [1, 0, 0]]))
+    (tensor([0, 1, 3]), tensor([0, 2, 3], dtype=torch.int32), 2)
+    """
     _checks.check_shape("attention_mask", attention_mask, ("batch", "seqlen"))
     real = attention_mask != 0
     lengths = F.pad(real.sum(1), (1, 0))  # a zero in front: also the longest of no sequence
     cu_seqlens = lengths.cumsum(0, dtype=torch.int32)
-    # both numbers in one copy: the only time that the host waits
+    # both numbers in one copy, which is the only time that the host waits
     total, longest = torch.stack([cu_seqlens[-1], lengths.amax()]).tolist()
     indices = torch.nonzero_static(real.flatten(), size=total).squeeze(1)
     return indices, cu_seqlens, longest
 
 
 def take_tokens(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """(batch, seqlen, ...) -> (total_tokens, ...): the gather of `unpad`, by indices known before.
+    """(batch, seqlen, ...) -> (total_tokens, ...): the gather of `unpad`, with indices at hand.
+
+        >>> take_tokens(torch.tensor([[5, 6, 0], [7, 0, 0]]), torch.tensor([0, 1, 3]))
+        tensor([5, 6, 7])
 
     Args:
         x: (batch, seqlen, ...), of any dtype.
         indices: int64 (total_tokens,), distinct, in [0, batch * seqlen).
 
     Raises:
-        ValueError: shapes or devices disagree, or (on the CPU, where looking is free) an index is
-            out of range or, in the backward, comes twice.
+        ValueError: shapes or devices disagree; or, checked on the CPU only, an index is out of
+            range or (in the backward) occurs twice.
     """
     if x.dim() < 2:
         raise ValueError(f"x must have shape (batch, seqlen, ...), got {tuple(x.shape)}")
@@ -87,6 +100,10 @@ def take_tokens(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 def pad(x: torch.Tensor, indices: torch.Tensor, batch: int, seqlen: int) -> torch.Tensor:
     """Put packed tokens back into a padded batch.
 
+        >>> pad(torch.tensor([5, 6, 7]), torch.tensor([0, 1, 3]), batch=2, seqlen=3)
+        tensor([[5, 6, 0],
+                [7, 0, 0]])
+
     Args:
         x: (total_tokens, ...), of any dtype.
         indices: int64 (total_tokens,), distinct, in [0, batch * seqlen).
@@ -96,8 +113,8 @@ def pad(x: torch.Tensor, indices: torch.Tensor, batch: int, seqlen: int) -> torc
         (batch, seqlen, ...) in x's dtype, zeros where there is no token.
 
     Raises:
-        ValueError: shapes or devices disagree, or (on the CPU, where looking is free) an index is
-            out of range or comes twice.
+        ValueError: shapes or devices disagree; or, checked on the CPU only, an index is out of
+            range or occurs twice.
     """
     if x.dim() == 0:
         raise ValueError("x must have shape (total_tokens, ...), got ()")

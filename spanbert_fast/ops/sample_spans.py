@@ -1,4 +1,4 @@
-"""`sample_spans`: mask spans of packed text and list what the two objectives predict."""
+"""`sample_spans`: masks spans of packed text and lists what the two objectives predict."""
 
 from typing import NamedTuple
 
@@ -32,9 +32,9 @@ def sample_spans(
 ) -> SpanSample:
     """Mask spans of every sequence (Joshi et al. 2020, section 3.1; contract C3).
 
-    A sequence's masks are a function of its text, its sequence id, the seed and the options, bit
-    for bit, on every device, in whatever batch and at whatever place in it. Spans of one sequence
-    that touch or overlap are one span.
+    The masks of a sequence depend on its text, its sequence id, the seed and the options. They do
+    not depend on the device, the batch, or the sequence's place in it. Spans of one sequence that
+    touch or overlap become one span.
 
         >>> text, every = torch.arange(100, 140), torch.ones(40, dtype=torch.bool)
         >>> sample = sample_spans(
@@ -48,24 +48,24 @@ def sample_spans(
         input_ids: int64 (total_tokens,), every id in [0, 2**31).
         cu_seqlens: int32 (batch + 1,), prefix sums of the lengths; no sequence is empty.
         word_starts: bool (total_tokens,), whether a token begins a word. The first token of a
-            sequence and one behind a special token always do.
+            sequence always does, and so does a token behind a special token.
         seed: any 64-bit integer.
-        sequence_ids: int64 (batch,), what tells the sequences of a training run apart.
+        sequence_ids: int64 (batch,), a number of its own for each sequence of a training run.
         mask_token_id: the mask token's id.
-        random_token_pool: int64 (pool,), what random tokens are drawn from, all alike; ids that
-            are there several times are drawn more often.
+        random_token_pool: int64 (pool,), the ids that random tokens are drawn from, uniformly; an
+            id that occurs several times is drawn more often.
         options: default `SpanOptions()`, those of the paper.
         given_spans: int64 (num_given, 2), first and last row of spans in the packed text, in
-            rising order of their first; with a share of "given" in options.scheme only.
-        special_mask: bool (total_tokens,), the tokens that are never masked nor predicted from.
-            No span goes over them.
+            rising order of their first row; only with a share of "given" in options.scheme.
+        special_mask: bool (total_tokens,), the tokens that are never masked and never predicted
+            from. No span contains one.
 
     Returns:
-        A `SpanSample`. A span beside a special token or an end of its sequence has no targets with
-        external endpoints; it is in span_starts and span_ends, but not in span_boundaries.
+        A `SpanSample`. With external endpoints, a span beside a special token or an end of its
+        sequence has no targets: it is in span_starts and span_ends, but not in span_boundaries.
 
     Raises:
-        ValueError, TypeError: an argument is not as above; named with what came.
+        ValueError, TypeError: an argument is not as above; the message names it and its value.
     """
     sample, counts = sample_spans_fixed(
         input_ids,
@@ -108,20 +108,29 @@ def sample_spans_fixed(
     given_spans: torch.Tensor | None = None,
     special_mask: torch.Tensor | None = None,
 ) -> tuple[SpanSample, torch.Tensor]:
-    """`sample_spans` with shapes that do not depend on what is drawn, for CUDA graphs.
+    """`sample_spans` with shapes that do not depend on the draws, for CUDA graphs.
+
+        >>> text, every = torch.arange(100, 140), torch.ones(40, dtype=torch.bool)
+        >>> sample, counts = sample_spans_fixed(
+        ...     text, torch.tensor([0, 40], dtype=torch.int32), every, seed=1, mask_token_id=103,
+        ...     sequence_ids=torch.tensor([0]), random_token_pool=text,
+        ... )
+        >>> len(sample.mlm_targets), int(counts[0])  # room, and what is in it
+        (7, 6)
 
     Args:
-        as in `sample_spans`.
+        others: as in `sample_spans`.
 
     Returns:
-        The sample, in which every field that is counted has `span_capacity` elements, and the
-        counts, int32 (5,) on the same device: masked tokens, spans, spans with targets, targets,
-        and 1 where the input was refused. Behind the counts stand positions and boundaries 0,
-        targets -100 (no loss), empty spans (start 0, end -1), and cu_span_lengths' last value.
+        The sample and its counts. Every field whose length depends on the draws has `span_capacity`
+        elements. The counts are int32 (5,) on the same device: masked tokens, spans, spans with
+        targets, targets, and 1 if the input was refused. The elements beyond a count are positions
+        and boundaries 0, targets -100 (no loss), empty spans (start 0, end -1), and the last value
+        of cu_span_lengths.
 
     Raises:
-        ValueError, TypeError: as `sample_spans`; but what GPU tensors hold is not read on the host,
-            and only the last count tells that it was refused. The other fields mean nothing then.
+        ValueError, TypeError: as `sample_spans`. The host does not read the values of GPU tensors:
+            there only the last count tells that they were refused, and the other fields are void.
     """
     law = (options or _DEFAULTS).law()
     uses_given = law.scheme_thresholds[0] > 0
@@ -150,7 +159,7 @@ def sample_spans_fixed(
 
 
 def span_capacity(law: SpanLaw, total_tokens: int, batch: int) -> int:
-    """The most tokens that this law can mask in so many sequences of so many tokens in all."""
+    """The most tokens that this law can mask in `batch` sequences of `total_tokens` in all."""
     if law.complete_words:
         return total_tokens
     rounded_up = total_tokens * law.budget_numerator // law.budget_denominator + batch
@@ -223,8 +232,8 @@ def _fake(text: SpanText, seed, mask_token_id, law: SpanLaw, capacity):
     )
 
 
-# With the extension its functions for CPU and CUDA run, and no composite: it would stop a GPU's
-# host for every sequence.
+# With the extension, no composite is registered: it would make the host wait for a GPU at every
+# sequence.
 _sample_spans = register(
     "sample_spans", _composite, _fake, with_composite=not has_cpu_kernel("sample_spans")
 )

@@ -1,9 +1,9 @@
 """`span_boundary_gather`: gather, add, GELU and LayerNorm of the span boundary head's first layer.
 
-The layer is LN(GELU(W1 [x_l; x_r; p_k] + b1)). W1 is linear, so with W1 = [Wl Wr | Wp] its product
-is a row made once per span, [Wl Wr] [x_l; x_r], plus a row made once per place, Wp p_k + b1
-(contract C2). What is left for every target is to pick two rows. Its backward is two sums over the
-same rows: a span's targets lie together, so its sum is a segment's.
+The layer is LN(GELU(W1 [x_l; x_r; p_k] + b1)). W1 is linear. With W1 = [Wl Wr | Wp], its product is
+the sum of a row per span, [Wl Wr] [x_l; x_r], and a row per place, Wp p_k + b1 (contract C2). This
+op picks the two rows of each target and adds them. Its backward sums the targets' gradients twice:
+over each span, whose targets lie side by side, and over each place.
 """
 
 from typing import NamedTuple
@@ -39,14 +39,14 @@ def span_boundary_gather(
                 [-1.,  1.]])
 
     The first layer of the span boundary objective (Joshi et al. 2020, arXiv 1907.10529, section
-    3.2), for the targets alone.
+    3.2), computed for existing targets only.
 
     Args:
         spans: (num_spans, hidden_size), floating: Wl x_l + Wr x_r of each span's boundaries.
         places: (max_span_targets, hidden_size), floating: Wp p_k + b1.
         cu_span_lengths: int32 (num_spans + 1,), prefix sums of the spans' target counts, from 0
             to num_targets; a count may be 0.
-        num_targets: a Python int (a targets tensor's length), so that no GPU is asked for it.
+        num_targets: a Python int, the length of the targets, so that the host need not ask a GPU.
         weight, bias: (hidden_size,), the norm's scale and shift.
         eps: added to the variance.
 
@@ -55,8 +55,8 @@ def span_boundary_gather(
         statistics in fp32.
 
     Raises:
-        ValueError: shapes disagree, or (on the CPU, where looking is free) cu_span_lengths is not
-            a rising sequence from 0 to num_targets, or a span has more than max_span_targets.
+        ValueError: shapes disagree; or, checked on the CPU only, cu_span_lengths falls or does not
+            run from 0 to num_targets, or a span has more than max_span_targets targets.
     """
     tensors = (("spans", spans), ("places", places), ("weight", weight), ("bias", bias))
     for name, tensor in tensors:
@@ -111,7 +111,7 @@ def _span_and_place(
     """int64 (num_targets,) twice: each target's span and its place there; no host sync."""
     targets = torch.arange(num_targets, device=cu_span_lengths.device)
     starts = cu_span_lengths.long()
-    # the last span that starts at or before the target: spans with no target are passed over
+    # the last span that starts at or before the target; this skips spans without targets
     span = torch.searchsorted(starts[1:], targets, right=True)
     return span, targets - starts[span]
 
@@ -139,7 +139,7 @@ def _composite_bwd(
     span, place = _span_and_place(inputs.cu_span_lengths, inputs.num_targets)
     z = _sum(inputs, span, place)
     weight, bias = inputs.weight.to(z.dtype), inputs.bias.to(z.dtype)
-    # PyTorch reads them as if they were contiguous
+    # PyTorch's kernel assumes that both are contiguous
     mean, rstd = mean.contiguous(), rstd.contiguous()
     dgelu, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
         dy.to(z.dtype), F.gelu(z), (z.shape[1],), mean, rstd, weight, bias, [True, True, True]

@@ -1,4 +1,4 @@
-"""The span sampler's options, their checks, and their law in integers."""
+"""The span sampler's options and their checks, and the same options in integers."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ def derived_seed(seed: int, sequence_id: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class SpanOptions:
-    """How spans are drawn and what becomes of them (Joshi et al. 2020, section 3.1; contract C3).
+    """How spans are drawn and replaced (Joshi et al. 2020, section 3.1; contract C3).
 
         >>> SpanOptions(mask_ratio=0.2).mask_ratio
         0.2
@@ -44,20 +44,20 @@ class SpanOptions:
         geometric_p, min_span_words, max_span_words: a span's words l are drawn from
             p (1 - p)^(l - 1), clipped to [min, max] and normalised; max is at most 256.
         max_span_targets: tokens of a span that the span boundary objective predicts, its first.
-        replacement: what becomes of masked tokens, "span": 80 % of the spans become the mask
-            token, 10 % random tokens, 10 % stay; "token": the same for each token.
-        scheme: how a draw masks. "geometric": whole words from the anchor's on; "word": the
-            anchor's word; "subword": the anchor; "given": with given_probability one of the given
-            spans, else a word (section 6.1). Or the share of each, for example
+        replacement: "span": 80 % of the spans become mask tokens, 10 % random tokens, and 10 % stay
+            as they are; "token": the same decision is made for each token.
+        scheme: what one draw masks. "geometric": whole words, from the anchor's word on; "word":
+            the anchor's word; "subword": the anchor; "given": one of the given spans with
+            given_probability, else a word (section 6.1). Or a share for each, for example
             {"given": 0.5, "geometric": 0.5}.
         given_probability: see scheme.
         endpoints: a span is predicted from the tokens outside its ends ("external"), or from its
             own first and last ("internal").
-        complete_words: mask the word in which the budget ends to its end, over the budget.
+        complete_words: mask the word in which the budget ends to its end, beyond the budget.
         unbiased_edges: spans grow to the right only, so the first tokens of a text are masked less
-            often than the others: 4 % at the first, for 10 words. With True the text is a ring: a
-            span that reaches a special token or the end goes on behind it, at the end from the
-            beginning on, and every token has the same chance.
+            often than the others: the first one 4 % of the time, with 10 words. With True the text
+            is a ring: a span that reaches a special token continues behind it, a span that reaches
+            the end continues at the beginning, and every token has the same chance.
 
     Raises:
         ValueError: an option is out of its range.
@@ -101,11 +101,11 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _scheme_shares(scheme: Scheme, given_probability: float) -> tuple[float, ...]:
-    """The probability of each of SCHEMES in a draw.
+    """The probability of each of SCHEMES in one draw.
 
     Raises:
-        ValueError: a name that is none, shares that are no probabilities, or nothing beside given
-            spans, which may not be enough for the budget.
+        ValueError: an unknown name, shares that are no probabilities, or given spans alone, which
+            may not be enough for the budget.
     """
     if isinstance(scheme, str):
         _check_choice("scheme", scheme, SCHEMES)

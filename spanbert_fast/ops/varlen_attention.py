@@ -44,8 +44,8 @@ def varlen_attention(
         (total_tokens, num_heads, head_dim) in q's dtype; softmax and its statistics in fp32.
 
     Raises:
-        ValueError: shapes disagree, or (on the CPU, where looking is free) cu_seqlens is not a
-            rising sequence from 0 to total_tokens, or a sequence is longer than max_seqlen.
+        ValueError: shapes disagree; or, checked on the CPU only, cu_seqlens falls or does not run
+            from 0 to total_tokens, or a sequence is longer than max_seqlen.
     """
     _checks.check_shape("q", q, ("total_tokens", "num_heads", "head_dim"))
     for name, tensor in (("q", q), ("k", k), ("v", v)):

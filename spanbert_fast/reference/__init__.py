@@ -1,5 +1,5 @@
 """The ops in plain PyTorch, one file per op, written to be read first.
 
-Dtype-agnostic and differentiable by autograd: call them in float64 for the truth that every
-kernel is compared with. They import torch and nothing else of this package.
+They take any dtype and are differentiable by autograd. Called in float64, they give the truth that
+every kernel is compared with. They import torch, and nothing else of this package.
 """

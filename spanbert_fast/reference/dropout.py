@@ -1,9 +1,9 @@
 """Counter-based dropout: which elements a seed drops (contract C4).
 
-One random byte per element; the element is dropped iff `byte < threshold`, `threshold =
-round(256 p)`, and what is kept is scaled by `256 / (256 - threshold)`: unbiased, at a rate within
-1/512 of p. The bytes come from Philox4x32 with 7 rounds, keyed by the 64-bit seed. A `site` tells
-apart the places of one model that share a seed.
+Each element has one random byte. It is dropped if and only if `byte < threshold`, where
+`threshold = round(256 p)`; kept elements are scaled by `256 / (256 - threshold)`. This is unbiased,
+at a rate within 1/512 of p. The bytes come from Philox4x32 with 7 rounds, keyed by the 64-bit seed.
+All places of a model share the seed; a `site` number gives each place its own bytes.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import torch
 from spanbert_fast.reference.philox import MASK32, philox4x32, split_key
 
 ROUNDS = 7
-_HIDDEN_STREAM = 0xFFFF  # where attention has the head: no attention has 65,536 heads
+_HIDDEN_STREAM = 0xFFFF  # in place of attention's head number: no attention has 65,536 heads
 
 
 def dropout_threshold(dropout_p: float) -> int:
@@ -29,7 +29,7 @@ def dropout_threshold(dropout_p: float) -> int:
 
 
 def dropout_scale(threshold: int) -> float:
-    """What the kept values are multiplied by."""
+    """The factor of kept elements."""
     return 256 / (256 - threshold)
 
 
@@ -38,11 +38,11 @@ class Dropout(NamedTuple):
 
     Attributes:
         p: probability of dropping, to 1/256.
-        seed: int64 0-dim tensor on the device of what is dropped.
-        site: the number of the place; each has its own mask. `DropoutPlan` numbers a model's.
-        rows: int64 (tokens,), the rows' numbers in the whole matrix where only some of its rows are
-            computed, so that a row's mask does not depend on which others are; of hidden states
-            alone.
+        seed: int64 0-dim tensor on the device of the elements.
+        site: the number of the place, which gives it its own mask. `DropoutPlan` numbers the places
+            of a model.
+        rows: int64 (tokens,), for hidden states of which only some rows are computed: their numbers
+            in the whole matrix. So a row's mask does not depend on which other rows are computed.
     """
 
     p: float
@@ -57,7 +57,11 @@ class Dropout(NamedTuple):
 
 
 class DropoutPlan(NamedTuple):
-    """The dropout of every place in a model, out of one seed.
+    """The dropout of every place in a model, from one seed.
+
+        >>> plan = DropoutPlan(torch.tensor(1))
+        >>> plan.attention(layer=3, p=0.1).site, plan.after_feed_forward(layer=3, p=0.1).site
+        (3, 7)
 
     Attention of layer i is site i. Hidden states after attention and after the feed-forward of
     layer i are the hidden sites 2i and 2i + 1, the embeddings hidden site 2 * num_layers.
@@ -70,7 +74,7 @@ class DropoutPlan(NamedTuple):
 
     @classmethod
     def draw(cls, device: torch.device) -> "DropoutPlan":
-        """With a seed from torch's generator of `device`: torch.manual_seed governs it, and a
+        """Draw the seed from torch's generator of `device`. torch.manual_seed controls it, and a
         restored generator state gives the same masks again."""
         return cls(torch.randint(2**63 - 1, (), device=device))
 
@@ -79,20 +83,20 @@ class DropoutPlan(NamedTuple):
         return Dropout(p, self.seed, layer)
 
     def after_attention(self, layer: int, p: float, rows: torch.Tensor | None = None) -> Dropout:
-        """Dropout of what attention's projection gives."""
+        """Dropout of the output of attention's projection."""
         return Dropout(p, self.seed, 2 * layer, rows)
 
     def after_feed_forward(self, layer: int, p: float, rows: torch.Tensor | None = None) -> Dropout:
-        """Dropout of what the feed-forward network gives."""
+        """Dropout of the output of the feed-forward network."""
         return Dropout(p, self.seed, 2 * layer + 1, rows)
 
     def embeddings(self, num_layers: int, p: float) -> Dropout:
-        """Dropout of the embeddings' sum."""
+        """Dropout of the sum of the embeddings."""
         return Dropout(p, self.seed, 2 * num_layers)
 
 
 def dropped(x: torch.Tensor, dropout: Dropout | None) -> torch.Tensor:
-    """Dropout of a (tokens, hidden_size) matrix, or of those of its rows that `dropout` names."""
+    """Apply dropout to a (tokens, hidden_size) matrix, or to the rows that `dropout.rows` lists."""
     if dropout is None or dropout.p == 0:
         return x
     tokens, hidden_size = x.shape
@@ -106,9 +110,9 @@ def hidden_keep_mask(
     """Which elements of a (tokens, hidden_size) matrix are kept.
 
     Element `e = row * hidden_size + column` owns byte `e % 4` of word `(e % 256) // 64` of Philox
-    call `16 * (e // 256) + (e % 64) // 4`: four rows of 64 bytes, each 16 calls wide, so that 16
-    lanes make 256 consecutive elements with no shuffle. Counter: (call low, call high,
-    site << 16 | 0xFFFF, 0). A row is numbered as `dropout.rows` says, or by its place.
+    call `16 * (e // 256) + (e % 64) // 4`. These are four rows of 64 bytes, each 16 calls wide, so
+    16 lanes compute 256 consecutive elements with no shuffle. Counter: (call low, call high,
+    site << 16 | 0xFFFF, 0). `dropout.rows` gives the number of each row; the default is its place.
 
     Returns:
         bool (tokens, hidden_size).

@@ -1,4 +1,4 @@
-"""LayerNorm(dropout(x + x_bias) + residual), the end of both halves of a BERT layer."""
+"""LayerNorm(dropout(x + x_bias) + residual), which ends attention and feed-forward in BERT."""
 
 import torch
 from torch.nn import functional as F

@@ -14,7 +14,7 @@ def linear_cross_entropy(
     *,
     group_sizes: Sequence[int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(losses, predictions), each (rows,), of scores hidden weight^T + the row's group's bias."""
+    """(losses, predictions), each (rows,); scores are hidden weight^T + the bias of the group."""
     if group_sizes is not None:
         bias = bias.repeat_interleave(torch.tensor(group_sizes, device=bias.device), dim=0)
     scores = hidden @ weight.t() + bias

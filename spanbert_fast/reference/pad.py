@@ -16,6 +16,6 @@ def unpad(
 
 
 def pad(x: torch.Tensor, indices: torch.Tensor, batch: int, seqlen: int) -> torch.Tensor:
-    """(total_tokens, ...) -> (batch, seqlen, ...), zeros where there is no token."""
+    """(total_tokens, ...) -> (batch, seqlen, ...), with zeros at padding."""
     padded = x.new_zeros((batch * seqlen, *x.shape[1:]))
     return padded.index_put((indices,), x).unflatten(0, (batch, seqlen))

@@ -1,18 +1,19 @@
-"""Span sampling: which tokens of a text are masked, and what stands in their place (contract C3).
+"""Span sampling: which tokens of a text are masked, and what replaces them (contract C3).
 
 Joshi et al. 2020 (arXiv 1907.10529), section 3.1, and the released code. A sequence of n maskable
 tokens has a budget of ceil(mask_ratio * n). Until it is spent: draw a length in words and an
 anchor; draw again if the anchor is masked already; go back to the start of the anchor's word and
-mask whole words to the right until the length, the end or the budget. Spans that touch are one.
+mask whole words to the right, until the length, the end of the text or the budget is reached. Spans
+that touch become one.
 
-Everything random is a word of Philox4x32-10, keyed by the seed, under the counter
+All randomness comes from words of Philox4x32-10, keyed by the seed, with the counter
 `(number, sequence id low, sequence id high, stream)`:
 
     stream 0, number = draw:                     (length, anchor, scheme, given span)
     stream 1, number = position in its sequence: (replacement, random token, unused, unused)
 
-so a sequence's masks depend on nothing but its text, its id and the seed. Every choice is made in
-integers and comes out the same everywhere: see `spanbert_fast.reference.span_law`.
+Therefore the masks of a sequence depend on its text, its id and the seed, and on nothing else.
+Every choice is made in integers and is the same everywhere: see `spanbert_fast.reference.span_law`.
 """
 
 import bisect

@@ -1,4 +1,4 @@
-"""What a fine-tuning task is: how its data is read, fed to a model, decoded, measured, written."""
+"""`Task`: how a fine-tuning task reads data, feeds a model, and decodes, measures and writes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:  # the command line asks a task for its options before anythin
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """A task's hyper-parameters where the user gives none.
+    """A task's default hyper-parameters.
 
     Attributes:
-        learning_rate: the highest; it rises over a tenth of the steps, then falls linearly to 0.
+        learning_rate: the highest rate. It rises over a tenth of the steps, then falls linearly
+            to 0.
         epochs: passes over the training data.
         batch_size: windows (sequences) of one optimiser step.
         max_seq_length: word pieces of a window.
@@ -38,10 +39,10 @@ class Defaults:
 
 @dataclasses.dataclass
 class Example:
-    """One thing to predict; tasks add their fields.
+    """One example; tasks add their own fields.
 
     Attributes:
-        id: the data's own name of it, or its number.
+        id: its name in the data, or its number.
         place: "file:line" or "file, question id", for messages.
     """
 
@@ -54,14 +55,14 @@ PredictionT = TypeVar("PredictionT")
 
 
 class Bad(NamedTuple):
-    """What `Task.parse` yields for data that cannot be used: where it is, and what is wrong."""
+    """Data that cannot be used: where it is, and what is wrong. `Task.parse` yields it."""
 
     place: str
     reason: str
 
 
 class Examples(NamedTuple):
-    """What `Task.read` returns: the examples, and how many were left out as bad."""
+    """The result of `Task.read`: the examples, and how many bad ones were left out."""
 
     items: list
     skipped: int
@@ -70,16 +71,16 @@ class Examples(NamedTuple):
 class Task(abc.ABC, Generic[ExampleT, PredictionT]):
     """One kind of fine-tuning, of its own class of examples and its own predictions.
 
-    An example becomes one window or several, each the input of one forward; the outputs of all
-    windows of an example are decoded together.
+    An example becomes one or several windows. Each window is one sequence of the model's input, and
+    the outputs of all windows of an example are decoded together.
 
     Class attributes:
-        name: of the command line.
+        name: its name on the command line.
         head: "token-classification", "sequence-classification", "question-answering" or
             "coreference".
         metric: the figure that chooses the best checkpoint; higher is better.
-        defaults: hyper-parameters, from the paper where it has them.
-        predictions_file: the usual name of a file of predictions.
+        defaults: hyper-parameters, from the paper if it has them.
+        predictions_file: the default name of a file of predictions.
     """
 
     name: ClassVar[str]
@@ -101,30 +102,30 @@ class Task(abc.ABC, Generic[ExampleT, PredictionT]):
         """Add the task's own options, each with the name of a keyword argument of __init__."""
 
     def state(self) -> dict[str, Any]:
-        """Keyword arguments that make this task again; kept as task.json beside the model."""
+        """The keyword arguments that make this task again. task.json beside a model holds them."""
         return {"max_seq_length": self.max_seq_length, "labels": self.labels}
 
     # Data
 
     @abc.abstractmethod
     def parse(self, path: Path) -> Iterator[ExampleT | Bad]:
-        """The examples of a file, in order, and what in it is bad.
+        """The examples of a file in order, with a `Bad` in place of each bad one.
 
         Raises:
-            DataError: the file as a whole is not what it should be.
+            DataError: the file as a whole cannot be read.
         """
 
     def read(self, path: str | Path, *, skip_bad: bool = False) -> Examples:
         """All examples of a file.
 
         Raises:
-            DataError: in one line with file and line: something is bad and `skip_bad` is not set,
+            DataError: an example is bad and `skip_bad` is not set (the message has file and line),
                 or there is no example.
         """
         return _sorted_out(self.parse(Path(path)), path, skip_bad)
 
     def misfit(self, example: ExampleT, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """Why a window cannot hold what it must of an example; None where it can."""
+        """Why a window cannot hold what it must hold of an example; None if it can."""
         return None
 
     def fitting(
@@ -135,7 +136,7 @@ class Task(abc.ABC, Generic[ExampleT, PredictionT]):
         *,
         skip_bad: bool = False,
     ) -> Examples:
-        """Those of a file's examples that are no `misfit`.
+        """The examples of a file that fit, see `misfit`.
 
         Args:
             tokenizer: knows the task's `special_tokens`.
@@ -148,7 +149,7 @@ class Task(abc.ABC, Generic[ExampleT, PredictionT]):
         return _sorted_out(found, path, skip_bad)
 
     def learn(self, examples: Sequence[ExampleT]) -> None:
-        """Take from the training data what the task has to know, such as `labels`."""
+        """Learn from the training data what the task needs to know, such as `labels`."""
         return None
 
     def learnt_labels(self) -> list[str]:
@@ -162,13 +163,13 @@ class Task(abc.ABC, Generic[ExampleT, PredictionT]):
         return self.labels
 
     def unknown_label(self, example: ExampleT) -> str | None:
-        """What label of an example the training data did not have; None where it had them all."""
+        """The label of an example that the training data did not have; None if it had all."""
         return None
 
     def check_labels(
         self, examples: Sequence[ExampleT], path: str | Path = "", *, skip_bad: bool = False
     ) -> Examples:
-        """Those of a file's examples whose labels the training data had.
+        """The examples of a file whose labels the training data had.
 
         Args:
             path: the file, for messages.
@@ -183,18 +184,18 @@ class Task(abc.ABC, Generic[ExampleT, PredictionT]):
         return True
 
     def special_tokens(self, examples: Sequence[ExampleT]) -> list[str]:
-        """Tokens that the tokenizer has to know as one piece each."""
+        """Tokens that the tokenizer must have as one piece each."""
         return []
 
     @abc.abstractmethod
     def windows(self, example: ExampleT, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
-        """The model's inputs for an example, made one after the other.
+        """Yield the model's inputs for an example, one window after the other.
 
         Yields:
-            dicts of unpadded lists of equal length: input_ids, token_type_ids, and with gold
-            answers what the loss needs: labels (a list as long as input_ids, a number for a whole
-            sequence), or start_positions and end_positions. Keys that begin with "_" are the
-            task's own, for `decode`; no model sees them.
+            Dicts of unpadded lists of equal length: input_ids and token_type_ids. If there are gold
+            answers, also what the loss needs: labels (a list as long as input_ids, or one number
+            for a sequence), or start_positions and end_positions. Keys that begin with "_" are for
+            `decode`, and no model sees them.
         """
 
     # Results
@@ -206,26 +207,26 @@ class Task(abc.ABC, Generic[ExampleT, PredictionT]):
         """The prediction of an example.
 
         Args:
-            windows: what `windows` has yielded.
-            outputs: for each window, fp32 without padding: logits (length, num_labels) or
+            windows: the windows of the example.
+            outputs: for each window, in fp32 and without padding: logits (length, num_labels) or
                 (num_labels,); or start_logits and end_logits, (length,).
         """
 
     def measured(self, prediction: PredictionT) -> PredictionT:
-        """What `metrics` looks at of a prediction; the rest need not be kept."""
+        """The part of a prediction that `metrics` needs; the rest may be dropped."""
         return prediction
 
     @abc.abstractmethod
     def metrics(
         self, examples: Sequence[ExampleT], predictions: Sequence[PredictionT]
     ) -> dict[str, float]:
-        """The task's figures, in [0, 1] or percent as its field reports them; has `metric`."""
+        """The task's figures, `metric` among them, in [0, 1] or percent as its field does."""
 
     @abc.abstractmethod
     def write(
         self, path: Path, examples: Sequence[ExampleT], predictions: Iterable[PredictionT]
     ) -> list[Path]:
-        """Write predictions, as they come, in the task's official format; returns the files."""
+        """Write predictions one by one, in the task's official format; returns the files."""
 
 
 class DocumentTask(Task):
@@ -259,7 +260,7 @@ def _judged(
 
 
 def _sorted_out(found: Iterable[Example | Bad], path: str | Path, skip_bad: bool) -> Examples:
-    """The good ones, and the number of bad ones; DataError at the first bad one, or for no good."""
+    """The good examples and the number of bad ones. DataError at a bad one, or if none is good."""
     items, skipped = [], 0
     for item in found:
         if not isinstance(item, Bad):

@@ -1,4 +1,4 @@
-"""Classes, or numbers, of texts and of pairs of texts: GLUE and any table."""
+"""Classifies texts and pairs of texts, or predicts numbers: on GLUE and on any table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         value: a class, or a number.
-        cut: word pieces of the texts that the model did not see.
+        cut: number of word pieces that the model did not see.
     """
 
     value: str | float
@@ -40,25 +40,25 @@ class Prediction(NamedTuple):
 class Classification(Task[Text, Prediction]):
     """Classification of one text or two, on GLUE and on any table of texts and labels.
 
-    Texts that are longer than a window lose word pieces from their ends, of two texts always the
-    longer one; `truncated` among the figures counts the examples.
+    Texts that are longer than a window lose word pieces at their ends; of two texts, the longer one
+    loses them. The figure `truncated` counts such examples.
 
-    The figures are percent. Classes: accuracy; f1, of two classes that of the second in the order
-    of `labels` (1 after 0), of more the mean over them; and Matthews' mcc. Numbers: the
-    correlations pearson and spearman. `score`, which chooses the best checkpoint, is the mean of
+    The figures are in percent. For classes: accuracy; f1, which with two classes is that of the
+    second in `labels` (1 after 0), with more their mean; and Matthews' mcc. For numbers: the
+    correlations pearson and spearman. `score` chooses the best checkpoint. It is the mean of
     `score_figures`: on GLUE those of its leaderboard (cola mcc, mrpc and qqp accuracy and f1, stsb
-    pearson and spearman, else accuracy), elsewhere accuracy, or pearson and spearman.
+    pearson and spearman, else accuracy); elsewhere accuracy, or pearson and spearman.
 
     Args:
-        glue_task: a key of `GLUE`, which says the columns, the score, and whether labels are
+        glue_task: a key of `GLUE`, which gives the columns, the score, and whether labels are
             numbers (stsb). The paper trains cola for 4 epochs.
         text_columns, label_column: see `read_texts`.
         regression: labels are numbers.
-        score: one figure to be the score.
-        max_seq_length, labels: see `Task`; where labels are numbers there are none.
+        score: the one figure that is the score.
+        max_seq_length, labels: see `Task`; with numbers there are no labels.
 
     Raises:
-        UsageError: an option cannot be.
+        UsageError: an option is out of range.
     """
 
     name = "classify"

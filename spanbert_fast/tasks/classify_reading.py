@@ -1,4 +1,4 @@
-"""Labelled texts and pairs of texts, from the files of GLUE, from CSV, TSV, JSON lines and .txt."""
+"""Reads labelled texts and pairs of texts from GLUE, CSV, TSV, JSON lines and .txt files."""
 
 import csv
 import dataclasses
@@ -20,7 +20,7 @@ _ID_COLUMNS = ("index", "id", "idx")
 _COLA = ("source", "label", "star", "sentence")  # its training and dev files have no header
 _COLA_TEST = ["index", "sentence"]
 _TXT = {1: ("text",), 2: ("label", "text"), 3: ("label", "text1", "text2")}
-_LONGEST_CELL = 2**31 - 1  # csv's own limit of 131,072 characters is less than a long document
+_LONGEST_CELL = 2**31 - 1  # csv's default, 131,072 characters, is less than a long document
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -28,7 +28,7 @@ class GlueTask(NamedTuple):
     """A task of GLUE (Wang et al. 2019).
 
     Attributes:
-        text_columns, label_column: of its files.
+        text_columns, label_column: columns of its files.
         score: the figures whose mean is its score on GLUE's leaderboard.
     """
 
@@ -54,8 +54,8 @@ class Text(Example):
     """One text or two.
 
     Attributes:
-        texts: as they stand in the file.
-        label: a class, or a number where one is to be predicted; None where the file has none.
+        texts: as in the file.
+        label: a class, or a number for regression; None if the file has none.
     """
 
     texts: tuple[str, ...]
@@ -77,13 +77,14 @@ def read_texts(
     """The texts of a file in order.
 
     Args:
-        path: its suffix says what it is: .csv and .tsv with a header (quotes are quotes in .csv
-            alone), .jsonl with an object per line, or .txt with label TAB text, label TAB text TAB
-            text, or a text alone on each line. Rows have the id that a column index, id or idx
-            says, else their number from 0. A row without the label column has no label.
-        glue_task: a key of `GLUE`; the file is GLUE's .tsv then, whatever its suffix.
-        text_columns: one or two names; None for the task's, or the first of `TEXT_COLUMNS`.
-        label_column: None for the task's, or `LABEL_COLUMN`.
+        path: its suffix gives the format. .csv and .tsv have a header (only .csv has quotes);
+            .jsonl has an object per line; .txt has label TAB text, label TAB text TAB text, or a
+            text on each line. A column index, id or idx gives the id of a row; the default is its
+            number, from 0. A row without the label column has no label.
+        glue_task: a key of `GLUE`. The file is then read as GLUE's .tsv, whatever its suffix.
+        text_columns: one or two names; None for those of the task, or the first that fit of
+            `TEXT_COLUMNS`.
+        label_column: None for that of the task, or `LABEL_COLUMN`.
         regression: labels are numbers.
 
     Raises:

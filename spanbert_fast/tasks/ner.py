@@ -1,4 +1,4 @@
-"""Named entities: tagged words in CoNLL columns, labels on the first piece of each word."""
+"""Named entities: words with tags in CoNLL columns; the first piece of a word has its label."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _IGNORED = -100
 
 @dataclasses.dataclass
 class Sentence(Example):
-    """Words and their BIO tags; no tags where the file has words alone."""
+    """Words and their BIO tags; no tags if the file has only words."""
 
     words: list[str]
     tags: list[str] | None
@@ -33,18 +33,18 @@ class Sentence(Example):
 class NamedEntities(Task[Sentence, list[str]]):
     """Tagging of words with BIO tags of entity types.
 
-    A file has a word on each line and its tag in another column, columns separated by blanks or
-    tabs, and an empty line between sentences; lines that begin with -DOCSTART- are left out. Tags
-    may be BIO, IOB1 or IOBES, which are told apart by themselves, and become BIO. A file of words
-    alone has no tags; one sentence without them in a file that has them is bad.
+    A file has a word on each line and its tag in another column. Blanks or tabs separate columns,
+    and an empty line separates sentences. Lines that begin with -DOCSTART- are left out. Tags may
+    be BIO, IOB1 or IOBES; the scheme is found from the tags, which are converted to BIO. A file may
+    have words without tags, but a sentence without tags in a file with tags is bad.
 
-    A sentence longer than a window is cut into windows that overlap by half; each word's tag comes
-    from the window in which the word has the most context on its poorer side. Tags are decoded by
+    A sentence that is longer than a window is cut into windows that overlap by half. Each word's
+    tag comes from the window in which the word's poorer side has the most context. Decoding takes
     the best path (Viterbi) in which an I follows only a B or an I of its own type.
 
     Args:
-        scheme: "bio", "iob1" or "iobes"; None to find out from the tags of the training data.
-        word_column, tag_column: of the file, counted from 0, or from the end where negative.
+        scheme: "bio", "iob1" or "iobes"; None to find it from the tags of the training data.
+        word_column, tag_column: columns of the file, counted from 0, or from the end if negative.
         max_seq_length, labels: see `Task`.
     """
 
@@ -170,7 +170,7 @@ class NamedEntities(Task[Sentence, list[str]]):
         return all(example.tags is not None for example in examples)
 
     def misfit(self, example: Sentence, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """See `Task`; no gold entity may be longer than a window."""
+        """See `Task`. A gold entity must not be longer than a window."""
         room = self.max_seq_length - 2
         for first, last, kind in sorted(entities.spans(example.tags or ())):
             words = example.words[first : last + 1]
@@ -183,7 +183,7 @@ class NamedEntities(Task[Sentence, list[str]]):
         return None
 
     def windows(self, example: Sentence, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
-        """See `Task`; `_words` are the numbers of the words whose first pieces lie in a window."""
+        """See `Task`. `_words` has the number of a word at its first piece, else None."""
         encoded = _encoded(tokenizer, example.words)
         pieces, owners = encoded["input_ids"], encoded.word_ids()
         room = self.max_seq_length - 2
@@ -191,7 +191,7 @@ class NamedEntities(Task[Sentence, list[str]]):
         while True:
             end = min(start + room, len(pieces))
             chunk = owners[start:end]
-            # a word whose first piece is in an earlier window is not labelled again in mid-word
+            # a word that began in an earlier window is not labelled again here
             firsts = [
                 i == 0
                 and (start == 0 or owners[start - 1] != word)
@@ -209,7 +209,7 @@ class NamedEntities(Task[Sentence, list[str]]):
             }
             if example.tags is not None and self.labels is not None:
                 number = {tag: i for i, tag in enumerate(self.labels)}
-                ids = [  # a type that is not in the training data is measured, never learnt
+                ids = [  # a type that the training data lacks counts in figures, but has no loss
                     _IGNORED if word is None else number.get(example.tags[word], _IGNORED)
                     for word in window["_words"]
                 ]
@@ -247,13 +247,13 @@ class NamedEntities(Task[Sentence, list[str]]):
     def metrics(
         self, examples: Sequence[Sentence], predictions: Sequence[list[str]]
     ) -> dict[str, float]:
-        """Entity precision, recall and F1 in percent, over all types, as conlleval counts."""
+        """Precision, recall and F1 of entities in percent, over all types, as conlleval counts."""
         return entities.scores([e.tags for e in examples if e.tags is not None], predictions)
 
     def write(
         self, path: Path, examples: Sequence[Sentence], predictions: Iterable[list[str]]
     ) -> list[Path]:
-        """A word and its tag (gold, where known, then predicted) on each line."""
+        """Write a word, its gold tag if known, and its predicted tag on each line."""
         with whole_file(path) as file:
             for example, tags in zip(examples, predictions, strict=True):
                 for i, (word, tag) in enumerate(zip(example.words, tags, strict=True)):

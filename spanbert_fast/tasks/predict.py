@@ -1,4 +1,4 @@
-"""Predictions of a fine-tuned model: windows batched by length, examples decoded as they end."""
+"""Predictions of a fine-tuned model, with windows batched by length."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +16,13 @@ from spanbert_fast.tasks.base import DocumentTask, Example, Task
 from spanbert_fast.tasks.windows import WindowCollator, length_of
 
 _TOKENS_PER_BATCH = 8192
-# Windows that wait to be sorted by length: enough for batches of like lengths, and few enough that
-# a document of any length is held in pieces.
+# Windows that wait to be sorted by length: enough for batches of similar lengths, and few enough to
+# hold a document of any length in parts.
 _WAITING = 1024
 
 
 class _Open:
-    """An example of which some windows still wait for the model."""
+    """An example with windows that still wait for the model."""
 
     def __init__(self, index: int):
         self.index = index
@@ -35,7 +35,7 @@ class _Open:
 
 
 def predict(*args, **kwargs) -> list[Any]:
-    """All of `predictions`, with its arguments."""
+    """`predictions` as a list, with the same arguments."""
     return list(predictions(*args, **kwargs))
 
 
@@ -50,14 +50,14 @@ def predictions(
     tokens_per_batch: int = _TOKENS_PER_BATCH,
     progress: bool = False,
 ) -> Iterator[Any]:
-    """One prediction per example, in their order, each as soon as it and those before it are made.
+    """Yield one prediction per example, in order, each as soon as it and those before are made.
 
     Args:
-        model: with the task's head; ours gets packed batches, any other padded ones.
-        tokens_per_batch: most word pieces of one forward, its padding counted.
+        model: a model with the task's head. Our models get packed batches, others padded ones.
+        tokens_per_batch: the most word pieces of one forward, with padding.
         progress: show a bar.
 
-    Memory grows with one example's outputs, not with the file.
+    Memory grows with the outputs of one example, not with the file.
 
     Raises:
         FloatingPointError: the model's outputs are not finite.
@@ -77,7 +77,7 @@ def predictions(
     packed = isinstance(core, SpanBertPreTrainedModel)
     collate = WindowCollator(packed, tokenizer.pad_token_id or 0)
     packed_logits = packed and task.head == "token-classification"
-    made: dict[int, Any] = {}  # by the example's number, until those before it are made
+    made: dict[int, Any] = {}  # by example number; waits until those before are made
     following = 0
     waiting: list[tuple[_Open, int]] = []
 
@@ -116,7 +116,7 @@ def predictions(
                 if len(waiting) >= _WAITING:
                     run_waiting()
             opened.all_made = True
-            close(opened)  # where its last window has just been run
+            close(opened)  # its last window may have just been run
             bar.update()
             while following in made:
                 yield made.pop(following)
@@ -131,7 +131,7 @@ def _without_answers(window: dict) -> dict:
 
 
 def _batches(waiting: Sequence[tuple[_Open, int]], tokens_per_batch: int) -> Iterator[list]:
-    """Neighbours of like lengths, longest first, at most tokens_per_batch padded tokens each."""
+    """Batches of similar lengths, longest first, of at most tokens_per_batch padded tokens."""
     batch: list[tuple[_Open, int]] = []
     for item in waiting:
         longest = length_of((batch or [item])[0][0].windows[(batch or [item])[0][1]])
@@ -144,7 +144,7 @@ def _batches(waiting: Sequence[tuple[_Open, int]], tokens_per_batch: int) -> Ite
 
 
 def _split(outputs, windows: Sequence[dict], packed_logits: bool) -> Iterator[dict]:
-    """Each window's own outputs as fp32 arrays, without padding."""
+    """The outputs of each window as fp32 arrays, without padding."""
     names = [name for name in ("logits", "start_logits", "end_logits") if name in outputs]
     arrays = {name: outputs[name].float().cpu().numpy() for name in names}
     start = 0

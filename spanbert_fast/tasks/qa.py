@@ -1,4 +1,4 @@
-"""Extractive question answering: the part of a text that answers a question, or that none does."""
+"""Extractive question answering: finds the part of a text that answers a question, or none."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ class QuestionAnswering(Task[Question, Prediction]):
     """Extractive question answering on SQuAD 1.1, SQuAD 2.0 and MRQA.
 
     A context that is longer than a window is read in windows whose beginnings are `doc_stride`
-    pieces apart; `qa_decoding.best_answers` has the rule by which they are merged. In training the
-    answer is the first gold one, and a window that does not hold all of it, as one of a question
-    without an answer, points to [CLS].
+    pieces apart; `qa_decoding.best_answers` has the rule that merges them. Training uses the first
+    gold answer. A window without the whole answer, and every window of a question without an
+    answer, points to [CLS].
 
-    The figures are percent. `f1` is that of SQuAD 1.1, and of 2.0 with the threshold in force on
-    `Prediction.null_odds`: that of a task made with `null_threshold`, else the best one on the
-    questions that `metrics` sees first, which is the dev set (its `f1` is then SQuAD's `best_f1`),
-    found again whenever it is measured again. Questions seen later never move it.
+    The figures are in percent. `f1` is that of SQuAD 1.1, and of SQuAD 2.0 with a threshold on
+    `Prediction.null_odds`. The threshold is `null_threshold` if given; else it is the best one on
+    the questions that `metrics` sees first, which are the dev set, and is found again whenever the
+    dev set is measured again (its `f1` is SQuAD's `best_f1`). Other questions never move it.
 
     Args:
         doc_stride: pieces from the beginning of one window of a context to that of the next.
-        max_query_length: pieces of a question; what is longer is cut.
-        n_best_size: answers in `Prediction.nbest` and in nbest_predictions.json.
-        max_answer_length: of an answer, in pieces.
-        null_threshold: questions with higher null odds are left unanswered; None: none is.
-        max_seq_length, labels: see `Task`; there are no labels here.
+        max_query_length: the most pieces of a question; longer ones are cut.
+        n_best_size: number of answers in `Prediction.nbest` and in nbest_predictions.json.
+        max_answer_length: the most pieces of an answer.
+        null_threshold: leave questions with higher null odds unanswered; None: answer all.
+        max_seq_length, labels: see `Task`; this task has no labels.
 
     Raises:
         UsageError: an option is below 1, or a window has no room for a context.
@@ -110,10 +110,10 @@ class QuestionAnswering(Task[Question, Prediction]):
         return read_questions(path)
 
     def learn(self, examples: Sequence[Question]) -> None:
-        """Nothing is learnt but that every question has its answers.
+        """Check that every question has its answers; there is nothing to learn.
 
         Raises:
-            DataError: it has not.
+            DataError: a question has none.
         """
         _refuse_unknown_answers(examples)
 
@@ -150,7 +150,7 @@ class QuestionAnswering(Task[Question, Prediction]):
     def _context_pieces(
         self, context: str, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[list[int], np.ndarray]:
-        """(ids, offsets (pieces, 2)). Questions about one context follow each other: it is kept."""
+        """(ids, offsets (pieces, 2)), kept for the next question about the same context."""
         if self._tokenized[0] is not context or self._tokenized[1] is not tokenizer:
             encoded = tokenizer(
                 context,
@@ -189,7 +189,7 @@ class QuestionAnswering(Task[Question, Prediction]):
         """See the class and `qa_metrics.squad_figures`.
 
         Raises:
-            DataError: the file does not say what the answers of a question are.
+            DataError: the file does not give the answers of a question.
         """
         _refuse_unknown_answers(examples)
         ids = [example.id for example in examples]
@@ -208,7 +208,7 @@ class QuestionAnswering(Task[Question, Prediction]):
         return figures
 
     def final_text(self, prediction: Prediction) -> str:
-        """The answer, or "" where the null odds are above the threshold."""
+        """The answer, or "" if the null odds are above the threshold."""
         threshold = self.null_threshold
         unanswered = threshold is not None and prediction.null_odds > threshold
         return "" if unanswered else prediction.text
@@ -253,7 +253,7 @@ def _refuse_unknown_answers(examples: Sequence[Question]) -> None:
 
 
 def _answer_pieces(offsets: np.ndarray, start: int, end: int) -> tuple[int, int] | None:
-    """The first and the last piece of context[start:end]; None where it has no piece."""
+    """The first and the last piece of context[start:end]; None if it has no piece."""
     first = int(np.searchsorted(offsets[:, 1], start, side="right"))
     last = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1
     return (first, last) if first <= last else None
@@ -268,14 +268,21 @@ def answer(
     batch_size: int = 16,
     **options: Any,
 ) -> Prediction:
-    """The answer to one question, as the pipeline "question-answering" that transformers 5 removed.
+    """Answer one question, as the pipeline "question-answering" did, which transformers 5 removed.
+
+        >>> from transformers import AutoTokenizer, BertForQuestionAnswering
+        >>> tokenizer = AutoTokenizer.from_pretrained("runs/first/model")
+        >>> model = BertForQuestionAnswering.from_pretrained("runs/first/model")
+        >>> found = answer(model, tokenizer, "Who?", "The captain answers.", max_query_length=8)
+        >>> found.text in "The captain answers."
+        True
 
     Args:
         model: any BERT with a question-answering head, ours or transformers' own.
         tokenizer: its fast tokenizer.
         context: a text of any length.
-        batch_size: windows of full length of one forward.
-        options: of `QuestionAnswering`; `max_seq_length` is at most what the model reads.
+        batch_size: number of windows of full length in one forward.
+        options: arguments of `QuestionAnswering`; `max_seq_length` is at most what the model reads.
 
     Raises:
         ValueError: the context is blank, or an option is out of range.

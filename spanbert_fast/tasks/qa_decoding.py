@@ -76,18 +76,18 @@ def best_answers(
 ) -> Prediction:
     """The answers with the highest start plus end logits, over all windows of a context.
 
-    An answer that lies in several windows is scored in the one in which it has the most context on
-    its poorer side, the earlier one of two equals. (BERT's code for SQuAD looks at the answer's
-    first piece alone, and so may lose an answer that is long beside the window.) All pairs of start
-    and end are compared, not only those of the best starts with the best ends.
+    An answer that lies in several windows takes its score from the window in which its poorer side
+    has the most context, or from the earlier of two equal ones. (BERT's code for SQuAD considers
+    only the answer's first piece, and so may lose an answer that is long beside the window.) All
+    pairs of start and end are compared, not only the best starts with the best ends.
 
     Args:
-        offsets: of each window, int (pieces, 2): start and end characters of its context pieces.
-        firsts: of each window, which piece of the whole context its first one is; ascending.
-        context_starts: of each window, the place of that piece in the model's input.
-        logits: of each window, (start_logits, end_logits), each (length,); place 0 is [CLS],
-            whose two logits are the score of no answer.
-        n_best_size: answers to keep.
+        offsets: for each window, int (pieces, 2): start and end characters of its context pieces.
+        firsts: for each window, the number of its first piece in the whole context; ascending.
+        context_starts: for each window, the place of that piece in the model's input.
+        logits: for each window, (start_logits, end_logits), each (length,). Place 0 is [CLS], whose
+            two logits are the score of "no answer".
+        n_best_size: number of answers to keep.
         max_answer_length: in word pieces.
     """
     candidates = []
@@ -96,7 +96,7 @@ def best_answers(
         at, length = context_starts[window], len(offsets[window])
         scores = _span_scores(start_logits[at:], end_logits[at:], length, max_answer_length)
         scores[~_own_spans(firsts, lasts, window, max_answer_length)] = -np.inf
-        # a text may come at several places, so more are kept than will be needed
+        # a text may occur at several places, so keep more than are needed
         for flat in _largest(scores.ravel(), 2 * n_best_size):
             start, more = divmod(flat, max_answer_length)
             end = start + more
@@ -124,11 +124,11 @@ def _order(answer: Answer) -> tuple[float, int, int]:
 def _own_spans(
     firsts: Sequence[int], lasts: Sequence[int], window: int, longest: int
 ) -> np.ndarray:
-    """bool (length, longest): whether the span that begins at a piece of the window and has so many
-    more is in it, and is in no other window with more context.
+    """bool (length, longest): whether the span of piece i and j more pieces lies in the window, and
+    in no other window with more context.
 
-    From window to window the context before a span shrinks and that after it grows, so the poorer
-    side of both has one peak, and the neighbours tell whether it is here.
+    From window to window, the context before a span shrinks and the context after it grows. So the
+    poorer side has one peak, and comparing with both neighbours tells whether it is here.
     """
     starts = np.arange(firsts[window], lasts[window] + 1)[:, None]
     ends = starts + np.arange(longest)
@@ -148,7 +148,7 @@ def _own_spans(
 def _span_scores(
     start_logits: np.ndarray, end_logits: np.ndarray, length: int, longest: int
 ) -> np.ndarray:
-    """float64 (length, longest): of the span that begins at a piece and has so many more."""
+    """float64 (length, longest): the score of the span of piece i and j more pieces."""
     ends = np.full(length + longest, -np.inf)
     ends[:length] = end_logits[:length]
     starts = start_logits[:length, None].astype(np.float64)
@@ -156,6 +156,6 @@ def _span_scores(
 
 
 def _largest(scores: np.ndarray, count: int) -> list[int]:
-    """Indices of the `count` largest finite scores, in no order."""
+    """Indices of the `count` largest finite scores, in any order."""
     count = min(count, int(np.isfinite(scores).sum()))
     return np.argpartition(-scores, count - 1)[:count].tolist() if count else []

@@ -1,4 +1,4 @@
-"""Questions with their contexts and answers, from the files of SQuAD 1.1 and 2.0 and of MRQA."""
+"""Reads questions with contexts and answers from SQuAD 1.1, SQuAD 2.0 and MRQA files."""
 
 import dataclasses
 import json
@@ -16,11 +16,11 @@ class Question(Example):
     """A question about a text.
 
     Attributes:
-        question, context: as they stand in the file; the answer is a part of the context.
-        answers: all texts that are right; none where the question has no answer in the context;
-            None where the file does not say.
-        span: (start, end) of the first gold answer as characters of the context, end exclusive,
-            without blanks at its edges; None where there is none.
+        question, context: as in the file. The answer is a part of the context.
+        answers: all correct texts; empty if the context has no answer; None if the file does not
+            say.
+        span: (start, end) of the first gold answer in characters of the context, end exclusive,
+            without blanks at its edges; None if there is none.
     """
 
     question: str
@@ -38,11 +38,11 @@ def read_questions(path: Path) -> Iterator[Question | Bad]:
 
     Args:
         path: SQuAD's JSON, nested (data, paragraphs, qas) or flat (data of id, question, context,
-            answers), or MRQA's JSON lines; told apart by what they hold. A file of lines has the
-            suffix .jsonl or begins with a header or a context.
+            answers), or MRQA's JSON lines. The content tells which. A file of lines has the suffix
+            .jsonl, or begins with a header or a context.
 
     Raises:
-        DataError: the file is neither.
+        DataError: the file has neither form.
     """
     found = _mrqa(path) if _has_lines(path) else _squad(path)
     seen: set[str] = set()

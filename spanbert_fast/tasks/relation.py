@@ -32,24 +32,24 @@ ENTITIES = ("mask", "markers")
 class Relation(Task[Pair, str]):
     """Relation extraction on TACRED, SemEval-2010 task 8 and data like SciERC.
 
-    With `entities` "mask" the subject and the object are replaced by one token each, of their role
-    and type, [SUBJ-PERSON] and [OBJ-DATE] (Joshi et al. 2020, section 4.1, after Zhang et al.
-    2017). With "markers" they stay, between two tokens each: [SUBJ-PERSON] .. [/SUBJ-PERSON]. Data
-    without types has [SUBJ] and [OBJ], for e1 and e2. These tokens are new to the tokenizer.
+    With `entities` "mask", one token replaces the subject and one the object. It names their role
+    and type: [SUBJ-PERSON], [OBJ-DATE] (Joshi et al. 2020, section 4.1, after Zhang et al. 2017).
+    With "markers", the words stay between two tokens: [SUBJ-PERSON] .. [/SUBJ-PERSON]. Data without
+    types has [SUBJ] and [OBJ], for e1 and e2. These tokens are added to the tokenizer.
 
-    A sentence that is longer than a window keeps both entities and the word pieces that are next to
-    one of them. The figures are percent: `f1` is that of TACRED's scorer (micro, without
-    no_relation), and on SemEval's data that of its official one.
+    A sentence that is longer than a window keeps both entities and the word pieces nearest to them.
+    The figures are in percent. `f1` is that of TACRED's scorer (micro, without no_relation), and on
+    SemEval's data that of SemEval's official scorer.
 
     Args:
-        format: "tacred", "semeval" or "scierc"; None to find out from the training data.
-        entities: "mask" or "markers"; None for markers on SemEval, whose masks would leave nothing
-            of the entities, and masks elsewhere.
-        entity_tokens: what the tokenizer learnt; of a task made again.
+        format: "tacred", "semeval" or "scierc"; None to find it from the training data.
+        entities: "mask" or "markers"; None for markers on SemEval, where a mask would hide all
+            about an entity, and for masks elsewhere.
+        entity_tokens: the tokens that were added to the tokenizer, for a task that is made again.
         max_seq_length, labels: see `Task`.
 
     Raises:
-        UsageError: an option is none of these, or a window has no room for two entities.
+        UsageError: an option has another value, or a window has no room for two entities.
     """
 
     name = "relation"
@@ -93,8 +93,8 @@ class Relation(Task[Pair, str]):
     # Data
 
     def parse(self, path: Path) -> Iterator[Pair | Bad]:
-        """See `Task` and `relation_reading.read_pairs`; a type that the training data did not have
-        is bad, for the model has no token of it."""
+        """See `Task` and `relation_reading.read_pairs`. A type that the training data did not have
+        is bad, since the model has no token for it."""
         if self.format is None:
             self.format = format_of(path)
         if self.entities is None:
@@ -141,7 +141,7 @@ class Relation(Task[Pair, str]):
         return sorted(set().union(*map(self._tokens, examples)))
 
     def misfit(self, example: Pair, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """See `Task`; entities that are masked are one token each, and fit."""
+        """See `Task`. Masked entities are one token each and always fit."""
         if self.entities == "mask":
             return None
         return self._too_long(self._pieces(example, tokenizer)[1])
@@ -179,7 +179,7 @@ class Relation(Task[Pair, str]):
     def _pieces(
         self, pair: Pair, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, whether each is a part of an entity) of the sentence with its entity tokens."""
+        """(ids of the sentence with entity tokens, whether each belongs to an entity)."""
         mentions = _mentions(pair)
         # of two entities the outer one opens first and closes last
         opening = sorted(mentions, key=lambda item: -item[1].end)
@@ -211,14 +211,14 @@ class Relation(Task[Pair, str]):
     def decode(
         self, example: Pair, windows: Sequence[dict], outputs: Sequence[dict[str, np.ndarray]]
     ) -> str:
-        """The likeliest relation."""
+        """The most likely relation."""
         return self.learnt_labels()[int(outputs[0]["logits"].argmax())]
 
     def metrics(self, examples: Sequence[Pair], predictions: Sequence[str]) -> dict[str, float]:
         """See `relation_metrics`.
 
         Raises:
-            DataError: the file does not say what the relation of a pair is.
+            DataError: the file does not give the relation of a pair.
         """
         _refuse_unlabelled(examples)
         gold = [str(example.relation) for example in examples]
@@ -255,8 +255,8 @@ def _ids(tokens: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _nearest(is_entity: np.ndarray, room: int) -> np.ndarray:
-    """Places, in order, of all entity pieces and of those nearest to one, `room` at most; of two
-    as near the earlier."""
+    """The places, in order, of all entity pieces and of the pieces nearest to one, at most `room`.
+    Of two equally near ones, the earlier."""
     places = np.arange(len(is_entity))
     entities = places[is_entity]
     after = np.searchsorted(entities, places).clip(max=len(entities) - 1)

@@ -1,4 +1,4 @@
-"""Pairs of entities and their relation, from the files of TACRED, SemEval-2010 task 8, SciERC."""
+"""Reads pairs of entities and their relation from TACRED, SemEval-2010 task 8 and SciERC files."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ class Mention(NamedTuple):
 
     Attributes:
         start, end: characters, end exclusive.
-        kind: None where the data has no types.
+        kind: the type; None if the data has no types.
     """
 
     start: int
@@ -39,8 +39,8 @@ class Pair(Example):
     """Two entities of a sentence.
 
     Attributes:
-        subject, object: in SemEval's files e1 and e2. They may overlap.
-        relation: None where the file does not say.
+        subject, object: e1 and e2 in SemEval's files. They may overlap.
+        relation: None if the file does not give it.
     """
 
     text: str
@@ -57,7 +57,7 @@ def format_of(path: Path) -> str:
     """The format of a file, from its first line that is not blank.
 
     Raises:
-        DataError: it is none of `FORMATS`.
+        DataError: it has none of the `FORMATS`.
     """
     first = first_line(path).strip()
     if first.startswith("["):
@@ -221,7 +221,7 @@ def _sentence(
 
 
 def _rows(rows: Any, numbers: int, name: str) -> list[list]:
-    """Rows of so many whole numbers and a string; what follows it (a score) is left out."""
+    """Rows of `numbers` whole numbers and a string. What follows (a score) is left out."""
     if not isinstance(rows, list):
         raise _BadItem(f'"{name}" must hold a list per sentence, got {_short(rows)}')
     for row in rows:

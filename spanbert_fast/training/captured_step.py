@@ -1,4 +1,4 @@
-"""A whole training step as one CUDA graph: one launch in place of thousands."""
+"""A whole training step as one CUDA graph, which takes one launch in place of thousands."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -8,27 +8,27 @@ from typing import Any
 import torch
 from torch import nn
 
-# On a stream of their own, as PyTorch asks for before a capture: libraries and allocator settle.
+# PyTorch asks for steps on another stream before a capture, so that libraries and allocator settle.
 _WARM_UP_STEPS = 3
 
 
 class CapturedStep:
     """Forward, backward and optimiser step, captured once and replayed on each batch.
 
-    Of one process, in fp32 or bf16, one batch a step. All that differs between batches is in their
-    tensors, whose shapes are fixed (`StaticShapes`). So is the dropout: `dropout_seed` is one of
-    them (the collator's `dropout_seeds`), and every replay has masks of its own.
+    It works in one process, in fp32 or bf16, with one batch a step. Batches differ only in their
+    tensors, whose shapes are fixed (`StaticShapes`). `dropout_seed` is one of these tensors (the
+    collator's `dropout_seeds`), so every replay has its own dropout masks.
 
-    The model and the optimiser are as before when it has been made. Learning rates become tensors,
-    which schedulers of `torch.optim` fill; setting `group["lr"]` to another object has no effect.
-    After a call each parameter's `.grad` is that batch's gradient, clipped if it was, in the same
-    memory every time; it may be set to None in between.
+    Making a CapturedStep leaves the model and the optimiser as they were, except that learning
+    rates become tensors. Schedulers of `torch.optim` fill them; setting `group["lr"]` to another
+    object has no effect. After a call, each parameter's `.grad` is the (clipped) gradient of that
+    batch, in the same memory every time. It may be set to None in between.
 
     Args:
-        model: on a GPU, in the mode to run in; its output has a `loss`.
-        optimizer: over its parameters, with capturable=True, its state starting at zeros, such as
-            AdamW; None to leave the parameters to the caller.
-        batch: keyword arguments of the model, as all batches will be, on any device.
+        model: a model on a GPU, in the mode in which it will run; its output has a `loss`.
+        optimizer: of its parameters, with capturable=True and a state that starts at zeros, such as
+            AdamW; None to leave the update to the caller.
+        batch: keyword arguments of the model, in the form of all later batches, on any device.
         autocast: makes the context of the forward.
         max_grad_norm: clip the gradients to this norm; None for no clipping.
 
@@ -76,14 +76,13 @@ class CapturedStep:
         self._gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Train on a batch; nothing waits for the GPU.
+        """Train on a batch. The host does not wait for the GPU.
 
         Args:
-            batch: of the shapes that the first one had, on any device.
+            batch: as the first batch in fields and shapes, on any device.
 
         Returns:
-            the tensors of the model's output, `loss` among them, detached; the next call writes
-            over them.
+            The tensors of the model's output, with `loss`, detached. The next call overwrites them.
 
         Raises:
             ValueError: the batch is not like the first one.
@@ -98,7 +97,7 @@ class CapturedStep:
         return self._outputs
 
     def _run(self) -> dict[str, torch.Tensor]:
-        """One step; gradients are made anew, so that in the graph each replay writes over them."""
+        """One step. Gradients start as None, so that each replay of the graph overwrites them."""
         for parameter in self._model.parameters():
             parameter.grad = None
         with self._autocast():
@@ -126,8 +125,8 @@ def check_alike(batch: Mapping[str, Any], first: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _undone(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
-    """Steps inside leave parameters, buffers and the optimiser's state, in place, as they were;
-    state that the optimiser makes inside stays, at zeros."""
+    """Undo the steps inside the block: restore parameters, buffers and the optimiser's state in
+    place. State that the optimiser creates inside stays, at zeros."""
     tensors = [*chain(model.parameters(), model.buffers())]
     states = {} if optimizer is None else optimizer.state
     with torch.no_grad():

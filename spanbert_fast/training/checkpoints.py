@@ -1,4 +1,4 @@
-"""Checkpoints and models of a run, which are there whole or not at all."""
+"""Checkpoints and models of a run. Each is complete or does not exist."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("spanbert_fast")
 
 STATE = "trainer_state.json"
-UNFINISHED = "unfinished"  # where a folder is written before it gets its name
+UNFINISHED = "unfinished"  # a folder is written here before it gets its name
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -29,20 +29,19 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def damaged_checkpoints(run: Path) -> list[Path]:
-    """What `checkpoint_to_resume` has set aside."""
+    """The checkpoints that `checkpoint_to_resume` has set aside."""
     return sorted(run.glob("damaged-checkpoint-*"))
 
 
 def checkpoint_step(path: Path) -> int:
-    """The optimiser step that a checkpoint was made after."""
+    """The optimiser step after which a checkpoint was made."""
     return int(path.name.removeprefix("checkpoint-"))
 
 
 def checkpoint_to_resume(run: Path, state: "PartialState") -> Path | None:
-    """The newest whole checkpoint, the same in every process; None where the run has none yet.
+    """The newest whole checkpoint, the same in every process; None if the run has none yet.
 
-    What a killed run left unfinished is removed. A damaged checkpoint is named in the log and set
-    aside under another name.
+    Removes what a killed run left unfinished. A damaged checkpoint is named in the log and renamed.
 
     Raises:
         DataError: there are checkpoints, and all of them are damaged.
@@ -76,7 +75,7 @@ def _newest_whole(run: Path) -> Path | None:
 
 
 def _check_best(checkpoint: Path) -> None:
-    """Raise DataError where the run could not end with its best weights."""
+    """Raise DataError if the checkpoint with the best weights is damaged."""
     best = json.loads((checkpoint / STATE).read_text(encoding="utf-8")).get("best_global_step")
     if best:
         path = checkpoint.with_name(f"checkpoint-{best}")
@@ -95,10 +94,9 @@ def _set_aside(checkpoint: Path) -> None:
 
 
 def publish(written: Path, target: Path, config: Any = None) -> None:
-    """Give a wholly written folder its place.
+    """Move a completely written folder to its place, and replace what was there.
 
-    Its digests are written and its bytes are on the disk before the name is, and a rename cannot
-    stop half way. What was there before is replaced.
+    Digests and content are on the disk before the name is, and a rename is atomic.
 
     Args:
         config: see `digests.write_digests`.
@@ -111,7 +109,7 @@ def publish(written: Path, target: Path, config: Any = None) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder of a run; what a kill leaves of it does not bear its name."""
+    """Remove a folder of a run. If a kill interrupts this, the rest has another name."""
     unfinished = folder.parent / UNFINISHED
     unfinished.mkdir(exist_ok=True)
     old = unfinished / f"old-{folder.name}"
@@ -121,7 +119,7 @@ def remove(folder: Path) -> None:
 
 
 def drop_old(run: Path, keep: int | None, best: str | None = None) -> None:
-    """Remove the oldest checkpoints beyond `keep`; never the newest, nor the one called `best`."""
+    """Remove the oldest checkpoints beyond `keep`, but not the newest nor the one named `best`."""
     found = checkpoints(run)
     kept = {path for path in found[-1:] + [run / str(best)] if path in found}
     surplus = len(found) - max(keep, len(kept)) if keep else 0

@@ -1,4 +1,4 @@
-"""What is measured on held-out text: the two losses, their accuracies, and the unigram floor."""
+"""Measures on held-out text: both losses, their accuracies, and the loss of a unigram model."""
 
 import contextlib
 import dataclasses
@@ -15,13 +15,13 @@ from spanbert_fast.models.evaluation_mode import evaluation_mode
 
 @dataclasses.dataclass
 class HeldOut:
-    """Held-out blocks under fixed masks, so that two measurements differ by the model alone.
+    """Held-out blocks with fixed masks, so that two measurements differ only by the model.
 
     Attributes:
         dataset: blocks that training never sees.
-        collator: of packed output, with a seed and an epoch of its own.
-        tokens_per_batch: most tokens of one batch.
-        max_tokens: measure about so many tokens, an even sample where the dataset has more.
+        collator: one with packed output, and with its own seed and epoch.
+        tokens_per_batch: the most tokens of one batch.
+        max_tokens: measure about this many tokens, evenly sampled if the dataset has more.
     """
 
     dataset: BlockDataset
@@ -30,7 +30,7 @@ class HeldOut:
     max_tokens: int = 200_000
 
     def batches(self) -> Iterator[dict]:
-        """The same packed batches every time."""
+        """The packed batches, the same at every call."""
         batch: list[dict] = []
         size = 0
         for index in self._sample():

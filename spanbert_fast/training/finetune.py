@@ -1,4 +1,4 @@
-"""Fine-tunes a checkpoint on a task: train, choose the best epoch, measure, predict, export."""
+"""A fine-tuning run: trains, chooses the best epoch, measures, predicts and exports."""
 
 import logging
 import time
@@ -27,23 +27,23 @@ logger = logging.getLogger("spanbert_fast")
 
 
 def finetune(options: FinetuneOptions, *, resume: bool = False, overwrite: bool = False) -> dict:
-    """Run (or go on with) a fine-tuning; returns what its metrics.json holds.
+    """Run or resume a fine-tuning; returns the content of its metrics.json.
 
-    Works in one process and, one call per process, under torchrun, where batch_size is that of each
-    process; the first one writes, and all return the same figures.
+    Works in one process, and under torchrun with one call per process. There batch_size is that of
+    each process; the first process writes, and all return the same figures.
 
-    Leaves in the output directory: model/ (weights of the best epoch, tokenizer, task.json, a model
+    The output directory then has: model/ (weights of the best epoch, tokenizer, task.json, a model
     card), predictions of dev and test in the task's official format, metrics.json, curves.png,
-    TensorBoard's events, and the checkpoints of the best and the last epoch.
+    TensorBoard events, and the checkpoints of the best and the last epoch.
 
     Args:
         options: for a resumed run, as `options_of_run` gives them.
-        resume: go on from the last whole checkpoint.
-        overwrite: replace a run that the directory holds.
+        resume: continue from the last whole checkpoint.
+        overwrite: replace a run that is in the directory.
 
     Raises:
         UsageError: the options cannot be met, or another process writes there.
-        DataError: a file does not hold what it should.
+        DataError: the content of a file is wrong.
         OSError: a checkpoint could not be written; earlier ones stay.
         FloatingPointError: the loss, a weight or a prediction is no longer finite.
     """
@@ -124,7 +124,7 @@ def _finetune(
 
 
 def read_all(task: Task, options: FinetuneOptions) -> dict:
-    """The examples of each split that is given, and under `skipped` how many were bad."""
+    """The examples of each given split, and under `skipped` the numbers of bad ones."""
     data: dict = {"skipped": {}}
     for split in ("train", "dev", "test"):
         path = getattr(options, split)
@@ -146,7 +146,7 @@ def read_all(task: Task, options: FinetuneOptions) -> dict:
 
 
 def keep_fitting(task: Task, data: dict, tokenizer, options: FinetuneOptions) -> None:
-    """Leave out of the data of `read_all`, in place, what is a misfit, or raise DataError."""
+    """Remove from the data of `read_all`, in place, what does not fit; or raise DataError."""
     for split in ("train", "dev", "test"):
         if split in data:
             path = getattr(options, split)
@@ -162,7 +162,7 @@ def _count_skipped(data: dict, split: str, skipped: int, path: str) -> None:
 
 
 def _evenly(items: list, most: int | None) -> list:
-    """`most` of the items, at even distances and in their order."""
+    """At most `most` of the items, at even distances, in their order."""
     if most is None or most >= len(items):
         return items
     return [items[i * len(items) // most] for i in range(most)]

@@ -1,4 +1,4 @@
-"""Models for fine-tuning: a checkpoint's encoder under the task's head, in either engine."""
+"""Models for fine-tuning: a checkpoint's encoder with the task's head, for either engine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,16 +48,16 @@ def initial_model(
     dropout: float | None = None,
     new_tokens: Sequence[str] = (),
 ) -> PreTrainedModel:
-    """The checkpoint's encoder under a new head, with rows for the tokenizer's new tokens.
+    """The checkpoint's encoder with a new head, and with rows for new tokens of the tokenizer.
 
     Args:
-        engine: "spanbert_fast", or "transformers" for its class with sdpa attention; both start
-            from the same weights, the head's too.
-        dropout: of hidden states, attention and head; None for the checkpoint's own.
-        new_tokens: what the task has added to the tokenizer.
+        engine: "spanbert_fast", or "transformers" for its class with sdpa attention. Both start
+            from the same weights, also of the head.
+        dropout: of hidden states, attention and head; None for that of the checkpoint.
+        new_tokens: tokens that the task has added to the tokenizer.
 
     Raises:
-        UsageError: there is no config.json, its positions do not reach max_seq_length, or an id of
+        UsageError: there is no config.json, it has fewer positions than max_seq_length, or an id of
             the tokenizer is beyond its vocabulary.
         DataError: see `from_pretrained`.
     """
@@ -92,11 +92,11 @@ def _in_transformers(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def finetuned_model(directory: Path, task: Task, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
-    """The model that a run has left, in our class, whichever engine trained it.
+    """The model of a finished run, in our class, whichever engine trained it.
 
     Raises:
         UsageError: the directory lacks a part of the head, or the tokenizer does not fit.
-        DataError: see `from_pretrained`; or its labels are not those of task.json.
+        DataError: the labels are not those of task.json; or see `from_pretrained`.
     """
     model, report = _HEADS[task.head].from_pretrained(directory, output_loading_info=True)
     lacking = sorted(report["missing_keys"])

@@ -1,4 +1,4 @@
-"""What a user asks of a fine-tuning run; kept in its directory so that it can be resumed."""
+"""The options of a fine-tuning run. The run keeps them in its directory, to be resumed."""
 
 import dataclasses
 import math
@@ -18,26 +18,26 @@ ENGINES = ("spanbert_fast", "transformers")
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """A run, whole. Where a hyper-parameter is None the task's default holds.
+    """All options of a fine-tuning run. A hyper-parameter of None takes the task's default.
 
     Attributes:
         task: "qa", "ner", "relation", "classify" or "coref".
         model: directory of a BERT or SpanBERT checkpoint with its tokenizer.
         train, dev, test: data files; dev chooses the best checkpoint, test is optional.
-        output_dir: where everything is written.
+        output_dir: the directory of the run.
         task_options: keyword arguments of the task.
         learning_rate, head_learning_rate, epochs, batch_size: see `tasks.base.Defaults`.
-        gradient_accumulation_steps: batches of one optimiser step.
+        gradient_accumulation_steps: number of batches in one optimiser step.
         warmup_ratio: share of the steps in which the learning rate rises.
         weight_decay, max_grad_norm: as in BERT.
-        dropout: of hidden states and attention; None for the checkpoint's own.
+        dropout: of hidden states and attention; None for that of the checkpoint.
         precision: "fp32", autocast in "bf16" or "fp16", or "auto" for the fastest on the device.
         engine: "spanbert_fast", or "transformers" for its BERT with sdpa attention, from the same
             start and over the same batches, to compare with.
         seed: of the head's weights, the order of the data, the dropout.
         patience: stop after this many epochs without a better dev figure; 0 for never.
-        skip_bad: leave bad data out and count it.
-        max_train, max_dev: use this many examples of the file, drawn evenly; None for all.
+        skip_bad: leave bad data out, and count it.
+        max_train, max_dev: use this many examples, at even distances in the file; None for all.
         training_arguments: further fields of transformers.TrainingArguments.
     """
 
@@ -113,7 +113,7 @@ class FinetuneOptions:
         return task_class(self.task)(**self.task_options)
 
     def value(self, name: str) -> float | None:
-        """A hyper-parameter, or the task's default of it."""
+        """A hyper-parameter, or the task's default for it."""
         given = getattr(self, name)
         return getattr(task_class(self.task).defaults, name) if given is None else given
 
@@ -123,7 +123,7 @@ class FinetuneOptions:
         return dataclasses.replace(self, seed=seed, output_dir=folder)
 
     def to_json(self) -> dict:
-        """For the run's options.json."""
+        """The content of the run's options.json."""
         return dataclasses.asdict(self)
 
 
@@ -142,5 +142,5 @@ def options_of_run(output_dir: str) -> FinetuneOptions:
     saved = {name: value for name, value in saved.items() if name in rules}
     try:
         return FinetuneOptions(**{**saved, "output_dir": output_dir})
-    except OSError as error:  # of a path that cannot be looked at
+    except OSError as error:  # a path cannot be read
         raise DataError(f"{run / OPTIONS}: {error}") from error

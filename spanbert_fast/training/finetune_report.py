@@ -1,4 +1,4 @@
-"""What a fine-tuning leaves to look at: its curves, and the model's card."""
+"""What a fine-tuning run leaves for a reader: its curves and the model card."""
 
 import hashlib
 import platform
@@ -30,7 +30,7 @@ _WITH_DEFAULTS = ("learning_rate", "head_learning_rate", "epochs", "batch_size")
 
 
 def draw_finetuning(path: Path, log_history: Sequence[dict], metric: str) -> Path:
-    """Training loss and the dev figure over epochs as a PNG that reads without colour."""
+    """Draw training loss and dev figure over epochs, as a PNG that needs no colour."""
     import matplotlib
 
     matplotlib.use("Agg")

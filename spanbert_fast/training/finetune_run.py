@@ -1,4 +1,4 @@
-"""A fine-tuning run's directory: what is in it, and what of it can be gone on with."""
+"""The directory of a fine-tuning run: what is in it, and whether it can be resumed."""
 
 import shutil
 from pathlib import Path
@@ -12,11 +12,11 @@ from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints, damaged_
 from spanbert_fast.training.finetune_options import FinetuneOptions
 
 METRICS = "metrics.json"
-TASK_FILE = "task.json"  # beside a fine-tuned model: what `predict` has to know
+TASK_FILE = "task.json"  # beside a fine-tuned model, for `predict`
 
 
 def check_run(run: Path, options: FinetuneOptions, *, overwrite: bool) -> None:
-    """Raise UsageError where a directory holds a run that the new one may not replace."""
+    """Raise UsageError if a directory holds a run that the new one may not replace."""
     if run_directory.was_started(run):
         if not overwrite:
             raise UsageError(
@@ -31,7 +31,7 @@ def check_run(run: Path, options: FinetuneOptions, *, overwrite: bool) -> None:
 
 
 def start_run(run: Path, options: FinetuneOptions) -> None:
-    """Remove the run that a directory holds, and write the new one's options."""
+    """Remove the run in a directory, and write the options of the new one."""
     if run_directory.was_started(run):
         folders = [run / name for name in ("model", "tensorboard", UNFINISHED)]
         for folder in (*checkpoints(run), *damaged_checkpoints(run), *folders):
@@ -42,14 +42,14 @@ def start_run(run: Path, options: FinetuneOptions) -> None:
 
 
 def predictions_path(run: Path, split: str, task: Task) -> Path:
-    """Where the predictions of a split go; its folder is there then."""
+    """The path of the predictions of a split. Creates its folder."""
     folder = run / f"predictions-{split}"
     folder.mkdir(exist_ok=True)
     return folder / task.predictions_file
 
 
 def save_task(task: Task, model_dir: Path) -> None:
-    """Keep what `predict` has to know of a task beside its model."""
+    """Write the task's arguments beside the model, for `predict`."""
     run_directory.write_json(model_dir / TASK_FILE, {"task": task.name, **task.state()})
 
 

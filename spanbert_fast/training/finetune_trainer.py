@@ -1,4 +1,4 @@
-"""The Trainer of a fine-tuning: its arguments, and how it evaluates."""
+"""The Trainer of a fine-tuning run: its arguments, and its evaluation."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ logger = logging.getLogger("spanbert_fast")
 
 
 class FinetuneTrainer(WholeCheckpoints):
-    """A Trainer that evaluates by predicting, decoding and measuring a task's examples."""
+    """A Trainer whose evaluation predicts, decodes and measures the examples of a task."""
 
     eval_dataset: Sequence[Example]
 
@@ -46,8 +46,8 @@ class FinetuneTrainer(WholeCheckpoints):
         return optimizer
 
     def predictions(self, examples: Sequence[Example]) -> list:
-        """The model's predictions: in every process all of them, each made by one process, so that
-        all processes measure and decide the same.
+        """The model's predictions. Each is made by one process and sent to all, so that all
+        processes measure and decide the same.
 
         Raises:
             FloatingPointError: they are not finite.

@@ -1,4 +1,4 @@
-"""What a user asks of a pre-training run; kept in its directory so that it can be resumed."""
+"""The options of a pre-training run. The run keeps them in its directory, to be resumed."""
 
 import dataclasses
 import math
@@ -12,9 +12,9 @@ from spanbert_fast.training.recipes import Recipe, recipe_named
 from spanbert_fast.training.run_directory import OPTIONS, read_object, was_started
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-# what does not change the numbers that a run computes
+# options that do not change the numbers that a run computes
 _MAY_CHANGE_ON_RESUME = {"save_steps", "save_total_limit", "logging_steps", "num_workers"}
-# fields of transformers.TrainingArguments for which there is an option of another name
+# fields of transformers.TrainingArguments that have an option of another name
 _OPTION_OF = {
     "bf16": "precision",
     "fp16": "precision",
@@ -27,27 +27,27 @@ _OPTION_OF = {
 
 @dataclass(frozen=True)
 class PretrainOptions:
-    """A run, whole.
+    """All options of a pre-training run.
 
     Attributes:
-        output_dir: where everything is written.
-        recipe_name: the preset that `overrides` change.
-        overrides: values of the Recipe that the user has given.
-        data: files, dataset directories or prepared shards; none for the embedded corpus.
-        max_line_bytes: of a line of the data; see `load_documents`.
-        tokenizer: directory of a fast WordPiece tokenizer; None to take the one that comes with
-            the data or the checkpoint, else to train one.
+        output_dir: the directory of the run.
+        recipe_name: the preset.
+        overrides: values that replace those of the preset.
+        data: files, dataset directories or prepared shards; empty for the embedded corpus.
+        max_line_bytes: the limit of a line of the data; see `load_documents`.
+        tokenizer: directory of a fast WordPiece tokenizer. None takes that of the data or of the
+            checkpoint; if there is none, the run trains one.
         init_from: checkpoint to start from.
         seed: of the weights, the order of the data, the masks and the dropout.
-        held_out: share of the text that is kept for evaluation.
+        held_out: share of the text that is held out for evaluation.
         precision: "fp32", autocast in "bf16" or "fp16", or "auto" for the fastest on the device.
         max_minutes: choose max_steps, up to the recipe's, so that training takes so long on this
             machine; None for the recipe's. Found once, when the run begins.
         static_shapes: fill every training batch up to the sizes of `StaticShapes`.
         cuda_graph: launch each forward and backward as one CUDA graph; needs static_shapes.
         save_steps, logging_steps: 0 for a tenth and a hundredth of the run.
-        save_total_limit: checkpoints that are kept.
-        eval_steps: evaluate this often in mid-run; 0 only before and after.
+        save_total_limit: number of checkpoints to keep.
+        eval_steps: steps between evaluations; 0 to evaluate only before and after the run.
         num_workers: processes that make batches beside the training process.
         training_arguments: further fields of transformers.TrainingArguments.
     """
@@ -118,14 +118,14 @@ class PretrainOptions:
     def _check_cuda_graph(self) -> None:
         if not self.static_shapes:
             raise UsageError("--cuda-graph needs --static-shapes, got it alone")
-        if self.precision == "fp16":  # whose loss scale the host changes
+        if self.precision == "fp16":  # the host changes its loss scale
             raise UsageError("--precision must be auto, fp32 or bf16 with --cuda-graph, got fp16")
         accumulation = self.recipe.gradient_accumulation_steps
         if accumulation != 1:
             raise UsageError(
                 f"--gradient-accumulation-steps must be 1 with --cuda-graph, got {accumulation}"
             )
-        # in mid-step the host gathers shards, or sets a generator's state back
+        # with these, the host acts within a step: it gathers shards or restores a generator
         for name in ("fsdp", "deepspeed", "gradient_checkpointing"):
             if self.training_arguments.get(name):
                 raise UsageError(
@@ -135,17 +135,17 @@ class PretrainOptions:
 
     @property
     def recipe(self) -> Recipe:
-        """The preset with the user's values in it."""
+        """The preset, with the user's values in place of its own."""
         return recipe_named(self.recipe_name).override(**self.overrides)
 
     def steps_between(self, name: str) -> int:
-        """save_steps or logging_steps, with 0 made a number."""
+        """save_steps or logging_steps; 0 is replaced by its default."""
         given = getattr(self, name)
         parts, most = {"save_steps": (10, 10_000), "logging_steps": (100, 100)}[name]
         return given or max(1, min(most, self.recipe.max_steps // parts))
 
     def to_json(self, world_size: int) -> dict:
-        """For the run's options.json."""
+        """The content of the run's options.json."""
         return {**dataclasses.asdict(self), "data": list(self.data), "world_size": world_size}
 
 
@@ -154,9 +154,9 @@ def resumed_options(output_dir: str, given: dict, world_size: int) -> PretrainOp
 
     Args:
         output_dir: the run's directory.
-        given: options that the user has given beside --resume; they must say what the run says, or
-            be of those that do not change what is computed.
-        world_size: processes now; with accumulation they must make the same global batch.
+        given: options given with --resume. They must equal the run's, or be such that do not change
+            what is computed.
+        world_size: number of processes now; with accumulation they must give the same global batch.
 
     Raises:
         UsageError: there is no run, or an option differs from the run's.

@@ -1,4 +1,4 @@
-"""The main job: pre-train a SpanBERT, resume it, measure it, and leave a checkpoint."""
+"""A pre-training run: trains or resumes a SpanBERT, measures it, and leaves a checkpoint."""
 
 import logging
 import os
@@ -41,18 +41,18 @@ logger = logging.getLogger("spanbert_fast")
 
 
 def pretrain(options: PretrainOptions, *, resume: bool = False, overwrite: bool = False) -> dict:
-    """Run (or go on with) a pre-training run; returns what its summary.json holds.
+    """Run or resume a pre-training; returns the content of its summary.json.
 
     Works in one process and, one call per process, under torchrun and `accelerate launch`.
 
     Args:
         options: for a resumed run, as `resumed_options` gives them.
-        resume: go on from the last whole checkpoint, bit for bit on the CPU.
-        overwrite: replace a run that the directory holds.
+        resume: continue from the last whole checkpoint; on a CPU bit for bit.
+        overwrite: replace a run that is in the directory.
 
     Raises:
         UsageError: the options cannot be met, or another process writes there.
-        DataError: a file does not hold what it should.
+        DataError: the content of a file is wrong.
         OSError: a checkpoint could not be written; earlier ones stay.
         FloatingPointError: the loss, or a weight, is no longer finite.
     """
@@ -106,7 +106,7 @@ def _pretrain(
     if options.max_minutes is not None:
         options = _fitted(options, model, tokenizer, training_blocks, state)
         arguments, recipe = training_arguments(options), options.recipe
-    # the places that the model's span boundary head has, which may come from a checkpoint
+    # the span boundary head may come from a checkpoint and have another number of places
     span_options = recipe.span_options(model.config.max_span_targets)
     counts = [None]
     if state.is_main_process:
@@ -210,7 +210,7 @@ def make_trainer(
     trainer.add_callback(MetricsFile(run))
     trainer.add_callback(Progress())
     tensorboard = TensorBoardCallback()
-    # a directory, not a writer: that of the training ends with it, and an evaluation follows
+    # a directory, not a writer: training closes its writer, but an evaluation follows
     tensorboard.logging_dir = str(run / "tensorboard")
     trainer.add_callback(tensorboard)
     return trainer
@@ -282,7 +282,7 @@ def _without_prefix(metrics: dict) -> dict:
 
 
 def _finish(run, summary, options, tokenizer, held_out, device) -> None:
-    """Speed, curves, one sentence filled in: what a person looks at first."""
+    """Add what a person looks at first: speed, curves, and one sentence filled in."""
     lines = run_directory.read_metrics(run)
     speeds = sorted(line["tokens_per_second"] for line in lines)
     summary["tokens_per_second"] = speeds[len(speeds) // 2] if speeds else None
@@ -290,7 +290,9 @@ def _finish(run, summary, options, tokenizer, held_out, device) -> None:
     summary["recipe"] = options.recipe_name
     if lines:
         run_directory.draw_curves(run, summary)
-    model = SpanBertForPreTraining.from_pretrained(run / "model").to(device)  # what a user gets
+    model = SpanBertForPreTraining.from_pretrained(run / "model").to(
+        device
+    )  # as a user will load it
     masked, original = example_sentence(held_out, tokenizer)
     filled = FillSpan(model, tokenizer)(masked, head="both", top_k=1)[0]
     summary["example"] = {"masked": masked, "filled": filled.text, "original": original}
@@ -298,7 +300,7 @@ def _finish(run, summary, options, tokenizer, held_out, device) -> None:
 
 
 def example_sentence(held_out: HeldOut, tokenizer, length: int = 40) -> tuple[str, str]:
-    """(a held-out passage with two words near its middle masked, the passage itself)."""
+    """(a held-out passage with two masked words near its middle, the passage itself)."""
     example = held_out.dataset[int(held_out.dataset.lengths.argmax())]
     ids, starts = (np.asarray(example[name])[1:-1] for name in ("input_ids", "word_starts"))
     ids, starts = ids[:length].tolist(), starts[:length].tolist()

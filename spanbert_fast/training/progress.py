@@ -33,7 +33,7 @@ def readable(logs: dict) -> str:
 
 
 def pretraining_line(logs: dict) -> str | None:
-    """What a person wants to see of a log line of pre-training; None for nothing."""
+    """The text to show for a log line of pre-training; None to show nothing."""
     if "mlm_loss" in logs:
         return readable(logs)
     if "eval_mlm_loss" in logs:

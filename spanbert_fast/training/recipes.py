@@ -1,4 +1,4 @@
-"""The settings of a pre-training run, and the presets of the paper."""
+"""The settings of a pre-training run, and the presets from the paper."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -33,9 +33,8 @@ def _masking(default, help: str, choices: tuple[str, ...] | None = None):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every value that decides what is trained and on what; the defaults are those of the paper.
-
-    Joshi et al. 2020, sections 3 and 4.2, and the released code where the paper is silent.
+    """Every value that decides what is trained, and on what. The defaults are those of the paper
+    (Joshi et al. 2020, sections 3 and 4.2), or of the released code if the paper gives none.
     """
 
     hidden_size: int = _model(768, "features of a token")
@@ -71,13 +70,13 @@ class Recipe:
     pair_loss_weight: float = _masking(0.0, "weight of the auxiliary pair-likelihood loss")
 
     def override(self, **values) -> "Recipe":
-        """This recipe with every value that is not None replaced, checked."""
+        """This recipe with other values (None keeps a value), checked."""
         recipe = dataclasses.replace(self, **{k: v for k, v in values.items() if v is not None})
         recipe.check()
         return recipe
 
     def check(self) -> None:
-        """Raise UsageError, with the option's name, on a value that no run can have."""
+        """Raise UsageError, with the name of the option, on a value that is out of range."""
         for name in (
             "hidden_size num_hidden_layers num_attention_heads intermediate_size tokens_per_batch "
             "gradient_accumulation_steps max_steps min_span_words max_span_targets"
@@ -117,7 +116,7 @@ class Recipe:
             raise UsageError(f"{option} must be {rule}, got {getattr(self, name)}")
 
     def model_config(self, vocab_size: int, pad_token_id: int) -> "SpanBertConfig":
-        """The configuration of a model that starts from nothing."""
+        """The configuration of a new model."""
         from spanbert_fast.config import SpanBertConfig
 
         return SpanBertConfig(
@@ -132,7 +131,7 @@ class Recipe:
         )
 
     def objective_fields(self) -> dict:
-        """What the recipe says of a model's configuration, whatever the model's size."""
+        """The fields of a model's configuration that do not depend on its size."""
         return {
             "hidden_dropout_prob": self.dropout,
             "attention_probs_dropout_prob": self.dropout,
@@ -142,7 +141,7 @@ class Recipe:
         }
 
     def span_options(self, max_span_targets: int) -> "SpanOptions":
-        """The span sampler's, for a model whose span boundary head has so many places."""
+        """The span sampler's options, for a model with `max_span_targets` places."""
         from spanbert_fast.ops.span_options import SpanOptions
 
         return SpanOptions(
@@ -194,10 +193,10 @@ RECIPES = {
 
 
 def recipe_named(name: str) -> Recipe:
-    """A preset by its name.
+    """The preset of that name.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is no such preset.
     """
     if name not in RECIPES:
         raise UsageError(f"--recipe must be one of {', '.join(RECIPES)}, got {name}")

@@ -1,4 +1,4 @@
-"""What a run leaves in its directory: options, metrics, curves, summary."""
+"""The directory of a run: its options, metrics, curves and summary."""
 
 import json
 import shutil
@@ -24,10 +24,10 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def read_object(path: Path, rules: Mapping[str, Rule], *, all_of_them: bool = True) -> dict:
-    """The object that a run's file holds; see `schema.check`.
+    """The JSON object in a file of a run; see `schema.check`.
 
     Raises:
-        DataError: it is not there, or does not hold what it should.
+        DataError: the file is missing, or its content is wrong.
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such file; is this the directory of a run?")
@@ -40,12 +40,12 @@ def was_started(run: Path) -> bool:
 
 
 def has_results(run: Path) -> bool:
-    """Whether a run has got far enough for something to be lost with it."""
+    """Whether a run has results that would be lost with it."""
     return was_started(run) and ((run / METRICS).exists() or bool(checkpoints(run)))
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl, up to one that a killed run left half written."""
+    """The lines of metrics.jsonl, without a last line that a killed run left incomplete."""
     path = run / METRICS
     if not path.exists():
         return []
@@ -59,7 +59,7 @@ def read_metrics(run: Path) -> list[dict]:
 
 
 def forget_after(run: Path, step: int) -> None:
-    """Drop the metrics of steps that a resumed run makes again."""
+    """Drop the metrics of steps that a resumed run will repeat."""
     from spanbert_fast.data.shards import write_whole
 
     kept = [line for line in read_metrics(run) if line["step"] <= step]
@@ -104,11 +104,11 @@ def draw_curves(run: Path, summary: dict) -> Path:
 
 
 def start(run: Path, options: dict, *, overwrite: bool) -> None:
-    """Make a new run's directory and write its options.
+    """Create the directory of a new run and write its options.
 
     Raises:
-        UsageError: it holds a run already and `overwrite` is not set, or one that the new run
-            starts from; or something else lies where a run writes.
+        UsageError: the directory has a run and `overwrite` is not set, or the new run reads from
+            that run; or something else has a name that a run writes.
     """
     if has_results(run) and not overwrite:
         raise UsageError(
@@ -130,7 +130,7 @@ def _folders(run: Path) -> list[Path]:
 
 
 def _check_inputs(run: Path, options: dict) -> None:
-    """Raise where the new run reads what goes with the old one."""
+    """Raise if the new run reads files that would be removed with the old run."""
     inputs = [("data", path) for path in options["data"]]
     inputs += [("tokenizer", options["tokenizer"]), ("init-from", options["init_from"])]
     folders = [folder.resolve() for folder in _folders(run)]
@@ -143,7 +143,7 @@ def _check_inputs(run: Path, options: dict) -> None:
 
 
 def _remove_run(run: Path) -> None:
-    """Remove what a run writes, and nothing else that lies in its directory."""
+    """Remove the files that a run writes, and no others."""
     for folder in _folders(run):
         shutil.rmtree(folder, ignore_errors=True)
     for name in (OPTIONS, METRICS, SUMMARY, CURVE):

@@ -1,4 +1,4 @@
-"""What a run starts from: its tokenizer, its text as blocks, its model."""
+"""The beginning of a run: its tokenizer, its tokenised text and its first model."""
 
 import logging
 import sys
@@ -26,13 +26,13 @@ from spanbert_fast.training.options import PretrainOptions
 
 logger = logging.getLogger("spanbert_fast")
 
-POOL_SIZE = 1 << 16  # entries of the pool that random replacements come from
+POOL_SIZE = 1 << 16  # entries of the pool from which random replacements are drawn
 
 
 def check_paths(options: PretrainOptions, *, resume: bool = False) -> None:
-    """Raise UsageError where something that the options name is not there.
+    """Raise UsageError if a path in the options does not exist.
 
-    A run that is resumed has tokenised its text: its data may have gone.
+    A resumed run has tokenised its text already, so its data need not exist.
     """
     for data in () if resume else options.data:
         if not Path(data).exists():
@@ -45,7 +45,7 @@ def check_paths(options: PretrainOptions, *, resume: bool = False) -> None:
 
 
 def documents_of(paths: tuple[str, ...], max_line_bytes: int):
-    """The documents of the given files, or of the embedded corpus."""
+    """The documents of the files, or of the embedded corpus if there are none."""
     import datasets
 
     if paths:
@@ -56,16 +56,16 @@ def documents_of(paths: tuple[str, ...], max_line_bytes: int):
 def text_and_tokenizer(
     options: PretrainOptions, run: Path
 ) -> tuple[list[Shard], PreTrainedTokenizerBase]:
-    """The run's shards, tokenised now where they do not come prepared, and their tokenizer.
+    """(shards, tokenizer) of the run. Text that is not prepared is tokenised now.
 
     Raises:
-        UsageError: prepared data is mixed with raw text or brings another tokenizer than asked for.
-        DataError: the text is empty or broken.
+        UsageError: prepared data is mixed with raw text or has another tokenizer than asked for.
+        DataError: the text is empty or malformed.
     """
     prepared = [is_prepared(path) for path in options.data]
     if any(prepared) and not all(prepared):
         raise UsageError("--data must be all prepared directories or none of them, got both")
-    # a checkpoint's own tokenizer is the one that its embeddings belong to
+    # a checkpoint's embeddings belong to its own tokenizer
     named = options.tokenizer or options.init_from
     if options.data and all(prepared):
         tokenizer = load_tokenizer(named or options.data[0])
@@ -104,11 +104,11 @@ def _check_shards(shards: Sequence[Shard], tokenizer: PreTrainedTokenizerBase) -
 def initial_model(
     options: PretrainOptions, tokenizer: PreTrainedTokenizerBase
 ) -> SpanBertForPreTraining:
-    """A new model, or the one of `--init-from`; see `from_pretrained` for what it may lack.
+    """A new model, or that of `--init-from`. `from_pretrained` says what a checkpoint may lack.
 
     Raises:
         UsageError: the checkpoint's vocabulary or position table is too small for the run.
-        DataError: the checkpoint is not what it should be.
+        DataError: the checkpoint is incomplete or malformed.
     """
     recipe = options.recipe
     torch.manual_seed(options.seed)
@@ -147,10 +147,10 @@ def _warn_of_another_vocabulary(checkpoint: str, tokenizer: PreTrainedTokenizerB
 
 
 def random_token_pool(counts: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """int64 (about POOL_SIZE,): word pieces as often as the text has them, for random replacement.
+    """int64 (about POOL_SIZE,): word pieces for random replacement, as frequent as in the text.
 
     Args:
-        counts: (vocab,), how often each word piece comes in the text.
+        counts: (vocab,), how often each word piece occurs in the text.
 
     Raises:
         DataError: the text has no word piece that is not special.

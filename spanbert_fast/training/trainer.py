@@ -15,17 +15,17 @@ from spanbert_fast.training.whole_checkpoints import WholeCheckpoints
 
 
 class SpanPretrainingTrainer(WholeCheckpoints):
-    """A Trainer whose batches hold a number of tokens and whose losses are means of global batches.
+    """A Trainer with batches of a token budget and losses that are means over global batches.
 
-    Batch k of the run is a function of the seed alone: micro-batch j of rank r in step s is number
+    The batches of a run depend on the seed alone: micro-batch j of rank r in step s is number
     (s * accumulation + j) * world_size + r of one stream. So two processes with one micro-batch
-    each compute what one process with two computes, and a resumed run goes on where it stopped.
+    each compute the same as one process with two, and a resumed run continues where it stopped.
 
     Args:
-        tokens_per_batch: most tokens of one micro-batch.
-        held_out: what `evaluate` measures; None for no evaluation.
-        capture: `CapturedStep`, to launch each forward and backward as one CUDA graph: in one
-            process, with one batch a step, in fp32 or bf16, and static shapes in the collator.
+        tokens_per_batch: the most tokens of one micro-batch.
+        held_out: the data of `evaluate`; None for no evaluation.
+        capture: `CapturedStep`, to launch each forward and backward as one CUDA graph. It needs one
+            process, one batch a step, fp32 or bf16, and static shapes in the collator.
         others: as for `transformers.Trainer`; `train_dataset` is a BlockDataset and the collator a
             DataCollatorForSpanMasking with packed output.
     """
@@ -42,7 +42,7 @@ class SpanPretrainingTrainer(WholeCheckpoints):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = True  # `compute_loss` gives shares of the global batch
+        self.model_accepts_loss_kwargs = True  # `compute_loss` returns a share of the global batch
         self.tokens_per_batch = tokens_per_batch
         self.held_out = held_out
         self.capture = capture
@@ -52,7 +52,7 @@ class SpanPretrainingTrainer(WholeCheckpoints):
     # Data
 
     def get_train_dataloader(self) -> DataLoader:
-        """This rank's batches of the whole run, as one pass."""
+        """All batches of this rank in the run, in one pass."""
         shapes = self.data_collator.static_shapes
         batches = TokenBudgetBatches(
             self.train_dataset.lengths,
@@ -80,7 +80,7 @@ class SpanPretrainingTrainer(WholeCheckpoints):
     # Loss
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Also counts the targets and tokens of the whole global batch, which divide its losses."""
+        """Also counts the targets and tokens of the global batch, by which losses are divided."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         sizes = BatchSizes.sum_of(batches)
         self._tokens_and_spans += torch.stack([sizes.tokens, sizes.spans])
@@ -90,16 +90,16 @@ class SpanPretrainingTrainer(WholeCheckpoints):
         counts = counts.to(device, non_blocking=True)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
-        # a global batch with no target at all has a sum of 0 to divide
+        # without any target in the global batch, the sum to divide is 0
         mlm, sbo, tokens = counts.clamp(min=1).unbind()
         for batch in batches:
             batch["mlm_denominator"], batch["sbo_denominator"] = mlm, sbo
             batch["pair_denominator"] = tokens
-        # not None: tells the Trainer that accumulation is already in the loss
+        # a value other than None tells the Trainer that the loss already includes accumulation
         return batches, mlm
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """The micro-batch's loss, with its gradients in the parameters."""
+        """Compute the loss of a micro-batch and add its gradients to the parameters."""
         if self.capture is None:
             return super().training_step(model, inputs, num_items_in_batch)
         if self._captured_step is None:
@@ -109,10 +109,10 @@ class SpanPretrainingTrainer(WholeCheckpoints):
         return outputs["loss"]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The micro-batch's share of the global batch's loss."""
+        """The share of a micro-batch in the loss of the global batch."""
         outputs = model(**inputs)
         self._track(outputs)
-        # DDP and FSDP average the ranks' gradients; the shares have to be added
+        # DDP and FSDP average the ranks' gradients, but shares must be added
         loss = outputs.loss * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
@@ -125,7 +125,7 @@ class SpanPretrainingTrainer(WholeCheckpoints):
 
     @torch.no_grad()
     def _track(self, outputs) -> None:
-        """Add up sums on the device: nothing is read back before a log line is due."""
+        """Add up on the device; the host reads nothing until a log line is due."""
         mlm_count, sbo_count = outputs["mlm_count"].double(), outputs["sbo_count"].double()
         step = torch.stack(
             [
@@ -138,7 +138,7 @@ class SpanPretrainingTrainer(WholeCheckpoints):
         self._tracked = step if self._tracked is None else self._tracked + step
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the span losses, counts and speed since the last line to what the Trainer logs."""
+        """Add the span losses, counts and speed since the last log line."""
         if "loss" in logs and self._tracked is not None:
             sums = torch.cat([self._tracked, self._tokens_and_spans.to(self._tracked)])
             if self.args.world_size > 1:
@@ -154,11 +154,11 @@ class SpanPretrainingTrainer(WholeCheckpoints):
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):
-        """Held-out losses and accuracies; every process measures its share."""
+        """Held-out losses and accuracies. Every process measures a share."""
         if self.held_out is None:
             raise ValueError("held_out must be given to the trainer for evaluate(), got None")
         began = time.perf_counter()
-        # The processes share the batches out; under FSDP all of them take part in every forward.
+        # The processes divide the batches; under FSDP all of them take part in every forward.
         shared = self.args.world_size > 1 and not self.is_fsdp_enabled
         losses = held_out_losses(
             self.model_wrapped if self.is_fsdp_enabled else self.model,

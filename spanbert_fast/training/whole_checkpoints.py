@@ -1,4 +1,4 @@
-"""What both Trainers share: checkpoints that are there whole, and a loss that is a number."""
+"""The base of both Trainers: checkpoints are complete, and losses and weights are finite."""
 
 import math
 import shutil
@@ -14,9 +14,9 @@ from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints, drop_old
 
 
 class WholeCheckpoints(Trainer):
-    """A Trainer whose checkpoints appear under their names whole or not at all, and hold numbers.
+    """A Trainer whose checkpoints are complete and finite, or do not exist.
 
-    The arguments must have `logging_nan_inf_filter=False`, which would hide a loss that is none.
+    The arguments must have `logging_nan_inf_filter=False`; with True it hides losses of NaN.
     """
 
     model: PreTrainedModel  # never None behind the Trainer's __init__
@@ -37,7 +37,7 @@ class WholeCheckpoints(Trainer):
         super().log(logs, start_time)
 
     def not_a_number(self, what: str) -> FloatingPointError:
-        """The error that ends a run, with what can be gone on with."""
+        """The error that ends a run; it names the checkpoint to continue from."""
         last = next(reversed(checkpoints(self._run)), None)
         good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
         return FloatingPointError(
@@ -58,11 +58,11 @@ class WholeCheckpoints(Trainer):
         return self._writing_to or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model, trial) -> None:
-        """Writes beside the finished checkpoints, and renames when all of it is there.
+        """Write into another folder, and rename it when it is complete.
 
         Raises:
             FloatingPointError: a weight is NaN or infinite.
-            OSError: it could not be written (a full disk); the finished checkpoints stay.
+            OSError: the checkpoint could not be written (a full disk); earlier ones stay.
         """
         self._refuse_not_finite()
         run = Path(super()._get_output_dir(trial))
@@ -90,7 +90,7 @@ class WholeCheckpoints(Trainer):
             self._writing_to = None
 
     def _load_best_model(self) -> None:
-        """As the Trainer does, from where this run's directory is now.
+        """As the Trainer does, even if the run's directory has moved.
 
         Raises:
             DataError: the best checkpoint is damaged.
@@ -103,11 +103,12 @@ class WholeCheckpoints(Trainer):
         super()._load_best_model()
 
     def export(self, target: Path, finish: Callable[[Path], None] | None = None) -> None:
-        """Leave the model, its configuration and its tokenizer in a folder: whole or not at all.
+        """Save the model, its configuration and its tokenizer in a folder, completely or not at
+        all.
 
         Args:
-            target: in the run's directory.
-            finish: called with the folder that is being written, to write more into it.
+            target: a folder in the run's directory.
+            finish: called with the unfinished folder, to write more into it.
 
         Raises:
             FloatingPointError: a weight is NaN or infinite.
@@ -129,9 +130,9 @@ class WholeCheckpoints(Trainer):
 
 
 class _LogsBeforeSaving(TrainerCallback):
-    """Ends a log line, and with it looks at the loss, wherever a checkpoint is.
+    """Logs before every checkpoint, which also checks the loss.
 
-    Sums since the last line are not in a checkpoint: so none are lost.
+    A checkpoint does not hold the sums since the last log line; after a log there are none.
     """
 
     def on_step_end(self, args, state, control, **kwargs):
