@@ -10,9 +10,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 CUDA_ARCHITECTURES := 80 90 100
+CPP = $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.cpp' 'tests/*.c')
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: help pretrain test check-cuda check-sanitize check-sanitize-all check-threads check-sdist check-crash fuzz docs bench report bench-compare kernel-report wheel test-versions check-cpus clean
+.PHONY: help setup pretrain test lint format hooks check-cuda check-sanitize check-sanitize-all check-threads check-sdist check-crash fuzz docs bench report bench-compare kernel-report wheel test-versions check-cpus clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,6 +30,22 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(VENV)/bin/python -c 'from importlib.metadata import requires; print(*(r.split(";")[0] for r in requires("spanbert-fast") if "extra ==" in r), sep="\n")' > $(VENV)/test-requirements.txt
 	$(PIP) install --quiet --no-compile -c constraints.txt -r $(VENV)/test-requirements.txt
 	touch $@
+
+setup: $(VENV)/installed-test  ## all that work on the code needs: tests, linters, documentation
+
+lint: $(VENV)/installed-test  ## ruff, mypy and clang-format; changes nothing
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+
+format: $(VENV)/installed-test  ## write Python and C++ in the house's format
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+hooks: $(VENV)/installed-test  ## have git run the checks of `make lint` before each commit
+	$(VENV)/bin/pre-commit install
 
 pretrain: $(VENV)/installed  ## pre-train a small SpanBERT on the embedded corpus, into runs/first
 	$(VENV)/bin/spanbert-fast pretrain --output-dir runs/first --overwrite --max-minutes 2

@@ -153,10 +153,10 @@ def cases(dtype: torch.dtype) -> dict[str, Case]:
         "attention with dropout": Case("varlen_attention", dropped, ("cu_seqlens",)),
         "loss": Case("linear_cross_entropy", loss),
         "loss that keeps nothing": Case(
-            "linear_cross_entropy", loss._replace(kept_columns=0, with_predictions=False)
+            "linear_cross_entropy", loss._replace(saved_columns=0, with_predictions=False)
         ),
         "loss that keeps all": Case(
-            "linear_cross_entropy", loss._replace(kept_columns=300 if kept else 0)
+            "linear_cross_entropy", loss._replace(saved_columns=300 if kept else 0)
         ),
         "gather": Case("span_boundary_gather", gather, ("cu_span_lengths",)),
         "antecedents": Case("antecedent_loss", gold, ("cu_mentions", "clusters")),

@@ -42,9 +42,9 @@ std::tuple<Tensor, Tensor, Tensor> antecedent_loss_fwd(
 
 // The gradients of queries, keys, mention_scores and distance_scores.
 std::tuple<Tensor, Tensor, Tensor, Tensor> antecedent_loss_bwd(
-    const Tensor& dlosses_, const Tensor& queries, const Tensor& keys,
-    const Tensor& mention_scores, const Tensor& distance_scores, const Tensor& clusters_,
-    const Tensor& cu_mentions, const Tensor& lse_, const Tensor& gold_lse_) {
+    const Tensor& dlosses_, const Tensor& queries, const Tensor& keys, const Tensor& mention_scores,
+    const Tensor& distance_scores, const Tensor& clusters_, const Tensor& cu_mentions,
+    const Tensor& lse_, const Tensor& gold_lse_) {
   const Pairs in(queries, keys, mention_scores, distance_scores, cu_mentions);
   const Tensor clusters = int64_vector("clusters", clusters_, in.mentions);
   const Tensor dlosses = float_vector("dlosses", dlosses_, in.mentions);
@@ -56,8 +56,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> antecedent_loss_bwd(
   const auto gradient_of = [&](Range rows, float* row_sums, float* distance_sums,
                                float* column_sums) -> PairGradient {
     return {
-        data_of<float>(lse) + rows.first, data_of<float>(gold_lse) + rows.first,
-        data_of<float>(dlosses) + rows.first, row_sums, distance_sums, column_sums};
+        data_of<float>(lse) + rows.first,
+        data_of<float>(gold_lse) + rows.first,
+        data_of<float>(dlosses) + rows.first,
+        row_sums,
+        distance_sums,
+        column_sums};
   };
   const auto add_product = [&](Buffers& buffers, const Matrix& a, const Matrix& b, float* total) {
     const Matrix product = buffers.product.get(a.rows(), b.columns(), in.dtype());
@@ -96,8 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> antecedent_loss_bwd(
       from_floats(dqueries.data(), shape, queries.scalar_type()),
       from_floats(dkeys.data(), shape, keys.scalar_type()),
       from_floats(dscores.data(), {in.mentions}, mention_scores.scalar_type()),
-      from_floats(
-          ddistances.data(), {in.mentions, kNumDistances}, distance_scores.scalar_type())};
+      from_floats(ddistances.data(), {in.mentions, kNumDistances}, distance_scores.scalar_type())};
 }
 
 }  // namespace

@@ -70,8 +70,15 @@ struct Pairs {
         Matrix::of(queries).row_range(rows), Matrix::of(keys).row_range(columns).transposed(),
         products);
     return {
-        products.row(0), columns.size, rows.size, columns.size, rows.first, columns.first,
-        data_of<float>(mention_scores), data_of<float>(distance_scores), clusters};
+        products.row(0),
+        columns.size,
+        rows.size,
+        columns.size,
+        rows.first,
+        columns.first,
+        data_of<float>(mention_scores),
+        data_of<float>(distance_scores),
+        clusters};
   }
 };
 

@@ -73,8 +73,7 @@ std::tuple<Tensor, Tensor> span_representation_fwd(
   const auto forward = SPANBERT_FAST_KERNELS(span_representation_kernels).forward[in.format];
   parallel_for(0, in.spans, rows_per_thread(in.width()), [&](int64_t first, int64_t last) {
     std::vector<float> scratch(in.op.c);
-    forward(
-        in.op, y.mutable_data_ptr(), mutable_data_of<float>(lse), first, last, scratch.data());
+    forward(in.op, y.mutable_data_ptr(), mutable_data_of<float>(lse), first, last, scratch.data());
   });
   return {y, lse};
 }
@@ -131,9 +130,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> span_representation_bwd(
     });
   }
   const SpanRepresentationGradients to = {
-      dy.const_data_ptr(), data_of<float>(lse), along.data(), by_start.view(), by_end.view(),
-      first_reaching.data(), dfirsts.mutable_data_ptr(), dlasts.mutable_data_ptr(),
-      dinner.mutable_data_ptr(), mutable_data_of<float>(dlogits)};
+      dy.const_data_ptr(),
+      data_of<float>(lse),
+      along.data(),
+      by_start.view(),
+      by_end.view(),
+      first_reaching.data(),
+      dfirsts.mutable_data_ptr(),
+      dlasts.mutable_data_ptr(),
+      dinner.mutable_data_ptr(),
+      mutable_data_of<float>(dlogits)};
   parallel_for(0, in.rows, rows_per_thread(8 * in.width()), [&](int64_t first, int64_t last) {
     std::vector<float> scratch(std::max({in.op.a, in.op.b, in.op.c}));
     kernels.backward[in.format](in.op, to, first, last, scratch.data());

@@ -18,9 +18,7 @@ SPANBERT_FAST_INLINE int64_t bucket_of(int64_t distance) {
   return bucket;
 }
 
-SPANBERT_FAST_INLINE float exponential(float x) {
-  return exp2<float>(broadcast(x * kLog2E))[0];
-}
+SPANBERT_FAST_INLINE float exponential(float x) { return exp2<float>(broadcast(x * kLog2E))[0]; }
 
 template <class T>
 T* row_of(const PairTile& tile, int64_t row) {

@@ -1,8 +1,8 @@
 // Kernels of antecedent_loss and antecedent_top_k: what happens to a tile of pairs' products.
 //
 // A tile has the products of some queries with some keys of one document. Query i's candidates are
-// the keys before it: in a tile whose first key is c they are the first `count` columns, those whose
-// distance is 64 or more first.
+// the keys before it: in a tile whose first key is c they are the first `count` columns, those
+// whose distance is 64 or more first.
 #pragma once
 
 #include <cstdint>
@@ -23,16 +23,16 @@ struct PairTile {
   const int64_t* clusters;                        // of all mentions
 };
 
-// Of each row: the largest score and the sum of exp(score - largest), of all candidates and of those
-// of its cluster. Updated: rows without any stay as they are.
+// Of each row: the largest score and the sum of exp(score - largest), of all candidates and of
+// those of its cluster. Updated: rows without any stay as they are.
 struct PairStatistics {
   float *top, *sum, *gold_top, *gold_sum;
 };
 using AntecedentScan = void(const PairTile&, const PairStatistics&);
 
-// d = dlosses (exp(s - lse) - [gold] exp(s - gold_lse)) in the products' memory, 0 where there is no
-// candidate. The sums of rows go to row_sums and distance_sums, of columns to column_sums; those of
-// the two that are null are not made. lse, gold_lse, dlosses, row_sums (rows,); distance_sums
+// d = dlosses (exp(s - lse) - [gold] exp(s - gold_lse)) in the products' memory, 0 where there is
+// no candidate. The sums of rows go to row_sums and distance_sums, of columns to column_sums; those
+// of the two that are null are not made. lse, gold_lse, dlosses, row_sums (rows,); distance_sums
 // (rows, 10).
 struct PairGradient {
   const float *lse, *gold_lse, *dlosses;

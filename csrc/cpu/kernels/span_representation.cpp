@@ -8,9 +8,7 @@ namespace {
 constexpr float kLog2E = 0x1.715476p+0f;
 constexpr float kLn2 = 0x1.62e43p-1f;
 
-SPANBERT_FAST_INLINE float exponential(float x) {
-  return exp2<float>(broadcast(x * kLog2E))[0];
-}
+SPANBERT_FAST_INLINE float exponential(float x) { return exp2<float>(broadcast(x * kLog2E))[0]; }
 
 // log2 of a number in [1, 2^24], by Newton's steps on exp2; a span's sum is one.
 SPANBERT_FAST_INLINE float logarithm(float x) {
@@ -31,9 +29,8 @@ SPANBERT_FAST_INLINE void copy(const void* from, int64_t row, int64_t width, T* 
 }
 
 SPANBERT_FAST_INLINE void clear(float* sums, int64_t width) {
-  for_vectors(width, [&](int64_t i, auto n) SPANBERT_FAST_INLINE_BODY {
-    store(sums + i, vfloat{}, n);
-  });
+  for_vectors(
+      width, [&](int64_t i, auto n) SPANBERT_FAST_INLINE_BODY { store(sums + i, vfloat{}, n); });
 }
 
 template <class T>

@@ -17,8 +17,7 @@ struct SpanRepresentation {
 
 // y (spans, a + b + c) and lse (spans,) of spans [first, last). scratch: c floats.
 using SpanRepresentationForward = void(
-    const SpanRepresentation& op, void* y, float* lse, int64_t first, int64_t last,
-    float* scratch);
+    const SpanRepresentation& op, void* y, float* lse, int64_t first, int64_t last, float* scratch);
 
 // along[s] = dy . y over the last c columns, for spans [first, last).
 using SpanRepresentationAlong = void(
@@ -34,7 +33,7 @@ struct SpanRepresentationGradients {
   const void* dy;
   const float *lse, *along;
   SpanOrder by_start, by_end;  // a row's: those that start there, those that end there
-  const int64_t* reaching;     // (rows,): the first place in by_start whose span may reach the row
+  const int64_t* reaching;  // (rows,): the first place in by_start whose span may reach the row
   void *dfirsts, *dlasts, *dinner;
   float* dlogits;
 };
