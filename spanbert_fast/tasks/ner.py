@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,17 +112,33 @@ class NamedEntities(Task):
         rows: list[list[str]] = []
         first, number, count = 1, 0, 0
         for number, line in enumerate(decoded_lines(path), start=1):
+            if number == 1 and _is_json(line):
+                raise DataError(
+                    f"{path}:1: is JSON; ner reads columns: a word, a blank or tab, and its tag on "
+                    "each line, and a blank line between sentences"
+                )
             if not line.strip() or line.startswith("-DOCSTART-"):
                 if rows:
                     yield self._sentence(rows, path, first, count)
                     rows, count = [], count + 1
                 continue
-            if not rows:
-                first = number
             line = line.rstrip("\r\n")
-            rows.append(line.split("\t") if "\t" in line else line.split())
+            # a no-break space is part of a word: it keeps "10 000" one token
+            row = line.split("\t") if "\t" in line else re.split("[ \f\v]+", line.strip(" \f\v"))
+            if not rows:
+                if line.startswith("#") and not self._has_tag(row):
+                    continue  # a comment: CoNLL-U, OntoNotes and the WNUT sets have them
+                first = number
+            rows.append(row)
         if rows:
             yield self._sentence(rows, path, first, count)
+
+    def _has_tag(self, row: list[str]) -> bool:
+        """Whether the row ends in a tag, as that of the word "#" does."""
+        column = self.tag_column
+        if not -len(row) <= column < len(row) or len(row) < 2:
+            return False
+        return bool(re.fullmatch(r"O|[BIESLU]-\S+", row[column].strip()))
 
     def _sentence(self, rows: list[list[str]], path: Path, first: int, count: int):
         widths = {len(row) for row in rows}
@@ -220,6 +238,10 @@ class NamedEntities(Task):
 
     def decode(self, example: Sentence, windows, outputs) -> list[str]:
         """BIO tags, one per word; a word without pieces is O."""
+        return entities.best_path(self.word_scores(example, windows, outputs), self.labels)
+
+    def word_scores(self, example: Sentence, windows, outputs) -> np.ndarray:
+        """fp32 (words, labels): each word's logits where it has the most context around it."""
         scores = np.full((len(example.words), len(self.labels)), -np.inf, np.float32)
         scores[:, 0] = 0.0
         context = np.full(len(example.words), -1.0)
@@ -233,7 +255,7 @@ class NamedEntities(Task):
                 if min(left, right) > context[word]:
                     context[word] = min(left, right)
                     scores[word] = logits[i]
-        return entities.best_path(scores, self.labels)
+        return scores
 
     def metrics(self, examples: Sequence[Sentence], predictions) -> dict[str, float]:
         """Entity precision, recall and F1 in percent, over all types, as conlleval counts."""
@@ -259,3 +281,14 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> BatchE
         return_token_type_ids=False,
         verbose=False,  # of a sentence longer than the model: it is cut into windows here
     )
+
+
+def _is_json(line: str) -> bool:
+    """Whether a first line begins a JSON document, or is one."""
+    line = line.strip()
+    if line[:1] not in ("{", "["):
+        return False
+    try:
+        return isinstance(json.loads(line), (dict, list))
+    except (ValueError, RecursionError):
+        return line in ("{", "[") or line.startswith(('{"', "[{"))

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_fast.meter import Meter
 from spanbert_fast.models.base import SpanBertPreTrainedModel
 from spanbert_fast.models.evaluation_mode import evaluation_mode
 from spanbert_fast.tasks.base import Example, Task
@@ -55,7 +55,7 @@ def predictions(
     Args:
         model: with the task's head; ours gets packed batches, any other padded ones.
         tokens_per_batch: most word pieces of one forward, its padding counted.
-        progress: show a bar.
+        progress: show how many are done, where the package's log lines are shown.
 
     Memory grows with one example's outputs, not with the file.
 
@@ -94,8 +94,8 @@ def predictions(
             example = examples[opened.index]
             made[opened.index] = task.decode(example, opened.windows, opened.outputs)
 
-    bar = tqdm(total=len(examples), unit="example", disable=not progress)
-    with evaluation_mode(model), bar:
+    shown = Meter("predict", len(examples), "examples") if progress else None
+    with evaluation_mode(model), shown or contextlib.nullcontext():
         for index, example in enumerate(examples):
             opened = _Open(index)
             for window in task.windows(example, tokenizer):
@@ -106,7 +106,8 @@ def predictions(
                     run_waiting()
             opened.all_made = True
             close(opened)  # where its last window has just been run
-            bar.update()
+            if shown is not None:
+                shown.add()
             while following in made:
                 yield made.pop(following)
                 following += 1

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from spanbert_fast import digests
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.schema import Rule, check, read_json, whole
 from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints, damaged_checkpoints
@@ -37,6 +38,15 @@ def read_object(path: Path, rules: Mapping[str, Rule], *, all_of_them: bool = Tr
 def was_started(run: Path) -> bool:
     """Whether there is a run to resume."""
     return (run / OPTIONS).exists()
+
+
+def finished(run: Path) -> dict | None:
+    """What summary.json of a run says that has left its model; None where there is more to do."""
+    path = run / SUMMARY
+    if not path.is_file() or digests.damage(run / "model") is not None:
+        return None
+    content = check(path, read_json(path), {})
+    return content if "example" in content else None
 
 
 def has_results(run: Path) -> bool:
