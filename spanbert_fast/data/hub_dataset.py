@@ -10,7 +10,7 @@ from huggingface_hub import constants, snapshot_download
 from spanbert_fast.errors import DataError, UsageError
 
 SCHEME = "hf://"
-_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(:(?P<split>[^:/]+))?")
+_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(:(?P<split>[^/]+))?")
 
 
 class HubDataset(NamedTuple):

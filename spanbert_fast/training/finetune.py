@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from spanbert_fast.data.locks import locked
 from spanbert_fast.data.tokenizer import load_tokenizer
-from spanbert_fast.errors import DataError
+from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.hub import folder_of
 from spanbert_fast.tasks.base import Example, Examples, Task
 from spanbert_fast.tasks.windows import WindowDataset
@@ -164,6 +164,9 @@ def read_all(
         ready: splits that need not be read.
     """
     data: dict = {"skipped": {}}
+    for split in ("train", "dev"):
+        if split not in ready and getattr(options, split) is None:
+            raise UsageError(f"--{split} must be given")
     for split in ("train", "dev", "test"):
         path = getattr(options, split)
         if split in ready:
@@ -191,7 +194,7 @@ def keep_fitting(task: Task, data: dict, tokenizer, options: FinetuneOptions) ->
     """Leave out of the data of `read_all`, in place, what is a misfit, or raise DataError."""
     for split in ("train", "dev", "test"):
         if split in data:
-            path = getattr(options, split)
+            path = getattr(options, split) or f"data[{split!r}]"
             examples = task.fitting(data[split], tokenizer, path, skip_bad=options.skip_bad)
             data[split] = examples.items
             _count_skipped(data, split, examples.skipped, path)

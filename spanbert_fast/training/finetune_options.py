@@ -35,7 +35,8 @@ class FinetuneOptions:
     Attributes:
         task: "qa", "ner", "relation", "classify", or one of `tasks.register`.
         model: a BERT or SpanBERT checkpoint with its tokenizer: a directory, or a name of the Hub.
-        train, dev, test: data files; dev chooses the best checkpoint, test is optional.
+        train, dev, test: data files; dev chooses the best checkpoint, test is optional. None where
+            the program that calls `finetune` has the examples ready.
         output_dir: where everything is written.
         task_options: keyword arguments of the task.
         learning_rate, epochs, batch_size: see `tasks.base.Defaults`.
@@ -55,8 +56,8 @@ class FinetuneOptions:
 
     task: str
     model: str
-    train: str
-    dev: str
+    train: str | None
+    dev: str | None
     output_dir: str
     test: str | None = None
     task_options: dict[str, Any] = field(default_factory=dict)

@@ -68,7 +68,8 @@ def write_model_card(model_dir: Path, options: FinetuneOptions, task: Task, resu
     cut += [
         f"{count:,} bad examples of {s} were left out." for s, count in result["skipped"].items()
     ]
-    body = f"""# SpanBERT fine-tuned on {Path(options.train).name} ({task.name})
+    data = "examples of a program" if options.train is None else Path(options.train).name
+    body = f"""# SpanBERT fine-tuned on {data} ({task.name})
 
 Made by `spanbert-fast finetune {task.name}` from `{options.model}`. The weights are those of epoch
 {result["best_epoch"]:g}, the best by dev {task.metric}.
