@@ -31,7 +31,11 @@ class Meter:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=total, desc=what, unit=f" {unit}" if unit else "", dynamic_ncols=True
+                total=total,
+                desc=what,
+                unit=f" {unit}" if unit else "",
+                dynamic_ncols=True,
+                leave=False,
             )
 
     def add(self, count: int = 1) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import resource
+import shutil
 import signal
 import time
 
@@ -284,6 +285,7 @@ def test_a_run_resumes_without_the_text_that_it_has_tokenised(
     options = ["pretrain", "--output-dir", str(run)]
     assert main([*options, "--data", str(text), *small_run, "--max-steps", "1"]) == 0
     text.unlink()
+    shutil.rmtree(run / "model")  # so that there is something left to do
     code = main([*options, "--resume"])
     assert code == 0, capsys.readouterr().err
 

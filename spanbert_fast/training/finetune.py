@@ -140,6 +140,7 @@ def _finetune(
                 path = finetune_run.predictions_path(run, split, task)
                 task.write(path, data[split], predictions)
     result["best_epoch"] = _best_epoch(trainer)
+    result["steps"] = trainer.state.global_step
     result["seconds"] = round(seconds, 1)
     result["skipped"] = data["skipped"]
     if processes.is_main_process:

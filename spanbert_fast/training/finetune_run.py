@@ -3,13 +3,17 @@
 import shutil
 from pathlib import Path
 
-from spanbert_fast import digests
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.schema import OBJECT, check, one_of, read_json, rules_of, whole
 from spanbert_fast.tasks import names, task_class
 from spanbert_fast.tasks.base import Task
 from spanbert_fast.training import run_directory
-from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints, damaged_checkpoints
+from spanbert_fast.training.checkpoints import (
+    UNFINISHED,
+    checkpoints,
+    damaged_checkpoints,
+    ended_whole,
+)
 from spanbert_fast.training.finetune_options import FinetuneOptions
 
 METRICS = "metrics.json"
@@ -17,10 +21,11 @@ TASK_FILE = "task.json"  # beside a fine-tuned model: what `predict` has to know
 
 
 def finished(run: Path) -> dict | None:
-    """What metrics.json of a run says that has left its model; None where there is more to do."""
-    if not (run / METRICS).is_file() or digests.damage(run / "model") is not None:
+    """What metrics.json of a run says that has ended; None where there is more to do."""
+    if not (run / METRICS).is_file():
         return None
-    return check(run / METRICS, read_json(run / METRICS), {"dev": OBJECT})
+    content = check(run / METRICS, read_json(run / METRICS), {"dev": OBJECT})
+    return content if ended_whole(run, content.get("steps")) else None
 
 
 def check_run(run: Path, options: FinetuneOptions, *, overwrite: bool) -> None:

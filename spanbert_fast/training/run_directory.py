@@ -5,10 +5,14 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from spanbert_fast import digests
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.schema import Rule, check, read_json, whole
-from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints, damaged_checkpoints
+from spanbert_fast.training.checkpoints import (
+    UNFINISHED,
+    checkpoints,
+    damaged_checkpoints,
+    ended_whole,
+)
 
 OPTIONS = "options.json"
 METRICS = "metrics.jsonl"
@@ -41,12 +45,10 @@ def was_started(run: Path) -> bool:
 
 
 def finished(run: Path) -> dict | None:
-    """What summary.json of a run says that has left its model; None where there is more to do."""
+    """What summary.json of a run says that has ended; None where there is more to do."""
     path = run / SUMMARY
-    if not path.is_file() or digests.damage(run / "model") is not None:
-        return None
-    content = check(path, read_json(path), {})
-    return content if "example" in content else None
+    content = check(path, read_json(path), {}) if path.is_file() else {}
+    return content if "example" in content and ended_whole(run, content.get("steps")) else None
 
 
 def has_results(run: Path) -> bool:
