@@ -44,7 +44,7 @@ def test_the_trainer_s_own_evaluation(tmp_path):
     before = trainer.evaluate()["eval_loss"]
     assert before > 1
     trainer.train()
-    losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line][1:]
+    losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
     best = min(range(len(losses)), key=losses.__getitem__)
     assert len(losses) == min(best + 3, 6) and len(losses) < 6
     again = SpanBertForPreTraining.from_pretrained(tmp_path / f"checkpoint-{best + 1}")

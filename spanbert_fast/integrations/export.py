@@ -80,9 +80,9 @@ def export(directory: str | Path, output: str | Path, to: str) -> Exported:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"OUT {output} is there already and not empty")
     model = _our_model(directory)
-    ids = torch.randint(
-        1, model.config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(0)
-    )
+    shape = (2, min(24, model.config.max_position_embeddings))
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, model.config.vocab_size, shape, generator=draw)
     with torch.no_grad():
         found = model(ids)
     expected = found[next(name for name in _OUTPUTS if name in found)].float().numpy()
@@ -142,9 +142,9 @@ def _stock(model: PreTrainedModel) -> PreTrainedModel:
 
 def _write_onnx(model: PreTrainedModel, output: Path) -> str:
     stock = _stock(model)
-    ids = torch.ones((2, 16), dtype=torch.int64)
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
-    shapes = {0: batch, 1: length}
+    longest = model.config.max_position_embeddings
+    ids = torch.ones((2, min(16, longest)), dtype=torch.int64)
+    shapes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=longest)}
     torch.onnx.export(
         stock,
         (),
