@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 CUDA_ARCHITECTURES := 80 90 100
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: help pretrain test check-cuda check-sanitize check-crash fuzz bench report bench-compare kernel-report wheel test-versions check-cpus clean
+.PHONY: help pretrain test check-cuda check-sanitize check-sanitize-all check-threads check-crash fuzz docs bench report bench-compare kernel-report wheel test-versions check-cpus clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,12 +29,15 @@ $(VENV)/installed-test: $(VENV)/installed
 	touch $@
 
 pretrain: $(VENV)/installed  ## pre-train a small SpanBERT on the embedded corpus, into runs/first
-	$(VENV)/bin/spanbert-fast pretrain --output-dir runs/first --overwrite
+	$(VENV)/bin/spanbert-fast pretrain --output-dir runs/first --overwrite --max-minutes 2
 
 # A process for each core with one thread: the tests are many and small, and OpenMP's threads wait by
 # spinning. Neighbours stay together as far as they can: they share what their file sets up.
 test: $(VENV)/installed-test  ## the whole test suite
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 15
+
+docs: $(VENV)/installed-test  ## the documentation site, into build/docs; every warning is an error
+	$(VENV)/bin/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 bench: $(VENV)/installed-test  ## measure what this CPU can in ten minutes, into benchmarks/results
 	$(VENV)/bin/python benchmarks/run.py
@@ -66,15 +69,14 @@ test-versions: $(VENV)/installed-test  ## the tests beside the oldest and newest
 check-cpus: $(VENV)/installed  ## every op on CPUs that this one is not, under qemu-user
 	$(VENV)/bin/python tools/check_cpus.py
 
-# The extension once more under build/, and the tests that call it. Python itself leaks on purpose.
 check-sanitize: $(VENV)/installed-test  ## the C++ under the address and undefined-behaviour sanitizers
-	SPANBERT_FAST_SANITIZE=address,undefined $(VENV)/bin/python setup.py --quiet build \
-	  --build-base build/sanitize --build-lib build/sanitize/lib
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
-	  $(VENV)/bin/python -m pytest -q --capture=sys \
-	  tests/test_philox.py tests/test_sample_spans.py tests/test_sample_spans_compiled.py \
-	  tests/test_sample_spans_input.py
+	PYTHONPATH=tests $(VENV)/bin/python -m hostile.sanitize
+
+check-sanitize-all: $(VENV)/installed-test  ## the same with all op tests, and 20,000 hostile calls
+	PYTHONPATH=tests $(VENV)/bin/python -m hostile.sanitize --all --calls 5000
+
+check-threads: $(VENV)/installed-test  ## the parallel loops under the thread sanitizer, 4 threads
+	PYTHONPATH=tests $(VENV)/bin/python -m hostile.races
 
 KILLS ?= 20
 

@@ -8,7 +8,8 @@ Environment:
                                   editable install has them beside a PyTorch with CUDA, a wheel
                                   wherever there is a toolkit.
     SPANBERT_FAST_LEVELS          "native" builds the instruction sets of this CPU alone, "all"
-                                  every one; the default is native for an editable install.
+                                  every one, "avx2,amx" these and the baseline; the default is
+                                  native for an editable install, else all.
     SPANBERT_FAST_SANITIZE        "address,undefined" or "thread": builds with these sanitizers.
     SPANBERT_FAST_TORCH           the folder of a `torch` package to build against; by default the
                                   one that this Python finds. It is never imported.
@@ -62,6 +63,19 @@ def native_levels(compiler: list[str]) -> list[str]:
         return list(LEVELS)
     macros = {line.split()[1] for line in done.stdout.splitlines()}
     return [level for level, (_, needed) in LEVELS.items() if macros.issuperset(needed)]
+
+
+def chosen_levels(chosen: str, compiler: list[str]) -> list[str]:
+    """The levels that SPANBERT_FAST_LEVELS asks for, in rising order."""
+    if chosen == "native":
+        return native_levels(compiler)
+    names = set(LEVELS) if chosen == "all" else {"baseline", *chosen.split(",")}
+    if unknown := sorted(names - set(LEVELS)):
+        sys.exit(
+            f"spanbert-fast: SPANBERT_FAST_LEVELS must be native, all or some of "
+            f"{', '.join(LEVELS)}, got {', '.join(unknown)}"
+        )
+    return [level for level in LEVELS if level in names]
 
 
 def cuda_toolkit() -> Path | None:
@@ -152,7 +166,7 @@ class BuildWithNinja(build_ext):
             edges.append((target, rule, source, extra))
 
         chosen = os.environ.get("SPANBERT_FAST_LEVELS", "native" if editable else "all")
-        levels = native_levels(cxx) if chosen == "native" else list(LEVELS)
+        levels = chosen_levels(chosen, cxx)
         for level in reversed(levels):  # the widest compile longest
             for source in sorted(ROOT.glob("csrc/cpu/kernels/*.cpp"), key=lambda p: p.name)[::-1]:
                 if source.name in OWN_KERNELS.get(level, (source.name,)):

@@ -8,6 +8,7 @@ import torch
 from op_case import COMPILED, DTYPES, OURS, PYTORCH, OpCase, Provider, compiled, leaf
 from torch.nn import functional as F
 
+from spanbert_fast.ops.dropout import Dropout
 from spanbert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 
 VARIANTS = ("bf16, p=.1", "bf16, p=0", "fp32, p=.1", "fp32, p=0")
@@ -25,8 +26,9 @@ def case(variant: str, device: str, size: str) -> OpCase:
     dy = leaf(tokens, hidden, dtype=dtype, device=device).detach()
 
     def ours(p: float):
+        dropout = Dropout(p, seed) if p else None
         return lambda x, residual, weight, bias, x_bias: dropout_add_layer_norm(
-            x, residual, weight, bias, x_bias=x_bias, dropout_p=p, dropout_seed=seed if p else None
+            x, residual, weight, bias, x_bias=x_bias, dropout=dropout
         )
 
     def eager(p: float):

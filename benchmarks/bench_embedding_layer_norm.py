@@ -9,6 +9,7 @@ import torch
 from op_case import COMPILED, DTYPES, OURS, PYTORCH, OpCase, Provider, compiled, leaf
 from torch.nn import functional as F
 
+from spanbert_fast.ops.dropout import Dropout
 from spanbert_fast.ops.embedding_layer_norm import embedding_layer_norm
 
 VARIANTS = ("bf16", "fp32")
@@ -30,8 +31,8 @@ def case(variant: str, device: str, size: str) -> OpCase:
     dy = leaf(tokens, hidden, dtype=dtype, device=device).detach()
 
     def ours(p: float):
-        options = {"dropout_p": p, "dropout_seed": seed if p else None}
-        return lambda *tables: embedding_layer_norm(*ids, *tables, **options)
+        dropout = Dropout(p, seed) if p else None
+        return lambda *tables: embedding_layer_norm(*ids, *tables, dropout=dropout)
 
     def eager(p: float):
         def function(word, position, token_type, weight, bias):

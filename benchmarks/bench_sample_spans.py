@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
-from spanbert_fast.ops._common import use_backend
-from spanbert_fast.ops.sample_spans import sample_spans, sample_spans_fixed, span_law
+from spanbert_fast.ops._backend import use_backend
+from spanbert_fast.ops.sample_spans import sample_spans, sample_spans_fixed
 
 VARIANTS = ("sampler", "collator, lists", "collator, arrays")
 CUDA_VARIANTS = ("sampler",)
@@ -92,12 +92,11 @@ def replayed(inputs: dict):
 
     @functools.cache  # at the first call: a check alone captures nothing
     def graph():
-        law = span_law()
-        sample_spans_fixed(**inputs, law=law)
+        sample_spans_fixed(**inputs)
         torch.cuda.synchronize()
         captured = torch.cuda.CUDAGraph()
         with torch.cuda.graph(captured):
-            sample_spans_fixed(**inputs, law=law)
+            sample_spans_fixed(**inputs)
         return captured
 
     return lambda: graph().replay()

@@ -7,120 +7,37 @@ speed-up is the median over the pairs of the peer's time by ours. Before it is p
 show the right loss and gradients, at large random weights and without dropout.
 
 Ours computes both losses, Hugging Face's models the masked-LM loss alone. All have torch's fused
-AdamW, no gradient clipping, and one batch, already masked and on the device.
+AdamW and one batch, already masked and on the device.
+
+On a GPU, which times itself, gradients are clipped, steps follow each other as in training, ours is
+one CUDA graph, and `ours-eager` the same step launched kernel by kernel. The matrix product that is
+measured first bounds every step: the table has each one's share of it.
 """
 
 import argparse
-import itertools
 import math
-import re
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 FOLDER = Path(__file__).resolve().parent
 if str(FOLDER) not in sys.path:  # PYTHONSAFEPATH leaves it out
     sys.path.append(str(FOLDER))
 
-from results_format import RESULTS, document, write_document
+from ceilings import ceilings
+from results_format import document, write_document
 from training_check import LOSS, Errors, allowed_errors, verdict, write_truth
-from training_providers import MLM, OURS, PROVIDERS, Batch, Case, lengths_of
-from training_worker import ALLOCATORS, fresh_process, worker
+from training_options import cases_of, parser, with_defaults
+from training_providers import BOTH, MLM, OURS, Batch, Case, installed
+from training_work import product_flops
+from training_worker import fresh_process, worker
 
-EXAMPLES = """examples:
-  python benchmarks/bench_training.py
-      4 layers of 768, 8 x 512 tokens, bf16, dropout 0.1, both allocator settings
-  python benchmarks/bench_training.py --quick
-      the same with two pairs each, and no peer that has to be compiled
-  python benchmarks/bench_training.py --lengths full ragged --dtypes bf16 fp32
-  python benchmarks/bench_training.py --layers 12 --shapes 8x512 32x128 --dropout 0.1 0
-  python benchmarks/bench_training.py --providers hf-eager hf-sdpa --allocators heap-kept --profile
-"""
-QUICK_PEERS = ("hf-eager", "hf-sdpa", "hf-sdpa-masked-rows")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The script's options."""
-    parser = argparse.ArgumentParser(
-        prog="bench_training.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    peers = [name for name in PROVIDERS if name != OURS]
-
-    def many(name: str, default: Sequence[Any], text: str, **options: Any) -> None:
-        parser.add_argument(name, nargs="+", default=default, help=text, **options)
-
-    many("--layers", [(4, 768)], "layers of 768, or layers x width: 12 24x1024", type=_model)
-    many("--shapes", [(8, 512)], "sequences x their longest length: 8x512 32x128", type=_shape)
-    many("--lengths", ["full"], "full, or ragged as texts are", choices=["full", "ragged"])
-    many("--dtypes", ["bf16"], "bf16 is autocast", choices=["bf16", "fp32"])
-    many("--dropout", [0.1], "of hidden states and attention", type=float)
-    many("--allocators", list(ALLOCATORS), "glibc's malloc", choices=list(ALLOCATORS))
-    many("--providers", None, "peers to measure ours beside (default: all)", choices=peers)
-    parser.add_argument("--rounds", type=_count, default=5, help="pairs of each peer (default 5)")
-    parser.add_argument(
-        "--budget", type=float, default=15, help="seconds after which 2 pairs are enough (15)"
-    )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument(
-        "--time-limit", type=float, help="seconds for everything; peers past it are left out"
-    )
-    parser.add_argument("--threads", type=_count, default=2, help="of each process (default 2)")
-    parser.add_argument("--quick", action="store_true", help="2 pairs, peers that start at once")
-    parser.add_argument("--tiny", action="store_true", help="2 layers of 128, 3 x 48 tokens")
-    parser.add_argument("--profile", action="store_true", help="print where our step's time goes")
-    parser.add_argument(
-        "--output", type=Path, default=RESULTS / "training.json", help="the JSON file"
-    )
-    return parser
-
-
-def _shape(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if match is None or int(match[1]) < 1 or int(match[2]) < 3:
-        raise argparse.ArgumentTypeError(f"must be like 8x512, got {text!r}")
-    return int(match[1]), int(match[2])
-
-
-def _model(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    width = int(match[2] or 768) if match else 0
-    if match is None or int(match[1]) < 1 or width < 64 or width % 64:
-        raise argparse.ArgumentTypeError(f"must be like 12 or 24x1024, got {text!r}")
-    return int(match[1]), width
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
-    return int(text)
-
-
-def cases_of(arguments: argparse.Namespace) -> list[Case]:
-    """The product of the options."""
-    documents: list[str] = []
-    if "ragged" in arguments.lengths:
-        from spanbert_fast.data.embedded import embedded_documents  # takes seconds
-
-        documents = embedded_documents()
-    sizes = {"vocab_size": 1000} if arguments.tiny else {}
-    models = [(2, 128)] if arguments.tiny else arguments.layers
-    shapes = [(3, 48)] if arguments.tiny else arguments.shapes
-    cases = []
-    sizes["device"] = arguments.device
-    for (count, width), (batch, seqlen), kind, dtype, dropout in itertools.product(
-        models, shapes, arguments.lengths, arguments.dtypes, arguments.dropout
-    ):
-        full = (seqlen,) * batch
-        lengths = full if kind == "full" else lengths_of(documents, batch, seqlen)
-        cases.append(Case(count, seqlen, lengths, dtype, dropout, width, **sizes))
-    return cases
+WITH_SPANS = (OURS, "ours-eager", "reference")  # they compute both losses
 
 
 def summary(seconds: Sequence[float], tokens: int) -> dict[str, Any]:
@@ -150,18 +67,26 @@ def checked(ask, truth_file: Path, allowed: Errors) -> dict[str, Any]:
     }
 
 
+class Bounds(NamedTuple):
+    """What providers are held to: the truth, how far from it they may be, and the rate of the
+    matrix product in GFLOP/s."""
+
+    truth_file: Path
+    allowed: Errors
+    product: float
+
+
 def measure(
     case: Case,
     allocator: str,
-    peers: Sequence[str],
-    truth_file: Path,
-    allowed: Errors,
+    bounds: Bounds,
     options: argparse.Namespace,
     deadline: float = math.inf,
 ) -> dict[str, Any]:
     """Time, memory and correctness of ours and of each peer, and the speed-up beside each. A peer
     that would not be done by `deadline`, by what the last one took, is named and left out."""
-    tokens = Batch.of(case).tokens()
+    batch, (truth_file, allowed, product) = Batch.of(case), bounds
+    tokens, peers = batch.tokens(), [peer for peer in options.providers if installed(peer)]
     providers: dict[str, dict[str, Any]] = {}
     pairs: dict[str, list[tuple[float, float]]] = {}
     late: dict[str, str] = {}
@@ -189,6 +114,10 @@ def measure(
         profile = ours("profile") if options.profile else None
         steps = [a for taken in pairs.values() for a, _ in taken]
         providers = {OURS: summary(steps, tokens) | checked(ours, truth_file, allowed), **providers}
+    for name, found in providers.items():
+        if "median_ms" in found:
+            flops = product_flops(case, batch, BOTH if name in WITH_SPANS else MLM)
+            found["share_of_product"] = flops / found["median_ms"] / 1e6 / product
     speedups = {}
     for peer in pairs:
         if providers[OURS]["passed"] and providers[peer]["passed"]:
@@ -211,6 +140,8 @@ def measure(
         "providers": providers,
         "speedups": speedups,
         "not_measured": late,
+        "not_installed": [peer for peer in options.providers if peer not in peers],
+        "product_gflops": product,
         "device": case.device,
         "profile": profile,
     }
@@ -224,7 +155,7 @@ def table(result: dict[str, Any]) -> str:
         f"{result['seqlen']} tokens ({result['tokens'] / full:.0%} real), {result['dtype']}, "
         f"dropout {result['dropout']}, malloc {result['allocator']}",
         f"{'provider':<22}{'step ms':>9}{'low':>9}{'high':>9}{'tokens/s':>10}{'peak MB':>9}"
-        f"{'error':>8}   ours is faster (pairs)",
+        f"{'product':>9}{'error':>7}   ours is faster (pairs)",
     ]
     for name, found in result["providers"].items():
         if "raised" in found:
@@ -237,23 +168,23 @@ def table(result: dict[str, Any]) -> str:
         lines.append(
             f"{name:<22}{found['median_ms']:>9.1f}{found['low_ms']:>9.1f}{found['high_ms']:>9.1f}"
             f"{found['tokens_per_second']:>10,.0f}{found['peak_rss_mb']:>9,.0f}"
-            f"{found['error_share']:>8.2f}   {ratio}"
+            f"{found['share_of_product']:>9.1%}{found['error_share']:>7.2f}   {ratio}"
         )
     lines += [f"{name:<22}not measured: {why}" for name, why in result["not_measured"].items()]
+    lines += [f"{name:<22}not installed" for name in result["not_installed"]]
     return "\n".join([*lines, *filter(None, [result["profile"]])])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; 1 where any provider failed."""
-    options = parser().parse_args(argv)
-    if options.quick:
-        options.rounds, options.budget = 2, 0.0
-    peers = options.providers
-    if peers is None:
-        peers = [p for p in PROVIDERS if p != OURS and (not options.quick or p in QUICK_PEERS)]
+    options = with_defaults(parser(__doc__).parse_args(argv))
     results: list[dict[str, Any]] = []
+    content = document("training", options.threads, results, options.device)
     end, todo = time.perf_counter() + (options.time_limit or math.inf), cases_of(options)
     left = len(todo) * len(options.allocators)
+    with fresh_process("default", options.threads) as run:
+        found = run(partial(ceilings, options.threads, tiny=options.tiny, device=options.device))
+    rates = {record["what"]: record["value"] for record in found}
     with tempfile.TemporaryDirectory() as folder:
         truth_file, of_truth = Path(folder) / "truth.pt", None
         for case in todo:
@@ -265,13 +196,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                     run(write_truth, case, truth_file)
                     of_truth = same_model
                 allowed = run(allowed_errors, case, truth_file)
+            bounds = Bounds(truth_file, allowed, rates[f"matrix product, {case.dtype}"])
             for allocator in options.allocators:
                 now = time.perf_counter()
                 deadline, left = now + (end - now) / left, left - 1
-                result = measure(case, allocator, peers, truth_file, allowed, options, deadline)
+                result = measure(case, allocator, bounds, options, deadline)
                 results.append(result)
                 print(table(result), end="\n\n", flush=True)
-    write_document(options.output, document("training", options.threads, results, options.device))
+                write_document(options.output, content)
     print(f"written to {options.output}; error is the largest one as a share of what is allowed")
     passed = all(p["passed"] for r in results for p in r["providers"].values())
     return 0 if passed else 1

@@ -13,6 +13,7 @@ from op_case import COMPILED, DTYPES, OURS, PYTORCH, OpCase, Provider, compiled,
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from spanbert_fast.ops.dropout import Dropout
 from spanbert_fast.ops.varlen_attention import varlen_attention
 
 # dtype, sequence length ("ragged": up to 512, 256 on average), dropout
@@ -158,9 +159,8 @@ def case(variant: str, device: str, size: str) -> OpCase:
 
     def ours(bounds: torch.Tensor):
         def attention(p: float):
-            return lambda q, k, v: varlen_attention(
-                q, k, v, bounds, seqlen, dropout_p=p, dropout_seed=seed if p else None
-            )
+            dropout = Dropout(p, seed) if p else None
+            return lambda q, k, v: varlen_attention(q, k, v, bounds, seqlen, dropout=dropout)
 
         return Provider(attention(p), attention(0.0) if p else None)
 

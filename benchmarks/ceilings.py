@@ -1,6 +1,17 @@
+#!/usr/bin/env python
 """What bounds everything else on a machine: matrix products and copies, measured first."""
 
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+if str(FOLDER) not in sys.path:  # PYTHONSAFEPATH leaves it out
+    sys.path.append(str(FOLDER))
+
 import torch
+from results_format import RESULTS, document, write_document
 from timing import clock_of
 
 _ROUNDS = 9
@@ -40,3 +51,27 @@ def ceilings(threads: int, *, tiny: bool = False, device: str = "cpu") -> list[d
         torch.set_num_threads(before)
         if device == "cuda":
             torch.cuda.empty_cache()  # gigabytes that other processes need
+
+
+def show(records: Sequence[dict]) -> str:
+    """Records for reading."""
+    return "\n".join("  {what:<32}{value:>10.1f} {unit}".format(**record) for record in records)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=2, help="on the CPU (2)")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--output", type=Path, default=RESULTS / "ceilings.json")
+    options = parser.parse_args(argv)
+    found = ceilings(options.threads, tiny=options.tiny, device=options.device)
+    print(show(found))
+    content = document("ceilings", options.threads, found, options.device)
+    write_document(options.output, content)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -41,6 +41,12 @@ from spanbert_fast.kernels.span_boundary_gather import (
     span_boundary_gather_fwd,
 )
 from spanbert_fast.kernels.varlen_attention import varlen_attention_bwd, varlen_attention_fwd
+from spanbert_fast.ops._attention_composite import AttentionInputs
+from spanbert_fast.ops.bias_gelu import BiasGeluInputs
+from spanbert_fast.ops.dropout_add_layer_norm import NormInputs
+from spanbert_fast.ops.embedding_layer_norm import EmbeddingInputs
+from spanbert_fast.ops.linear_cross_entropy import LossInputs
+from spanbert_fast.ops.span_boundary_gather import GatherInputs
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # An int that is a multiple of 16 is compiled for: a model's width is one, a number of rows is not.
@@ -93,9 +99,9 @@ _ids = partial(_empty, dtype=torch.int64)
 
 def _bias_gelu(dtype: torch.dtype) -> Launches:
     for width in (1000, 3072, 4096):
-        x, bias = _empty(ROWS, width, dtype=dtype), _empty(width, dtype=dtype)
-        yield f"forward, width {width}", partial(bias_gelu_fwd, x, bias)
-        yield f"backward, width {width}", partial(bias_gelu_bwd, x, x, bias)
+        inputs = BiasGeluInputs(_empty(ROWS, width, dtype=dtype), _empty(width, dtype=dtype))
+        yield f"forward, width {width}", partial(bias_gelu_fwd, inputs)
+        yield f"backward, width {width}", partial(bias_gelu_bwd, inputs.x, inputs)
 
 
 def _dropout_add_layer_norm(dtype: torch.dtype) -> Launches:
@@ -107,14 +113,14 @@ def _dropout_add_layer_norm(dtype: torch.dtype) -> Launches:
             ("dropout", None, None, 26),
             ("dropout, bias, row numbers", weight, numbers, 26),
         ):
-            leaves = (x, x, weight, weight, x_bias, seed, rows)
+            inputs = NormInputs(x, x, weight, weight, x_bias, seed, rows, threshold, 3, 1e-12)
             yield (
                 f"forward, width {width}, {what}",
-                partial(dropout_add_layer_norm_fwd, *leaves, threshold, 3, 1e-12),
+                partial(dropout_add_layer_norm_fwd, inputs),
             )
             yield (
                 f"backward, width {width}, {what}",
-                partial(dropout_add_layer_norm_bwd, x, *leaves, statistic, statistic, threshold, 3),
+                partial(dropout_add_layer_norm_bwd, x, inputs, statistic, statistic),
             )
 
 
@@ -125,21 +131,19 @@ def _embedding_layer_norm(dtype: torch.dtype) -> Launches:
             _empty(n, width, dtype=dtype) for n in (VOCAB, 512, 2, ROWS)
         )
         weight = _empty(width, dtype=dtype)
-        for what, input_ids, embeds, threshold in (
-            ("plain", ids, None, 0),
-            ("dropout", ids, None, 26),
+        for what, input_ids, words, threshold in (
+            ("plain", ids, word, 0),
+            ("dropout", ids, word, 26),
             ("embeddings, dropout", None, x, 26),
         ):
-            leaves = (input_ids, embeds, ids, ids, word, position, token_type, weight, weight, seed)
-            yield (
-                f"forward, width {width}, {what}",
-                partial(embedding_layer_norm_fwd, *leaves, threshold, 0, 0, 1e-12, dtype),
-            )
+            inputs = EmbeddingInputs(
+                words, input_ids, position, ids, token_type, ids, weight, weight, seed,
+                threshold, 0, 0, 1e-12, dtype,
+            )  # fmt: skip
+            yield f"forward, width {width}, {what}", partial(embedding_layer_norm_fwd, inputs)
             yield (
                 f"backward, width {width}, {what}",
-                partial(
-                    embedding_layer_norm_bwd, x, *leaves, statistic, statistic, threshold, 0, 0
-                ),
+                partial(embedding_layer_norm_bwd, x, inputs, statistic, statistic),
             )
 
 
@@ -150,13 +154,14 @@ def _linear_cross_entropy(dtype: torch.dtype) -> Launches:
     for width in (768, 1000, 1024):
         x, weight = _empty(ROWS, width, dtype=dtype), _empty(VOCAB, width, dtype=dtype)
         for predictions in (False, True):
+            inputs = LossInputs(x, weight, bias, targets, groups, predictions, 0)
             yield (
                 f"forward, width {width}" + ", predictions" * predictions,
-                partial(linear_cross_entropy_fwd, x, weight, bias, targets, groups, predictions, 0),
+                partial(linear_cross_entropy_fwd, inputs),
             )
         yield (
             f"backward, width {width}",
-            partial(linear_cross_entropy_bwd, losses, x, weight, bias, targets, lse, kept, groups),
+            partial(linear_cross_entropy_bwd, losses, inputs, lse, kept),
         )
 
 
@@ -171,19 +176,11 @@ def _span_boundary_gather(dtype: torch.dtype) -> Launches:
     for width in WIDTHS:
         spans, places, dy = (_empty(n, width, dtype=dtype) for n in (SPANS, 20, ROWS))
         weight = _empty(width, dtype=dtype)
-        yield (
-            f"forward, width {width}",
-            partial(
-                span_boundary_gather_fwd,
-                *(spans, places, cu_span_lengths, ROWS, weight, weight, 1e-12),
-            ),
-        )
+        inputs = GatherInputs(spans, places, cu_span_lengths, ROWS, weight, weight, 1e-12)
+        yield f"forward, width {width}", partial(span_boundary_gather_fwd, inputs)
         yield (
             f"backward, width {width}",
-            partial(
-                span_boundary_gather_bwd,
-                *(dy, spans, places, cu_span_lengths, weight, weight, statistic, statistic),
-            ),
+            partial(span_boundary_gather_bwd, dy, inputs, statistic, statistic),
         )
 
 
@@ -192,10 +189,12 @@ def _varlen_attention(dtype: torch.dtype) -> Launches:
     for head_dim in (32, 64, 96, 128):
         x, lse = _empty(ROWS, 12, head_dim, dtype=dtype), _empty(ROWS, 12)
         for max_seqlen, threshold in itertools.product((64, 128, 512, 1024), (0, 26)):
-            rest = (cu_seqlens, max_seqlen, head_dim**-0.5, seed, threshold, 3)
+            inputs = AttentionInputs(
+                x, x, x, cu_seqlens, max_seqlen, head_dim**-0.5, seed, threshold, 3
+            )
             what = f"heads of {head_dim}, {max_seqlen} tokens" + ", dropout" * (threshold > 0)
-            yield f"forward, {what}", partial(varlen_attention_fwd, x, x, x, *rest)
-            yield f"backward, {what}", partial(varlen_attention_bwd, x, x, x, x, x, lse, *rest)
+            yield f"forward, {what}", partial(varlen_attention_fwd, inputs)
+            yield f"backward, {what}", partial(varlen_attention_bwd, x, inputs, x, lse)
 
 
 # op -> its launches of one dtype; a new op is one line here

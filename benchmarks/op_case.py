@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from spanbert_fast.ops._common import use_backend
+from spanbert_fast.ops._backend import use_backend
 
 OURS, PYTORCH, COMPILED = "ours", "PyTorch", "PyTorch compiled"
 # One small shape and few rounds: to see that every benchmark runs, not how fast.

@@ -222,6 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     todo = items(options.device, options.threads, options.ops, options.quick)
     bounds: dict[int, dict[str, float]] = {}
     results: list[dict[str, Any]] = []
+    content = document("ops", options.threads, results, options.device)
     start, lost = time.perf_counter(), False
     for number, item in enumerate(todo):
         left = options.budget - (time.perf_counter() - start)
@@ -240,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
                 lost = isinstance(error, torch.AcceleratorError)  # all later calls would raise it
         results.append(record)
         print(show(record), flush=True)
-    write_document(options.output, document("ops", options.threads, results, options.device))
+        write_document(options.output, content)  # what is done stays, whatever ends the run
     wrong = [
         f"{r['op']} {r['case']}: {r.get('raised', 'ours is wrong')}"
         for r in results

@@ -87,10 +87,10 @@ def ops(dtype: torch.dtype) -> Iterator[tuple[str, Callable, list[torch.Tensor]]
     weight, bias = leaf(HIDDEN, dtype=dtype), leaf(HIDDEN, dtype=dtype)
     wide = [leaf(TOKENS, 4 * HIDDEN, dtype=dtype), leaf(4 * HIDDEN, dtype=dtype)]
     yield "bias_gelu", bias_gelu, wide
-    dropout = {"dropout_p": 0.1, "dropout_seed": SEED}
+    dropout = importlib.import_module("spanbert_fast.ops.dropout").Dropout(0.1, SEED)
     yield (
         "dropout_add_layer_norm",
-        lambda *leaves: dropout_add_layer_norm(*leaves, **dropout),
+        lambda *leaves: dropout_add_layer_norm(*leaves, dropout=dropout),
         [x, residual, weight, bias],
     )
     words, places, types = (leaf(n, HIDDEN, dtype=dtype) for n in (VOCAB, 512, 2))
@@ -98,7 +98,7 @@ def ops(dtype: torch.dtype) -> Iterator[tuple[str, Callable, list[torch.Tensor]]
     rows = (ids, torch.arange(TOKENS) % 512, torch.zeros_like(ids))
     yield (
         "embedding_layer_norm",
-        lambda *leaves: embedding_layer_norm(*rows, *leaves, **dropout),
+        lambda *leaves: embedding_layer_norm(*rows, *leaves, dropout=dropout),
         [words, places, types, weight, bias],
     )
     few = max(1, TOKENS // 4)
@@ -120,8 +120,8 @@ def ops(dtype: torch.dtype) -> Iterator[tuple[str, Callable, list[torch.Tensor]]
         for p in (0.0, 0.1):
             yield (
                 f"varlen_attention, {seqlen} tokens, dropout {p}",
-                lambda q, k, v, n=seqlen, c=cu_seqlens, p=p: varlen_attention(
-                    q, k, v, c, n, dropout_p=p, dropout_seed=SEED if p else None
+                lambda q, k, v, n=seqlen, c=cu_seqlens, d=dropout if p else None: varlen_attention(
+                    q, k, v, c, n, dropout=d
                 ),
                 [leaf(TOKENS, HEADS, HIDDEN // HEADS, dtype=dtype) for _ in range(3)],
             )

@@ -1,87 +1,186 @@
-"""The report's pictures. They read without colour: bars by their hatches and the numbers on them,
-lines by markers and dashes."""
+"""The report's pictures: one question each, at most a dozen bars, the machine in the caption. They
+read without colour, bars by the numbers on them, lines by markers and dashes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
-from matplotlib.patches import Patch
+from matplotlib.transforms import blended_transform_factory
 
-_MARKERS, _DASHES, _HATCHES = "osD^v", ("-", "--", ":", "-."), ("//", "..", "xx", "")
+MOST_BARS = 12
+WIDTH, DPI = 8.3, 160  # inches: a page's width, on which 10 points are as large as its text
+_MARKERS, _DASHES = "osD^v", ("-", "--", ":", "-.")
+_NAMES = {
+    "hf-eager": "Hugging Face eager",
+    "hf-sdpa": "Hugging Face sdpa",
+    "hf-eager-compiled": "Hugging Face eager, compiled",
+    "hf-sdpa-compiled": "Hugging Face sdpa, compiled",
+    "hf-sdpa-masked-rows": "Hugging Face sdpa, head on masked rows only",
+    "reference": "our model on the reference ops",
+}
 
 
-def _saved(figure, path: Path, title: str) -> str:
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return f"![{title}]({path.name})"
+class Bar(NamedTuple):
+    """A bar: its name, its length, and what stands at its end."""
+
+    name: str
+    value: float
+    text: str
+
+
+class Group(NamedTuple):
+    """Bars of one case, under a heading that tells all that is special about it."""
+
+    heading: str
+    bars: list[Bar]
+
+
+class Canvas(NamedTuple):
+    """Where a machine's pictures go, and the caption that they all have.
+
+    Attributes:
+        prefix: the path of a picture without "-NAME.png".
+        caption: the machine and what else is the same in all.
+    """
+
+    prefix: Path
+    caption: str
+
+    def path(self, name: str) -> Path:
+        """Of the picture of that name."""
+        return self.prefix.with_name(f"{self.prefix.name}-{name}.png")
+
+
+def called(provider: str) -> str:
+    """A provider's name for a reader."""
+    return _NAMES.get(provider, provider)
+
+
+def speedup(provider: str, ratio: float) -> Bar:
+    """How many times as fast as a provider ours is."""
+    return Bar(called(provider), ratio, f"{ratio:.2f} x")
+
+
+def speedups(result: dict[str, Any]) -> list[Bar]:
+    """A bar for each provider that a result compares with."""
+    return [speedup(name, ratio["median"]) for name, ratio in result["speedups"].items()]
+
+
+def sequences(lengths: list[int], seqlen: int, tokens: int) -> str:
+    """The shape of a batch in words, and how much of it is real."""
+    share = tokens / (len(lengths) * seqlen)
+    real = "" if share == 1 else f" ({share:.0%} real)"
+    return f"{len(lengths)} x {seqlen} tokens{real}"
+
+
+def pages(groups: Sequence[Group]) -> Iterator[list[Group]]:
+    """Groups in their order, as many on a page as have at most MOST_BARS bars in all; a larger
+    group goes on on the next page."""
+    page: list[Group] = []
+    room = MOST_BARS
+    for heading, bars in groups:
+        if len(bars) > room and page:
+            yield page
+            page, room = [], MOST_BARS
+        while len(bars) > room:
+            yield [Group(heading, bars[:room])]
+            bars = bars[room:]
+        page, room = [*page, Group(heading, bars)], room - len(bars)
+    if page:
+        yield page
 
 
 def bars(
-    path: Path,
-    title: str,
-    items: Sequence[tuple[str, float, str, str]],
+    canvas: Canvas,
+    name: str,
+    question: str,
+    groups: Sequence[Group],
     label: str,
     line: float | None = None,
 ) -> str:
-    """Horizontal bars; returns the Markdown of the picture.
+    """Horizontal bars in groups; returns the Markdown of the pictures, none for no bars.
 
     Args:
-        path: of the PNG.
-        title: above it.
-        items: (name, length, what stands at the bar's end, kind); kinds have hatches of their own,
-            and a legend where there are several.
-        label: of the axis.
+        canvas: where they go.
+        name: of the first picture; where there are more, they are NAME-2 and so on.
+        question: the title, which the bars answer.
+        groups: see `pages`.
+        label: of the axis, with its unit.
         line: where a line across all bars is.
     """
-    figure, axis = pyplot.subplots(figsize=(9, 0.8 + 0.34 * len(items)), layout="constrained")
-    names = [f"{name}" for name, *_ in items][::-1]
-    values = [value for _, value, _, _ in items][::-1]
-    kinds = list(dict.fromkeys(kind for *_, kind in items))
-    places = range(len(items))
-    drawn = axis.barh(places, values, color="0.85", edgecolor="black")
-    hatches = {kind: _HATCHES[i % len(_HATCHES)] for i, kind in enumerate(kinds)}
-    for bar, (*_, kind) in zip(drawn, items[::-1], strict=True):
-        bar.set_hatch(hatches[kind])
+    drawn = list(pages([group for group in groups if group.bars]))
+    most = max((bar.value for group in groups for bar in group.bars), default=0)
+    parts = []
+    for number, page in enumerate(drawn, start=1):
+        title = question if len(drawn) == 1 else f"{question} ({number} of {len(drawn)})"
+        path = canvas.path(name if number == 1 else f"{name}-{number}")
+        parts.append(_bars(path, title, page, (label, canvas.caption), (most, line)))
+    return "\n\n".join(parts)
+
+
+def _bars(
+    path: Path,
+    title: str,
+    groups: Sequence[Group],
+    texts: tuple[str, str],
+    axis_of_values: tuple[float, float | None],
+) -> str:
+    (label, caption), (most, line) = texts, axis_of_values
+    rows = sum(1 + len(group.bars) for group in groups)
+    figure, axis = pyplot.subplots(figsize=(WIDTH, 1.3 + 0.3 * rows), layout="constrained")
+    # a heading begins at the picture's left edge, above the names of its bars
+    from_edge = blended_transform_factory(figure.transFigure, axis.transData)
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    place, places, names = 0.0, [], []
+    for heading, members in groups:
+        style = {"weight": "bold", "va": "center", "bbox": white, "zorder": 5}
+        axis.text(0.01, place, heading, transform=from_edge, **style)
+        place += 1
+        for bar in members:
+            axis.barh(place, bar.value, height=0.72, color="#9db9d6", edgecolor="black")
+            axis.text(bar.value + 0.01 * most, place, bar.text, va="center")
+            places, names = [*places, place], [*names, bar.name]
+            place += 1
     axis.set_yticks(places, names)
-    axis.bar_label(drawn, labels=[f" {text}" for _, _, text, _ in items[::-1]])
+    axis.set_ylim(place - 0.4, -0.6)
+    axis.set_xlim(0, 1.14 * most)
     if line is not None:
-        axis.axvline(line, color="black", linewidth=1)
-    if len(kinds) > 1:
-        patches = [
-            Patch(facecolor="0.85", edgecolor="black", hatch=hatches[kind], label=kind)
-            for kind in kinds
-        ]
-        axis.legend(handles=patches, loc="lower right")
-    axis.set(xlabel=label, title=title)
-    axis.margins(x=0.18, y=0.02)
+        axis.axvline(line, color="black", linewidth=1, linestyle="--")
+    axis.set(xlabel=label)
+    figure.suptitle(title, fontsize=13)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(caption, fontsize=8.5)
     return _saved(figure, path, title)
 
 
-def speedups(path: Path, title: str, items: Sequence[tuple[str, float]]) -> str:
-    """Bars of ratios, with a line at 1."""
-    rows = [(name, value, f"{value:.2f} x", "") for name, value in items]
-    return bars(path, title, rows, "times as fast", line=1.0)
-
-
 def lines(
-    path: Path,
-    title: str,
+    canvas: Canvas,
+    name: str,
+    question: str,
     curves: Sequence[tuple[str, Sequence[float], Sequence[float]]],
     axes: tuple[str, str],
     logarithmic: bool = False,
 ) -> str:
     """(name, x, y) curves; returns the Markdown of the picture."""
-    figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for i, (name, x, y) in enumerate(curves):
+    figure, axis = pyplot.subplots(figsize=(0.8 * WIDTH, 4.2), layout="constrained")
+    for i, (provider, x, y) in enumerate(curves):
         style = {"marker": _MARKERS[i % 5], "linestyle": _DASHES[i % 4], "color": "black"}
         style |= {"markerfacecolor": "white", "markevery": max(1, len(x) // 12)}
-        axis.plot(x, y, label=name, **style)
+        axis.plot(x, y, label=called(provider), **style)
     if logarithmic:
         axis.set(xscale="log", yscale="log")
-    axis.set(xlabel=axes[0], ylabel=axes[1], title=title)
+    axis.set(xlabel=axes[0], ylabel=axes[1], title=question)
     axis.grid(alpha=0.3)
     axis.legend()
-    return _saved(figure, path, title)
+    figure.supxlabel(canvas.caption, fontsize=8.5)
+    return _saved(figure, canvas.path(name), question)
+
+
+def _saved(figure, path: Path, title: str) -> str:
+    figure.savefig(path, dpi=DPI)
+    pyplot.close(figure)
+    return f"![{title}]({path.name})"

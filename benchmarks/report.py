@@ -7,7 +7,6 @@ says "not measured", and so does what a file says was not.
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ if str(FOLDER) not in sys.path:  # PYTHONSAFEPATH leaves it out
     sys.path.append(str(FOLDER))
 
 import plots
+from plots import Bar, Canvas, Group
 from results_format import NOT_MEASURED, RESULTS, beside, read_document, why_not, without
 
-Plot, Results = Callable[[str], Path], list[dict[str, Any]]
+Results = list[dict[str, Any]]
+TIMES = "times as fast as what is named beside the bar"
 
 
 def table(header: list[str], rows: list[list]) -> str:
@@ -32,16 +33,22 @@ def of_commit(result: dict[str, Any]) -> str:
     return f", commit `{result['commit'][:12]}`" if "commit" in result else ""
 
 
-# One function per suite: the results of a document and where plots go -> Markdown
+# One function per suite: the results of a document and where pictures go -> Markdown
 
 
-def of_ceilings(results: Results, plot: Plot) -> str:
+def of_ceilings(results: Results, canvas: Canvas) -> str:
     """What bounds the rest."""
     rows = [[r["what"], f"{r['value']:.1f} {r['unit']}"] for r in results]
     return table(["ceiling", "measured"], rows)
 
 
-def of_check(results: Results, plot: Plot) -> str:
+def of_gpu_check(results: Results, canvas: Canvas) -> str:
+    """How each step of benchmarks/gpu_check.py has ended."""
+    names = ["name", "outcome", "seconds"]
+    return table(names, [[r[name] for name in names] for r in results])
+
+
+def of_check(results: Results, canvas: Canvas) -> str:
     """Whether every op is right on the device."""
     rows = []
     for r in results:
@@ -50,9 +57,9 @@ def of_check(results: Results, plot: Plot) -> str:
     return table(["op", "result"], rows)
 
 
-def of_ops(results: Results, plot: Plot) -> str:
+def of_ops(results: Results, canvas: Canvas) -> str:
     """Each op beside its peers, and beside what bounds it."""
-    rows, ratios, shares, memory, reasons = [], [], [], [], {}
+    rows, ratios, shares, memory, reasons = [], {}, {}, {}, {}
     most = max((r.get("threads", 1) for r in results), default=1)
     for r in sorted(results, key=lambda r: r["op"]):
         name = f"{r['op']} {r['case']}"
@@ -72,33 +79,34 @@ def of_ops(results: Results, plot: Plot) -> str:
         rows.append([name, r["threads"], *figures, "; ".join(peers)])
         if r["threads"] != most or r["dtype"] == "fp32" or r["op"] == "sample_spans":
             continue
+        if not r["case"].endswith("backward"):
+            continue
+        short = name.removesuffix("-forward+backward").replace(" ", ", ", 1)
+        short = short.replace("p=.1", "dropout 0.1").replace("p=0", "dropout 0")
         if achieved:
-            kind = "of the copy" if achieved["ceiling"] == "copy" else "of the matrix product"
-            label = "{value:,.0f} {unit}".format(**achieved)
-            shares.append((name, 100 * achieved["share"], label, kind))
-        if r["case"].endswith("backward"):
-            short = name.removesuffix("-forward+backward")
-            ratios += [(f"{short} beside {n}", s["median"]) for n, s in r["speedups"].items()]
-            memory += [
-                (f"{short}: {n}", p["peak_mb"], f"{p['peak_mb']:,.0f} MB", "")
-                for n, p in found.items()
-                if "peak_mb" in p
-            ]
+            text = "{share:.0%}, {value:,.0f} {unit}".format(**achieved)
+            bar = Bar(short, 100 * achieved["share"], text)
+            shares.setdefault(f"of the measured {achieved['ceiling']}", []).append(bar)
+        ratios[short] = [plots.speedup(n, ratio["median"]) for n, ratio in r["speedups"].items()]
+        memory[short] = [
+            Bar(n, p["peak_mb"], f"{p['peak_mb']:,.0f} MB")
+            for n, p in found.items()
+            if "peak_mb" in p
+        ]
     header = ["op", "threads", "ours, ms", "half of the rounds", "achieved"]
     parts = [table([*header, "ours is faster than, times"], rows)]
     parts += [f"{name}: {why}" for name, why in reasons.items()]
-    if ratios:
-        parts.append(plots.speedups(plot("ops"), "Ops, forward and backward, bf16", ratios))
-    if shares:
-        title = "Share of the measured ceiling, bf16"
-        parts.append(plots.bars(plot("roofline"), title, shares, "% of the ceiling", line=100.0))
-    if memory:
-        title = "Memory of a call beyond its inputs, bf16"
-        parts.append(plots.bars(plot("ops-memory"), title, memory, "MB at most"))
-    return "\n\n".join(parts)
+    for name, question, groups, label, line in (
+        ("ops", "How much faster is an op, forward and backward?", ratios, TIMES, 1.0),
+        ("roofline", "How near is an op to what the machine can do?", shares, "% of it", 100.0),
+        ("ops-memory", "How much memory does an op need beyond its inputs?", memory, "MB", None),
+    ):
+        drawn = [Group(heading, bars) for heading, bars in groups.items()]
+        parts.append(plots.bars(canvas, name, question, drawn, label, line))
+    return "\n\n".join(filter(None, parts))
 
 
-def of_scaling(results: Results, plot: Plot) -> str:
+def of_scaling(results: Results, canvas: Canvas) -> str:
     """Curves."""
     parts = []
     for curve in results:
@@ -119,61 +127,69 @@ def of_scaling(results: Results, plot: Plot) -> str:
         drawn = [(n, curve["sizes"], times) for n, times in curve["median_ms"].items()]
         axes = (curve["grows"], "ms, forward and backward")
         logarithmic = curve["grows"] not in ("padding share", "threads")
+        what = {"layer": "a layer", "loss": "the loss"}.get(curve["what"], curve["what"])
+        question = f"How does the time of {what} change with {curve['grows']}?"
         if drawn:
-            parts.append(plots.lines(plot(name), curve["what"], drawn, axes, logarithmic))
+            parts.append(plots.lines(canvas, name, question, drawn, axes, logarithmic))
     return "\n\n".join(parts)
 
 
-def of_inference(results: Results, plot: Plot) -> str:
+def of_inference(results: Results, canvas: Canvas) -> str:
     """The encoder without gradients."""
-    rows, items = [], []
+    rows, groups = [], []
     for r in results:
         lengths = r["lengths"]
         kind = "full" if len(set(lengths)) == 1 else "ragged"
         name = f"{r['layers']} x {r['hidden_size']}, {len(lengths)} x {max(lengths)} {kind}"
+        heading = f"{r['layers']} layers of {r['hidden_size']}, bf16, "
+        heading += plots.sequences(lengths, max(lengths), sum(lengths))
         for provider, found in r["providers"].items():
             rows.append([name, provider, f"{found['median_ms']:.1f}", beside(r, provider)])
         rows += [[name, provider, why, ""] for provider, why in without(r)]
-        items += [(f"{name}, {n}", ratio["median"]) for n, ratio in r["speedups"].items()]
+        groups.append(Group(heading, plots.speedups(r)))
     parts = [table(["case", "provider", "ms", "ours is faster, times"], rows)]
-    if items:
-        parts.append(plots.speedups(plot("inference"), "Inference in bf16", items))
-    return "\n\n".join(parts)
+    question = "How much faster is inference?"
+    parts.append(plots.bars(canvas, "inference", question, groups, TIMES, 1.0))
+    return "\n\n".join(filter(None, parts))
 
 
-def of_training(results: Results, plot: Plot) -> str:
+def of_training(results: Results, canvas: Canvas) -> str:
     """The training step, its memory too."""
-    rows, items, memory = [], [], []
+    rows, groups, memory = [], [], []
     for r in results:
         share = r["tokens"] / (len(r["lengths"]) * r["seqlen"])
         model = f"{r['layers']} x {r['hidden_size']}, {len(r['lengths'])} x {r['seqlen']}"
         name = f"{model}, {share:.0%} real, {r['dtype']}, dropout {r['dropout']}"
         name += f", malloc {r['allocator']}{of_commit(r)}"
-        ragged = "" if len(set(r["lengths"])) == 1 else " ragged"
-        label = f"{model}{ragged} {r['dtype']}, malloc {r['allocator']}"
+        heading = f"{r['layers']} layers of {r['hidden_size']}, {r['dtype']}, dropout "
+        heading += f"{r['dropout']:g}, {plots.sequences(r['lengths'], r['seqlen'], r['tokens'])}"
+        if r["allocator"] != "default":
+            heading += ", malloc keeps its memory"
+        bars = []
         for provider, found in r["providers"].items():
             if "raised" in found:
-                rows.append([name, provider, "failed", "", "", ""])
+                rows.append([name, provider, "failed", "", "", "", ""])
                 continue
             figures = [f"{found['median_ms']:,.0f}", f"{found['tokens_per_second']:,.0f}"]
-            figures += [f"{found['peak_rss_mb']:,.0f}", beside(r, provider)]
-            rows.append([name, provider, *figures])
+            bound = found.get("share_of_product")  # older files have none
+            figures += [f"{bound:.0%}" if bound else "", f"{found['peak_rss_mb']:,.0f}"]
+            rows.append([name, provider, *figures, beside(r, provider)])
             peak = found["peak_rss_mb"] / 1024
-            memory.append((f"{label}: {provider}", peak, f"{peak:.1f} GB", ""))
-        rows += [[name, provider, why, "", "", ""] for provider, why in without(r)]
-        items += [(f"{label}: {n}", ratio["median"]) for n, ratio in r["speedups"].items()]
-    header = ["case", "provider", "step, ms", "tokens/s", "peak, MB", "ours is faster, times"]
-    parts = [table(header, rows)]
-    if items:
-        title = "A training step beside Hugging Face's"
-        parts.append(plots.speedups(plot("training"), title, items))
-    if memory:
-        title = "Memory of a training process, at most"
-        parts.append(plots.bars(plot("memory"), title, memory, "GB"))
-    return "\n\n".join(parts)
+            bars.append(Bar(plots.called(provider), peak, f"{peak:.1f} GB"))
+        rows += [[name, provider, why, "", "", "", ""] for provider, why in without(r)]
+        groups.append(Group(heading, plots.speedups(r)))
+        memory.append(Group(heading, bars))
+    header = ["case", "provider", "step, ms", "tokens/s", "of the matrix product", "peak, MB"]
+    parts = [table([*header, "ours is faster, times"], rows)]
+    for name, question, drawn, label, line in (
+        ("training", "How much faster is a training step?", groups, TIMES, 1.0),
+        ("memory", "How much memory does training take?", memory, "GB at most", None),
+    ):
+        parts.append(plots.bars(canvas, name, question, drawn, label, line))
+    return "\n\n".join(filter(None, parts))
 
 
-def of_loss_curve(results: Results, plot: Plot) -> str:
+def of_loss_curve(results: Results, canvas: Canvas) -> str:
     """Loss against the time spent training."""
     rows, curves = [], []
     for r in results:
@@ -183,17 +199,17 @@ def of_loss_curve(results: Results, plot: Plot) -> str:
             rows.append([name, *figures, beside(r, name)])
             curves.append((name, found["seconds"], found["loss"]))
     header = ["provider", "steps", "seconds of training", "first loss", "last loss"]
-    title = "Held-out masked-LM loss from one start"
-    axes = ("seconds of training", "loss, nats")
+    question = "How fast does the held-out loss fall?"
+    axes = ("seconds of training", "masked-LM loss, nats")
     return "\n\n".join(
         [
             table([*header, "a step of ours is faster, times"], rows),
-            plots.lines(plot("loss"), title, curves, axes),
+            plots.lines(canvas, "loss", question, curves, axes),
         ]
     )
 
 
-def of_finetuning(results: Results, plot: Plot) -> str:
+def of_finetuning(results: Results, canvas: Canvas) -> str:
     """Fine-tuning on real tasks."""
     rows = []
     for r in results:
@@ -211,12 +227,16 @@ def of_finetuning(results: Results, plot: Plot) -> str:
         name = f"{r['case']}: {r['metric']}{of_commit(r)}"
         rows.append([name, *figures, f"{r['speed_up']:.2f} ({r['peer']})"])
     header = ["task", "ours", "ours, s", "transformers", "transformers, s"]
-    items = [(f"{r['case']} beside {r['peer']}", r["speed_up"]) for r in results]
-    title = "A fine-tuning step beside transformers'"
+    groups: dict[str, list[Bar]] = {}
+    for r in results:
+        bar = plots.speedup(r["case"], r["speed_up"])
+        groups.setdefault(f"beside {r['peer']}", []).append(bar)
+    drawn = [Group(heading, bars) for heading, bars in groups.items()]
+    question, label = "How much faster is a fine-tuning step?", "times as fast"
     return "\n\n".join(
         [
             table([*header, "a step is faster, times"], rows),
-            plots.speedups(plot("finetuning"), title, items),
+            plots.bars(canvas, "finetuning", question, drawn, label, 1.0),
         ]
     )
 
@@ -234,16 +254,19 @@ SUITES = {
         "finetuning": ("Fine-tuning", of_finetuning),
         "scaling": ("Scaling", of_scaling),
     },
-    "cuda": {"check": ("Every op on the device", of_check), **COMMON},
+    "cuda": {
+        "gpu_check": ("Every step of the check", of_gpu_check),
+        "check": ("Every op on the device", of_check),
+        **COMMON,
+        "training_tuned": ("Training step, tuned", of_training),
+        "training_compiled": ("Training step, peers compiled", of_training),
+        "host_cost": ("Host time of an eager step", of_ceilings),
+    },
 }
 
 
 def of_machine(folder: Path, device: str, documents: dict[str, dict]) -> list[str]:
     """The sections of one machine."""
-
-    def plot(name: str) -> Path:
-        return folder.parent / f"{folder.name}-{name}.png"
-
     parts = [f"## {folder.name}"]
     for name, (title, describe) in SUITES[device].items():
         parts.append(f"### {title}")
@@ -252,11 +275,13 @@ def of_machine(folder: Path, device: str, documents: dict[str, dict]) -> list[st
             parts.append(NOT_MEASURED)
             continue
         found = content["environment"]
-        cpu = f"{found['cpu']['model']}, {found['cpu']['isa_level']}, threads: {content['threads']}"
+        cpu = f"{found['cpu']['model']}, {found['cpu']['cores']} cores, "
+        cpu += f"{found['cpu']['isa_level']}, threads: {content['threads']}"
         what = found["gpus"][0] if device == "cuda" else cpu
         commit = (content["commit"] or "unknown")[:12]
-        parts.append(f"{what}; torch {found['libraries']['torch']}; commit `{commit}`")
-        parts.append(describe(content["results"], plot))
+        caption = f"{what}; torch {found['libraries']['torch']}; commit {commit}"
+        parts.append(caption)
+        parts.append(describe(content["results"], Canvas(folder, caption)))
     return parts
 
 

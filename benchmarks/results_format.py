@@ -105,9 +105,10 @@ def machine_name(device: str = "cpu") -> str:
     found = environment()
     if device == "cuda":
         today = datetime.date.today().isoformat()
-        return f"{_file_name(found['gpus'][0].partition(',')[0])}-{today}"
-    return f"{_file_name(found['cpu'].get('model') or platform.machine())}-{os.cpu_count()}-cores"
+        return f"{file_name(found['gpus'][0].partition(',')[0])}-{today}"
+    return f"{file_name(found['cpu'].get('model') or platform.machine())}-{os.cpu_count()}-cores"
 
 
-def _file_name(text: str) -> str:
+def file_name(text: str) -> str:
+    """The text as a part of a path."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

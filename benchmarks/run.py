@@ -30,7 +30,7 @@ FOLDER = Path(__file__).resolve().parent
 if str(FOLDER) not in sys.path:  # PYTHONSAFEPATH leaves it out
     sys.path.append(str(FOLDER))
 
-from results_format import RESULTS, commit, document, machine_name, read_document, write_document
+from results_format import RESULTS, commit, machine_name, read_document, write_document
 
 # suite -> its share of the time
 SHARES = {
@@ -128,12 +128,7 @@ def run_suite(name: str, options: argparse.Namespace, output: Path, seconds: flo
     if name == "check":
         check(options, output, seconds)
     elif name == "ceilings":
-        from ceilings import ceilings
-
-        found = ceilings(options.threads, tiny=options.tiny, device=options.device)
-        for record in found:
-            print("  {what:<32}{value:>10.1f} {unit}".format(**record))
-        write_document(output, document(name, options.threads, found, options.device))
+        script("ceilings.py", output, *device, *tiny)
     elif name == "ops":
         script("op_suite.py", output, *device, *budget, *tiny, *quick)
         if not options.tiny:
@@ -148,11 +143,13 @@ def run_suite(name: str, options: argparse.Namespace, output: Path, seconds: flo
         script("bench_loss_curve.py", output, *device, *budget, *tiny)
     else:
         rounds = ["--rounds", "15" if gpu else "3"]
+        from training_providers import PEERS
+
         shorter = ["--quick"] if options.quick or options.tiny else rounds
         limit = ["--time-limit", budget[1], "--allocators", "default" if gpu else "heap-kept"]
-        sizes = ["--shapes", "16x512", "--layers", "12"] if gpu else []
-        sizes += ["24x1024"] if gpu and not options.quick else []
-        script("bench_training.py", output, *device, *tiny, *shorter, *limit, *sizes)
+        models = ["--layers", "12" if options.quick else "24x1024"] if gpu else []
+        peers = ["--providers", *PEERS["cuda"][:3]] if gpu else []  # the others compile for minutes
+        script("bench_training.py", output, *device, *tiny, *shorter, *limit, *models, *peers)
 
 
 def remember(history: Path, records: list[dict]) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from training_providers import BOTH, MLM, Batch, Case, Provider, provider_of, stock_encoder
 
-from spanbert_fast.ops._common import use_backend
+from spanbert_fast.ops._backend import use_backend
 
 LOSS = "loss"
 Tensors = dict[str, torch.Tensor]

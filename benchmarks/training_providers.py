@@ -5,17 +5,21 @@ and compute the masked-LM loss; ours get it packed and compute the span boundary
 is more work. Names of parameters are the same in all of them (contract C1).
 """
 
+import contextlib
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 
 import torch
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import BertConfig, BertForMaskedLM
 
 from spanbert_fast.models import SpanBertConfig, SpanBertForPreTraining
+from spanbert_fast.nn.targets import SpanTargets
 from spanbert_fast.ops.sample_spans import sample_spans
 
 CLS, SEP, MASK, FIRST_WORD = 1, 2, 3, 5
@@ -101,11 +105,13 @@ class Provider:
         model: whose parameters are trained.
         losses: objective -> function of a batch; the last one is what a training step minimises.
         backend: of our ops.
+        captured: whether its whole step is one CUDA graph, on a GPU.
     """
 
     model: nn.Module
     losses: dict[str, Callable[[Batch], torch.Tensor]]
     backend: str = "kernels"
+    captured: bool = False
 
 
 def _sizes(case: Case) -> dict:
@@ -121,7 +127,7 @@ def _sizes(case: Case) -> dict:
     }
 
 
-def _ours(case: Case, backend: str = "kernels") -> Provider:
+def _ours(case: Case, backend: str = "kernels", captured: bool = False) -> Provider:
     model = SpanBertForPreTraining(SpanBertConfig(**_sizes(case)))
 
     def masked_lm(batch: Batch) -> torch.Tensor:
@@ -129,7 +135,7 @@ def _ours(case: Case, backend: str = "kernels") -> Provider:
         return model(**{name: batch.packed[name] for name in names}).loss
 
     losses = {MLM: masked_lm, BOTH: lambda batch: model(**batch.packed).loss}
-    return Provider(model, losses, backend)
+    return Provider(model, losses, backend, captured)
 
 
 def stock_encoder(case: Case, attention: str) -> Provider:
@@ -145,17 +151,40 @@ def stock_encoder(case: Case, attention: str) -> Provider:
         inputs = {name: tensor for name, tensor in batch.padded.items() if name != "labels"}
         hidden = model.bert(**inputs).last_hidden_state
         kept = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
-        others = ("input_ids", "cu_seqlens", "max_seqlen")
-        targets = {name: value for name, value in batch.packed.items() if name not in others}
-        return model.cls(hidden[kept], table, **targets).loss
+        targets = SpanTargets(*(batch.packed[name] for name in SpanTargets._fields))
+        return model.cls(hidden[kept], table, targets).loss
 
     return Provider(model, {BOTH: loss}, "reference")
 
 
-def _hugging_face(case: Case, attention: str, compiled: bool = False) -> Provider:
+def _hugging_face(
+    case: Case,
+    attention: str,
+    compiled: str | None = None,
+    first: SDPBackend | None = None,
+) -> Provider:
+    """BertForMaskedLM; `compiled` is a mode of torch.compile, `first` the backend that
+    scaled_dot_product_attention has to try first."""
     model = BertForMaskedLM(BertConfig(**_sizes(case), attn_implementation=attention))
-    run = torch.compile(model) if compiled else model
-    return Provider(model, {MLM: lambda batch: run(**batch.padded).loss})
+    run = torch.compile(model, mode=compiled) if compiled else model
+    others = [backend for backend in _BACKENDS if backend != first]
+
+    def loss(batch: Batch) -> torch.Tensor:
+        preferred: contextlib.AbstractContextManager = contextlib.nullcontext()
+        if first is not None:
+            preferred = sdpa_kernel([first, *others], set_priority=True)
+        with preferred:
+            return run(**batch.padded).loss
+
+    return Provider(model, {MLM: loss})
+
+
+_BACKENDS = (
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
 
 
 def _masked_rows(case: Case) -> Provider:
@@ -171,23 +200,71 @@ def _masked_rows(case: Case) -> Provider:
     return Provider(model, {MLM: loss})
 
 
+def _transformer_engine(case: Case) -> Provider:
+    """BertForMaskedLM with TransformerEngine's attention (cuDNN's or flash-attn's, as it picks)."""
+    from transformer_engine.pytorch import DotProductAttention
+    from transformers import AttentionInterface
+
+    heads = case.hidden_size // 64
+    attend = DotProductAttention(
+        heads, 64, attention_dropout=case.dropout, qkv_format="bshd", attn_mask_type="no_mask"
+    )
+
+    def attention(module, query, key, value, attention_mask, **unused):
+        attend.train(module.training)
+        return attend(*(t.transpose(1, 2) for t in (query, key, value))), None
+
+    AttentionInterface.register("transformer_engine", attention)
+    provider = _hugging_face(case, "transformer_engine")
+    masked_lm = provider.losses[MLM]
+
+    def loss(batch: Batch) -> torch.Tensor:
+        if "attention_mask" in batch.padded:  # transformers gives an attention of ours no mask
+            raise ValueError("lengths must be equal: this attention is given no mask")
+        return masked_lm(batch)
+
+    return Provider(provider.model, {MLM: loss})
+
+
 OURS = "ours"
+_sdpa = functools.partial(_hugging_face, attention="sdpa")
 PROVIDERS: dict[str, Callable[[Case], Provider]] = {
-    OURS: _ours,
+    OURS: functools.partial(_ours, captured=True),
     "hf-eager": functools.partial(_hugging_face, attention="eager"),
-    "hf-sdpa": functools.partial(_hugging_face, attention="sdpa"),
-    "hf-eager-compiled": functools.partial(_hugging_face, attention="eager", compiled=True),
-    "hf-sdpa-compiled": functools.partial(_hugging_face, attention="sdpa", compiled=True),
+    "hf-sdpa": _sdpa,
+    "hf-eager-compiled": functools.partial(_hugging_face, attention="eager", compiled="default"),
+    "hf-sdpa-compiled": functools.partial(_sdpa, compiled="default"),
     "hf-sdpa-masked-rows": _masked_rows,
     "reference": functools.partial(_ours, backend="reference"),
+    "hf-sdpa-flash": functools.partial(_sdpa, first=SDPBackend.FLASH_ATTENTION),
+    "hf-sdpa-cudnn": functools.partial(_sdpa, first=SDPBackend.CUDNN_ATTENTION),
+    "ours-eager": _ours,
+    "hf-sdpa-max-autotune": functools.partial(_sdpa, compiled="max-autotune"),
+    "hf-transformer-engine": _transformer_engine,
 }
+# what ours is measured beside by default, the most telling first, the slow to compile last
+PEERS = {
+    "cpu": ("hf-eager", "hf-sdpa", "hf-eager-compiled", "hf-sdpa-compiled", "hf-sdpa-masked-rows",
+            "reference"),
+    "cuda": ("hf-sdpa-flash", "hf-sdpa-cudnn", "ours-eager", "hf-transformer-engine",
+             "hf-sdpa-max-autotune"),
+}  # fmt: skip
+_LIBRARIES = {"hf-transformer-engine": "transformer_engine.pytorch"}
+
+
+def installed(name: str) -> bool:
+    """Whether a provider has the library that it needs."""
+    library = _LIBRARIES.get(name)
+    try:
+        return library is None or importlib.import_module(library) is not None
+    except (ImportError, OSError, RuntimeError):  # absent, or built for another torch or CUDA
+        return False
 
 
 def provider_of(name: str, case: Case) -> Provider:
     """One of `PROVIDERS`, on the case's device."""
-    provider = PROVIDERS[name](case)
-    provider.model.to(case.device)
-    return provider
+    with torch.device(case.device):  # where weights are drawn in no time
+        return PROVIDERS[name](case)
 
 
 def lengths_of(documents: Sequence[str], batch: int, seqlen: int) -> tuple[int, ...]:

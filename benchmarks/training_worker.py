@@ -5,6 +5,7 @@ Allocator settings are read when a process starts, and a peak of memory belongs 
 
 import concurrent.futures
 import contextlib
+import functools
 import multiprocessing
 import os
 import resource
@@ -18,7 +19,8 @@ import torch
 from training_check import Errors, check_errors, precision
 from training_providers import Batch, Case, provider_of
 
-from spanbert_fast.ops._common import use_backend
+from spanbert_fast.ops._backend import use_backend
+from spanbert_fast.training.captured_step import CapturedStep
 
 # glibc's malloc maps and unmaps every tensor above 32 MB, whose pages the kernel clears each time;
 # with the heap kept it never gives memory back.
@@ -26,6 +28,12 @@ ALLOCATORS = {
     "default": {},
     "heap-kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)},
 }
+
+
+# On a GPU: steps between two looks at its clock, so that the L2 cache, and the work that lies ahead
+# of the GPU, are as in training; and the norm to which gradients are clipped.
+_STEPS_IN_A_ROW = 4
+_MAX_GRAD_NORM = 1.0
 
 
 class Session:
@@ -38,20 +46,66 @@ class Session:
         self.provider = provider_of(name, case)
         self.provider.model.train()
         self.loss = list(self.provider.losses.values())[-1]
+        on_gpu = case.device == "cuda"
         self.optimizer = torch.optim.AdamW(
-            self.provider.model.parameters(), lr=1e-4, weight_decay=0.01, fused=True
+            self.provider.model.parameters(),
+            lr=1e-4,
+            weight_decay=0.01,
+            fused=True,
+            capturable=on_gpu,
         )
         self.batch = Batch.of(case)
+        self.train = self._eager
+        if on_gpu:
+            seed = torch.zeros((), dtype=torch.int64, device=case.device)
+            self.batch.packed["dropout_seed"] = seed
+            if self.provider.captured:
+                self.train = self._captured()
 
-    def step(self) -> float:
-        """Seconds of forward, backward and update."""
-        start = time.perf_counter()
+    def _eager(self) -> None:
+        """One step, its kernels launched one by one."""
+        parameters = self.provider.model.parameters()
         with use_backend(self.provider.backend):
             with precision(self.case.dtype, self.case.device):
                 loss = self.loss(self.batch)
             loss.backward()
+        if self.case.device == "cuda":
+            torch.nn.utils.clip_grad_norm_(parameters, _MAX_GRAD_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _captured(self) -> Callable[[], object]:
+        """The same step as one CUDA graph."""
+        batch = self.batch.packed
+        step = CapturedStep(
+            self.provider.model,
+            self.optimizer,
+            batch,
+            autocast=functools.partial(precision, self.case.dtype, self.case.device),
+            max_grad_norm=_MAX_GRAD_NORM,
+        )
+        return lambda: step(batch)
+
+    def step(self) -> float:
+        """Seconds of forward, backward and update; on a GPU by its own clock, the mean of several
+        steps in a row, gradients clipped."""
+        if self.case.device != "cuda":
+            start = time.perf_counter()
+            self.train()
+            return time.perf_counter() - start
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.train()
+        start.record()
+        for _ in range(_STEPS_IN_A_ROW):
+            self.train()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3 / _STEPS_IN_A_ROW
+
+    def host_step(self) -> float:
+        """Wall-clock seconds of one step, until the last of its kernels is done."""
+        start = time.perf_counter()
+        self.train()
         if self.case.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start

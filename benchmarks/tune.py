@@ -29,6 +29,7 @@ from timing import Clock, clock_of, interleaved, quartiles
 from tqdm import tqdm
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
+from tune_candidates import Checkers, nearest
 
 from spanbert_fast.kernels import tile_config
 from spanbert_fast.kernels.tile_config import Tile, forced_tile
@@ -135,7 +136,8 @@ def facts_of(kernel: str, call: Callable[[], object]) -> dict[str, int] | None:
     return told.get(kernel)
 
 
-def _case(target: Target, variant: str, device: str, size: str) -> OpCase:
+def case_of(target: Target, variant: str, device: str, size: str) -> OpCase:
+    """The benchmark's case with ours and what its errors are compared with, alone."""
     case = importlib.import_module(f"bench_{target.op}").case(variant, device, size)
     kept = {name: case.providers[name] for name in (OURS, case.baseline)}
     return dataclasses.replace(case, providers=kept)
@@ -143,7 +145,7 @@ def _case(target: Target, variant: str, device: str, size: str) -> OpCase:
 
 def is_right(target: Target, variant: str, device: str, size: str) -> bool:
     """Whether the op's results, with the tile in force, are as near to fp64 as they must be."""
-    share = _case(target, variant, device, size).errors(target.backward)[OURS]
+    share = case_of(target, variant, device, size).errors(target.backward)[OURS]
     if isinstance(share, Exception):
         raise share
     return share <= 1
@@ -174,22 +176,28 @@ def tuned_row(
     device: str = "cuda",
     sizes: tuple[str, str] = ("cpu", "cuda"),
     limit: int | None = None,
+    checkers: Checkers | None = None,
 ) -> tuple[dict, float] | None:
     """(a row of tuned.json, how many times as fast as the current tile it is); None if no launch
     takes the kernel.
 
     Args:
         sizes: of the benchmark's cases on which candidates are checked and timed.
-        limit: how many candidates at most.
+        limit: how many candidates at most, those nearest to the current tile.
+        checkers: processes that check them; None for this one.
     """
     target = TARGETS[kernel]
-    call = _case(target, variant, device, sizes[1]).call(OURS, target.backward)
+    call = case_of(target, variant, device, sizes[1]).call(OURS, target.backward)
     facts = facts_of(kernel, call)
     if facts is None:
         return None
     row = tile_config.row_of(kernel, chip, **facts)
-    tiles = candidates(target, row.tile, 4 if variant.startswith("fp32") else 2, chip)[:limit]
-    tiles = list(right_ones(kernel, variant, tiles, device, sizes[0]))
+    tiles = candidates(target, row.tile, 4 if variant.startswith("fp32") else 2, chip)
+    tiles = nearest(tiles, limit)
+    if checkers is None:
+        tiles = list(right_ones(kernel, variant, tiles, device, sizes[0]))
+    else:
+        tiles = list(checkers.right_ones(kernel, variant, tiles, device, sizes))
 
     def run(tile: Tile) -> object:
         with forced_tile(kernel, tile):
@@ -241,6 +249,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--candidates", type=int, metavar="N", help="at most N for each kernel")
     parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="that check candidates at once (1)"
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         default=tile_config.TUNED_FILE,
@@ -264,8 +275,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     clock, chip = clock_of("cuda"), tile_config.chip_of(torch.device("cuda"))
     jobs = [(kernel, variant) for kernel in options.kernel for variant in TARGETS[kernel].variants]
     rows: list[dict] = []
+    checkers = Checkers(options.processes) if options.processes > 1 else None
     for kernel, variant in tqdm(jobs, unit=" kernels", disable=None):
-        found = tuned_row(kernel, variant, clock, chip, limit=options.candidates)
+        found = tuned_row(kernel, variant, clock, chip, limit=options.candidates, checkers=checkers)
         if found is None:
             tqdm.write(f"{kernel}: {variant} does not launch it")
             continue
@@ -274,6 +286,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows.append(row)
         if not options.dry_run:
             write_rows(options.output, rows)
+    if checkers is not None:
+        checkers.close()
     return 0
 
 

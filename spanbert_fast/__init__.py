@@ -19,14 +19,16 @@ _PUBLIC = {
     "DataCollatorForSpanMasking": "spanbert_fast.data.collator",
     "FillSpan": "spanbert_fast.fill_span",
     "SpanBertConfig": "spanbert_fast.models",
+    "SpanBertForCoreference": "spanbert_fast.models",
     "SpanBertForMaskedLM": "spanbert_fast.models",
     "SpanBertForPreTraining": "spanbert_fast.models",
     "SpanBertForQuestionAnswering": "spanbert_fast.models",
     "SpanBertForSequenceClassification": "spanbert_fast.models",
     "SpanBertForTokenClassification": "spanbert_fast.models",
     "SpanBertModel": "spanbert_fast.models",
-    "accelerate": "spanbert_fast.integrations.accelerate",
-    "decelerate": "spanbert_fast.integrations.accelerate",
+    "accelerate": "spanbert_fast.accelerated.accelerate",
+    "decelerate": "spanbert_fast.accelerated.accelerate",
+    "release_memory": "spanbert_fast.ops._memory",
     "sample_spans": "spanbert_fast.ops.sample_spans",
     "sample_spans_fixed": "spanbert_fast.ops.sample_spans",
     "SpanOptions": "spanbert_fast.ops.span_options",
@@ -41,11 +43,12 @@ if TYPE_CHECKING:  # what a type checker and an editor see: a name that is not h
     from spanbert_fast import nn as nn
     from spanbert_fast import ops as ops
     from spanbert_fast import tasks as tasks
+    from spanbert_fast.accelerated.accelerate import accelerate as accelerate
+    from spanbert_fast.accelerated.accelerate import decelerate as decelerate
     from spanbert_fast.data.collator import DataCollatorForSpanMasking as DataCollatorForSpanMasking
     from spanbert_fast.fill_span import FillSpan as FillSpan
-    from spanbert_fast.integrations.accelerate import accelerate as accelerate
-    from spanbert_fast.integrations.accelerate import decelerate as decelerate
     from spanbert_fast.models import SpanBertConfig as SpanBertConfig
+    from spanbert_fast.models import SpanBertForCoreference as SpanBertForCoreference
     from spanbert_fast.models import SpanBertForMaskedLM as SpanBertForMaskedLM
     from spanbert_fast.models import SpanBertForPreTraining as SpanBertForPreTraining
     from spanbert_fast.models import SpanBertForQuestionAnswering as SpanBertForQuestionAnswering
@@ -57,6 +60,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see: a name that is not h
     )
     from spanbert_fast.models import SpanBertModel as SpanBertModel
     from spanbert_fast.ops._backend import use_backend as use_backend
+    from spanbert_fast.ops._memory import release_memory as release_memory
     from spanbert_fast.ops.sample_spans import sample_spans as sample_spans
     from spanbert_fast.ops.sample_spans import sample_spans_fixed as sample_spans_fixed
     from spanbert_fast.ops.span_options import SpanOptions as SpanOptions

@@ -1,7 +1,9 @@
 """The configuration of a SpanBERT model."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
@@ -32,7 +34,11 @@ _SIZES = {
     "max_span_targets": 1 << 12,
     "span_position_embedding_size": 1 << 14,
     "num_labels": 1 << 20,
+    "max_span_width": 1 << 10,
+    "max_top_antecedents": 1 << 16,
+    "coref_depth": 1 << 6,
 }
+_COREF_HEADS = ("start-to-end", "coarse-to-fine")
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 _SHARE, _WEIGHT = number(0, 1), number(0, 1e9)
 # of config.json, so that no field makes anything before it has been looked at
@@ -46,6 +52,11 @@ _RULES = {
     "sbo_weight": _WEIGHT,
     "sbo_denominator_offset": whole(0, 1 << 20),
     "pair_loss_weight": _WEIGHT,
+    "coref_head": one_of(*_COREF_HEADS),
+    "coref_feature_size": whole(0, 1 << 16),
+    "coref_dropout": _SHARE,
+    "top_span_ratio": number(0, 100),
+    "mention_loss_weight": _WEIGHT,
     "pad_token_id": optional(whole(-1, 1 << 24)),
     "id2label": object_of(digits(1 << 20), TEXT),
     "label2id": object_of(TEXT, whole(0, 1 << 20)),
@@ -70,6 +81,15 @@ class SpanBertConfig(BertConfig):
         pair_loss_form: "likelihood" (bounded) or "printed"; see `nn.span_pair_losses`.
         residual_in_fp32: keep the hidden states between the layers in fp32 under autocast, as
             transformers does; the default keeps them in autocast's dtype, which is faster.
+        coref_head: "start-to-end" or "coarse-to-fine"; see `models.coreference`, also for what
+            follows.
+        coref_feature_size: of the head's hidden layers; 0 for hidden_size.
+        coref_dropout: in the head.
+        max_span_width: words of the longest candidate mention.
+        top_span_ratio: mentions that are kept of a document, as a share of its words.
+        max_top_antecedents: candidates that coarse-to-fine scores of a mention.
+        coref_depth: 2 or more for coarse-to-fine's higher-order inference.
+        mention_loss_weight: of the loss of mention scores beside that of antecedents.
     """
 
     model_type = "spanbert"  # in memory; on disk it is "bert", see to_json_file
@@ -81,9 +101,19 @@ class SpanBertConfig(BertConfig):
     pair_loss_weight: float = 0.0
     pair_loss_form: str = "likelihood"
     residual_in_fp32: bool = False
+    coref_head: str = "start-to-end"
+    coref_feature_size: int = 0
+    coref_dropout: float = 0.3
+    max_span_width: int = 30
+    top_span_ratio: float = 0.4
+    max_top_antecedents: int = 50
+    coref_depth: int = 1
+    mention_loss_weight: float = 1.0
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(  # type: ignore[override]  # its options are kwargs
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> "SpanBertConfig":
         """As in Hugging Face.
 
         Raises:
@@ -141,6 +171,9 @@ class SpanBertConfig(BertConfig):
         kind = getattr(self, "position_embedding_type", "absolute") or "absolute"
         if kind != "absolute":
             raise ValueError(f'position_embedding_type must be "absolute", got "{kind}"')
+        if self.coref_head not in _COREF_HEADS:
+            wanted = " or ".join(f'"{name}"' for name in _COREF_HEADS)
+            raise ValueError(f'coref_head must be {wanted}, got "{self.coref_head}"')
         if self.pair_loss_form not in ("likelihood", "printed"):
             raise ValueError(
                 f'pair_loss_form must be "likelihood" or "printed", got "{self.pair_loss_form}"'
@@ -151,4 +184,6 @@ def _stock_name(architecture: str) -> str:
     """transformers' class that computes the same of the weights that it knows."""
     if architecture == "SpanBertForPreTraining":
         return "BertForMaskedLM"
+    if architecture == "SpanBertForCoreference":  # which transformers has not
+        return architecture
     return architecture.removeprefix("Span")

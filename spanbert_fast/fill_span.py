@@ -1,9 +1,8 @@
 """`FillSpan`: runs of mask tokens, filled from the masked-LM or the span boundary head, or both."""
 
-import dataclasses
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack, overload
 
 import torch
 from torch.nn import functional as F
@@ -12,39 +11,20 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from spanbert_fast.models import SpanBertForMaskedLM, SpanBertForPreTraining
 from spanbert_fast.models.evaluation_mode import evaluation_mode
 from spanbert_fast.models.inputs import EncoderInputs
+from spanbert_fast.values import FilledSpan, Filling
+
+__all__ = ["FillSpan", "FilledSpan", "Filling"]
 
 _HEADS = ("mlm", "sbo", "both")
 
 
-@dataclasses.dataclass(frozen=True)
-class FilledSpan:
-    """One run of masks, filled.
+class _Options(TypedDict, total=False):
+    """Keyword arguments of `FillSpan.__call__`, for type checkers."""
 
-    Attributes:
-        text: the filling as text; with a leading "##" where it continues the word before it.
-        token_ids, tokens: one entry per mask.
-        log_probabilities: of each token, natural logarithm.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    tokens: tuple[str, ...]
-    log_probabilities: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Filling:
-    """One way to fill all masks of a text.
-
-    Attributes:
-        text: the whole text, filled; outside the masks it is as it came.
-        score: log-probability of the filling, the sum over its tokens.
-        spans: the runs of masks, from left to right.
-    """
-
-    text: str
-    score: float
-    spans: tuple[FilledSpan, ...]
+    head: str
+    top_k: int
+    iterative: bool
+    batch_size: int
 
 
 class FillSpan:
@@ -88,6 +68,16 @@ class FillSpan:
         # what a filling never holds: special tokens, and rows of the vocabulary with no token
         self._never = torch.ones(size, dtype=torch.bool)
         self._never[list({*ids} - {*tokenizer.all_special_ids})] = False
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
+        self, texts: str, **options: Unpack[_Options]
+    ) -> list[Filling]: ...
+
+    @overload
+    def __call__(
+        self, texts: Sequence[str], **options: Unpack[_Options]
+    ) -> list[list[Filling]]: ...
 
     @torch.no_grad()
     def __call__(
@@ -134,8 +124,8 @@ class FillSpan:
         with evaluation_mode(self.model):
             hypotheses = search([e["input_ids"] for e in encoded], head, top_k, batch_size)
         filled = [
-            [self._filling(*source, hypothesis) for hypothesis in found]
-            for *source, found in zip(given, encoded, hypotheses, strict=True)
+            [self._filling(text, encoding, hypothesis) for hypothesis in found]
+            for text, encoding, found in zip(given, encoded, hypotheses, strict=True)
         ]
         return filled[0] if isinstance(texts, str) else filled
 
@@ -149,7 +139,7 @@ class FillSpan:
 
     def _independent(self, sequences, head, top_k, batch_size) -> list[list["_Hypothesis"]]:
         """The exact best of the product: the best of each prefix, one place after another."""
-        found = []
+        found: list[list[_Hypothesis]] = []
         for token_ids, log_p in self._predict(sequences, head, batch_size):
             values, choices = self._best(log_p, top_k)
             scores, paths = values.new_zeros(1), choices.new_zeros((1, 0))
@@ -177,7 +167,7 @@ class FillSpan:
             flat = [hypothesis.token_ids for beam in open_beams for hypothesis in beam]
             predictions = iter(self._predict(flat, head, batch_size))
             for beam in open_beams:
-                grown = {}
+                grown: dict[tuple[int, ...], _Hypothesis] = {}
                 for hypothesis in beam:
                     token_ids, log_p = next(predictions)
                     surest = int(log_p.amax(1).argmax())
@@ -197,7 +187,7 @@ class FillSpan:
 
     def _runs(self, token_ids: list[int]) -> list[tuple[int, int]]:
         """(first, last) place of every run of masks."""
-        runs = []
+        runs: list[tuple[int, int]] = []
         for place in self._masked(token_ids):
             if runs and runs[-1][1] == place - 1:
                 runs[-1] = (runs[-1][0], place)
@@ -232,6 +222,7 @@ class FillSpan:
         hidden = model.bert.encode(inputs, rows=needed).hidden_states
         log_p = model.cls.predictions.logits(hidden[: len(masked)]).float().log_softmax(-1)
         if answers:
+            assert isinstance(model, SpanBertForPreTraining)  # no other head has questions
             sbo_head, decoder = model.cls.span_boundary, model.cls.predictions.decoder
             cu_lengths = list(accumulate(lengths, initial=0))
             states = sbo_head(
@@ -252,7 +243,7 @@ class FillSpan:
         """For the span boundary head: rows of the boundaries (left, right, left, ...), places per
         span, and which masks they answer; raises where head is "sbo" and it has no answer."""
         limit, special = self.model.config.max_span_targets, set(self.tokenizer.all_special_ids)
-        boundaries, lengths, answers, mask = [], [], [], 0
+        boundaries, lengths, answers, mask = list[int](), list[int](), list[int](), 0
         for start, token_ids in zip(starts, batch, strict=False):
             for first, last in self._runs(token_ids):
                 length = last - first + 1
@@ -275,7 +266,7 @@ class FillSpan:
         spans, offsets = [], encoding["offset_mapping"]
         for first, last in reversed(self._runs(encoding["input_ids"])):  # offsets before it hold
             token_ids = tuple(hypothesis.token_ids[first : last + 1])
-            tokens = tuple(self.tokenizer.convert_ids_to_tokens(token_ids))
+            tokens = tuple(self.tokenizer.convert_ids_to_tokens(list(token_ids)))
             filling = self.tokenizer.convert_tokens_to_string(list(tokens))
             left, right = text[: offsets[first][0]], text[offsets[last][1] :]
             joined = left.rstrip() + filling[2:] if filling.startswith("##") else left + filling

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from transformers import RobertaConfig, RobertaModel
+from transformers import MPNetConfig, MPNetModel
 from transformers.models.bert import modeling_bert as stock
 
 import spanbert_fast as sb
@@ -21,7 +21,7 @@ from accelerate_cases import (
     without,
 )
 from bert_cases import large_init
-from spanbert_fast.models.bert import FAST
+from spanbert_fast.accelerated.registry import fast_class
 from spanbert_fast.testing import assert_bitwise_equal, assert_models_agree
 
 
@@ -37,7 +37,7 @@ def test_outputs_and_gradients_equal(name, training):
     assert sb.accelerate(model, full_logits=True) is model
     ours = results(model, inputs, mask)
     assert_models_agree(ours, theirs, truth, lambda m: results(m, inputs, mask))
-    assert any(type(part) is FAST[stock.BertLayer] for part in model.modules())
+    assert any(type(part) is fast_class(stock.BertLayer) for part in model.modules())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -206,7 +206,7 @@ def with_own_part(part):
 REFUSED = {
     "decoder": (
         lambda: stock.BertLMHeadModel(config(is_decoder=True)),
-        "bert.encoder must be an encoder, got is_decoder=True",
+        "BertLMHeadModel must be an encoder, got is_decoder=True",
     ),
     "cross-attention": (
         lambda: stock.BertModel(config(is_decoder=True, add_cross_attention=True)),
@@ -214,7 +214,7 @@ REFUSED = {
     ),
     "relative positions": (
         lambda: stock.BertModel(config(position_embedding_type="relative_key")),
-        'encoder must have absolute positions, got "relative_key"',
+        'BertModel must have absolute positions, got "relative_key"',
     ),
     "activation": (
         lambda: stock.BertModel(config(hidden_act="relu")),
@@ -241,9 +241,13 @@ REFUSED = {
         lambda: stock.BertModel(config(hidden_dropout_prob=0.001)),
         r"embeddings.dropout must be 0 or in \[1/512, 511/512\), got 0.001",
     ),
-    "no BERT": (
-        lambda: RobertaModel(RobertaConfig(**SIZES)),
-        "model must hold an encoder of transformers.BertModel, got RobertaModel",
+    "another family": (
+        lambda: MPNetModel(MPNetConfig(**SIZES)),
+        "MPNetModel must be of a family that accelerate knows, got MPNetModel: MPNet adds a bias",
+    ),
+    "no encoder": (
+        lambda: nn.Linear(2, 2),
+        "model must hold an encoder of BERT, RoBERTa, .* got Linear, which is none",
     ),
 }
 

@@ -19,7 +19,7 @@ from accelerate_cases import (
     without,
 )
 from bert_cases import large_init
-from spanbert_fast.nn import bert_parts
+from spanbert_fast.accelerated import packed
 from spanbert_fast.testing import assert_models_agree, gradients_of
 
 
@@ -67,7 +67,7 @@ def test_labels_on_padding_run_transformers_code(name):
     inputs["labels"][1, 10] = 1
     theirs = results(model, inputs, None)
     sb.accelerate(model)
-    bert_parts.warn_once.cache_clear()
+    packed.warn_once.cache_clear()
     with pytest.warns(UserWarning, match="labels are given where attention_mask is 0"):
         ours = results(model, inputs, None)
     assert_models_agree(ours, theirs, truth, lambda m: results(m, inputs, None))

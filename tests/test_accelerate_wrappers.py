@@ -15,7 +15,7 @@ from accelerate_cases import (
     results,
 )
 from bert_cases import large_init
-from spanbert_fast.nn import bert
+from spanbert_fast.accelerated import bert
 from spanbert_fast.testing import assert_bitwise_equal, assert_models_agree
 
 

@@ -65,7 +65,7 @@ USAGE = [
     (["--held-out", "1"], "--held-out must be in (0, 1), got 1"),
     (
         ["--precision", "fp16", "--set", "use_cpu=true"],
-        "--precision must be fp32 or bf16 on a CPU, got fp16",
+        "--precision must be auto, fp32 or bf16 on a CPU, got fp16",
     ),
     (["--data", __file__], "the suffix must be one of .txt, .text, .jsonl, .json, .parquet, with"),
 ]

@@ -8,6 +8,12 @@ import torch
 
 pytest.importorskip("triton")
 
+from spanbert_fast.ops import OPS  # noqa: E402
+from spanbert_fast.ops._register import KERNELS, op_of  # noqa: E402
+
+for op in OPS:
+    importlib.import_module(f"spanbert_fast.ops.{op}")
+
 NAMES = [
     *(f"{op}_{way}" for way in ("fwd", "bwd") for op in (
         "bias_gelu",
@@ -23,13 +29,18 @@ NAMES = [
 ]  # fmt: skip
 
 
+def test_every_registered_function_is_here():
+    assert {*NAMES, "sample_spans"} == set(KERNELS)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_kernel_takes_what_the_op_is_given(name):
     op, way = name.rsplit("_", 1)
     ops = importlib.import_module(f"spanbert_fast.ops.{'pad' if 'pad' in op else op}")
     composite_name = f"_composite_{name}" if "pad" in op else f"_composite_{way}"
-    composite = getattr(ops, f"padded_{way}" if "attention" in op else composite_name)
-    kernel = getattr(importlib.import_module(f"spanbert_fast.kernels.{op}"), name)
+    if op == "varlen_attention":
+        composite_name = f"composite_{way}"
+    kernel = getattr(importlib.import_module(f"spanbert_fast.kernels.{op_of(name)}"), name)
     taken = list(inspect.signature(kernel).parameters)
-    assert taken == list(inspect.signature(composite).parameters)
+    assert taken == list(inspect.signature(getattr(ops, composite_name)).parameters)
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"spanbert_fast::{name}", "CUDA")

@@ -138,7 +138,7 @@ CANNOT = [
     (["--static-shapes", "--set", "use_cpu=true"], "--cuda-graph needs a CUDA device, got cpu"),
     (
         ["--static-shapes", "--precision", "fp16"],
-        "--precision must be fp32 or bf16 with --cuda-graph, got fp16",
+        "--precision must be auto, fp32 or bf16 with --cuda-graph, got fp16",
     ),
     (
         ["--static-shapes", "--gradient-accumulation-steps", "2"],

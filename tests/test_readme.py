@@ -1,5 +1,6 @@
-"""The README is true: its Python runs, its links and commands exist."""
+"""The README is true and short: its Python runs, its links, commands and figures exist."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -19,11 +20,11 @@ def test_its_python_runs(trained_model, tmp_path, monkeypatch, capsys):
     shutil.copytree(trained_model, tmp_path / "runs/first/model")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) >= 4
+    assert len(blocks) >= 3
     names: dict = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
-    assert len(capsys.readouterr().out.splitlines()) >= 5 + 3 + 1 + 1
+    assert len(capsys.readouterr().out.splitlines()) >= 1 + 3 + 1  # losses, fillings, an answer
 
 
 def test_its_commands_and_options_exist():
@@ -41,3 +42,37 @@ def test_its_commands_and_options_exist():
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README))
 def test_its_links_lead_somewhere(link):
     assert (ROOT / link).exists()
+
+
+def test_it_is_a_screen_or_two_and_begins_with_what_it_does():
+    lines = README.splitlines()
+    assert len(lines) <= 160
+    first_block = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)[1]
+    assert "spanbert_fast.accelerate(" in "\n".join(first_block.splitlines()[:10])
+    assert README.index("![") < README.index("## ")
+    for command in ("make pretrain", "make test"):
+        assert f"\n    {command} " in README
+
+
+def test_its_figures_are_in_the_result_files():
+    """Every ratio and rate that the table has of a machine whose result files are here."""
+    known = set()
+    folder = ROOT / "benchmarks/results/amd-epyc-2-cores"
+    for name in ("training", "inference", "finetuning"):
+        for result in json.loads((folder / f"{name}.json").read_text())["results"]:
+            ratios = [ratio["median"] for ratio in result.get("speedups", {}).values()]
+            ratios += [result["speed_up"]] if "speed_up" in result else []
+            known |= {f"{ratio:.{digits}f}" for ratio in ratios for digits in (1, 2)}
+            providers = result.get("providers", {}).values()
+            rates = [
+                found["tokens_per_second"] for found in providers if "tokens_per_second" in found
+            ]
+            known |= {f"{rate:,.0f}" for rate in rates}
+    rows = [line for line in README.splitlines() if line.startswith("|") and "AMD EPYC" in line]
+    assert len(rows) >= 5
+    for row in rows:
+        _, _, ours, peers, _ = row.split("|")[:5]
+        figures = re.findall(r"[\d,]+(?= tokens/s)", ours)
+        figures += re.findall(r"\d+\.\d+(?= x| to )", peers)
+        assert figures
+        assert known.issuperset(figures), row

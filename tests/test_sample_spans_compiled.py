@@ -33,6 +33,8 @@ devices = pytest.mark.parametrize(
     ],
 )
 
+pytestmark = pytest.mark.gpu
+
 
 def on(device, texts, options):
     def moved(value):

@@ -24,6 +24,8 @@ from static_shapes_cases import (
     step,
 )
 
+pytestmark = pytest.mark.gpu
+
 
 @pytest.fixture(scope="module")
 def tokenizer():

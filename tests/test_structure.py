@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "kernels": set(),
     "ops": {"kernels", "_extension", "reference"},
     "nn": {"ops"},
+    "accelerated": {"nn", "ops"},
     "models": {"nn", "ops", "config", "digests"},
     "data": {"ops"},
     "tasks": {"models", "data"},

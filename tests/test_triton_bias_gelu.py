@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: E402
 
 from spanbert_fast.kernels.bias_gelu import bias_gelu_bwd, bias_gelu_fwd  # noqa: E402
 from spanbert_fast.kernels.column_sums import column_sums, split_rows  # noqa: E402
+from spanbert_fast.ops.bias_gelu import BiasGeluInputs  # noqa: E402
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than  # noqa: E402
 
 
@@ -25,7 +26,8 @@ def test_no_worse_than_pytorch(shape, dtype, poisoned_empty):
     x = (2 * torch.randn(shape)).to(DEVICE, dtype)
     bias = torch.randn(shape[-1]).to(DEVICE, dtype)
     dy = torch.randn(shape).to(DEVICE, dtype)
-    ours = bias_gelu_fwd(x, bias), *bias_gelu_bwd(dy, x, bias)
+    inputs = BiasGeluInputs(x, bias)
+    ours = bias_gelu_fwd(inputs), *bias_gelu_bwd(dy, inputs)
     like, truth = peer(dy, x, bias), peer(dy.double(), x.double(), bias.double())
     # The peer may hit the truth by luck at few elements: one unit in the last place of ours, of
     # sums of up to 70 rows in dbias.
@@ -40,7 +42,7 @@ def test_no_worse_than_pytorch(shape, dtype, poisoned_empty):
 def test_relative_error_of_the_tails(dtype):
     """The left tail, which falls to 1e-30, keeps its leading digits; the right one is x itself."""
     x = torch.linspace(-9, 11, 2001, device=DEVICE).to(dtype)
-    y = bias_gelu_fwd(x, torch.zeros_like(x)).double()
+    y = bias_gelu_fwd(BiasGeluInputs(x, torch.zeros_like(x))).double()
     wide = x.double()
     truth = wide * torch.special.erfc(-wide / 2**0.5) / 2
     visible = truth.abs() >= torch.finfo(dtype).tiny
@@ -53,9 +55,9 @@ def test_relative_error_of_the_tails(dtype):
 
 def test_what_is_not_finite_shows_and_stays_in_its_column():
     x = torch.tensor([[float("nan"), float("inf"), 1.0], [0.0, 1.0, 2.0]], device=DEVICE)
-    zero = torch.zeros(3, device=DEVICE)
-    y = bias_gelu_fwd(x, zero)
-    dx, dbias = bias_gelu_bwd(torch.ones_like(x), x, zero)
+    inputs = BiasGeluInputs(x, torch.zeros(3, device=DEVICE))
+    y = bias_gelu_fwd(inputs)
+    dx, dbias = bias_gelu_bwd(torch.ones_like(x), inputs)
     assert torch.isfinite(y).tolist() == [[False, False, True], [True] * 3]
     assert torch.isfinite(dx).tolist() == [[False, False, True], [True] * 3]
     assert torch.isfinite(dbias).tolist() == [False, False, True]
@@ -64,10 +66,11 @@ def test_what_is_not_finite_shows_and_stays_in_its_column():
 def test_wider_bias_and_strided_input():
     x = torch.randn(12, 9, device=DEVICE).bfloat16().t()
     bias = torch.randn(12, device=DEVICE)
-    y = bias_gelu_fwd(x, bias)
+    inputs = BiasGeluInputs(x, bias)
+    y = bias_gelu_fwd(inputs)
     assert y.dtype == torch.bfloat16 and y.is_contiguous()
-    assert_bitwise_equal(y, bias_gelu_fwd(x.contiguous(), bias))
-    dx, dbias = bias_gelu_bwd(x, x, bias)
+    assert_bitwise_equal(y, bias_gelu_fwd(inputs._replace(x=x.contiguous())))
+    dx, dbias = bias_gelu_bwd(x, inputs)
     assert dx.dtype == torch.bfloat16 and dbias.dtype == torch.float32
     # the bias's gradient is a sum of what has not been rounded yet
     z = (x.double() + bias.double()).requires_grad_()

@@ -13,7 +13,8 @@ from spanbert_fast.kernels.dropout_add_layer_norm import (  # noqa: E402
     dropout_add_layer_norm_bwd,
     dropout_add_layer_norm_fwd,
 )
-from spanbert_fast.reference.dropout import hidden_keep_mask  # noqa: E402
+from spanbert_fast.ops.dropout_add_layer_norm import NormInputs  # noqa: E402
+from spanbert_fast.reference.dropout import Dropout, hidden_keep_mask  # noqa: E402
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than  # noqa: E402
 
 SEED = torch.tensor(-7_123_456_789_012_345, device=DEVICE)
@@ -30,13 +31,9 @@ def make(tokens, hidden, dtype):
 def ours(dy, tensors, *, rows=None, threshold=0, site=0, eps=1e-12):
     seed = SEED if threshold else None
     x, residual, weight, bias, x_bias = tensors
-    y, mean, rstd = dropout_add_layer_norm_fwd(
-        x, residual, weight, bias, x_bias, seed, rows, threshold, site, eps
-    )
-    gradients = dropout_add_layer_norm_bwd(
-        dy, x, residual, weight, bias, x_bias, seed, rows, mean, rstd, threshold, site
-    )
-    return y, *gradients
+    inputs = NormInputs(x, residual, weight, bias, x_bias, seed, rows, threshold, site, eps)
+    y, *statistics = dropout_add_layer_norm_fwd(inputs)
+    return y, *dropout_add_layer_norm_bwd(dy, inputs, *statistics)
 
 
 def peer(dy, tensors, *, threshold=0, site=0):
@@ -44,8 +41,7 @@ def peer(dy, tensors, *, threshold=0, site=0):
     x, residual, weight, bias, x_bias = leaves
     z = x + x_bias
     if threshold:
-        numbers = torch.arange(len(x), device=DEVICE)
-        keep = hidden_keep_mask(SEED, site, numbers, x.shape[1], threshold)
+        keep = hidden_keep_mask(Dropout(threshold / 256, SEED, site), *x.shape, x.device)
         z = torch.where(keep, z * (256 / (256 - threshold)), 0)
     wide = residual.dtype
     y = F.layer_norm(z + residual, x.shape[1:], weight.to(wide), bias.to(wide), 1e-12)
@@ -82,7 +78,8 @@ def test_residual_in_fp32(dtype, poisoned_empty):
 @pytest.mark.parametrize("threshold", [1, 26, 255])
 def test_the_mask_is_the_reference_s(threshold, hidden):
     rows = torch.tensor([700_000_000, 0, 2**33, 5, 1], device=DEVICE)
-    expected = hidden_keep_mask(SEED, 65535, rows, hidden, threshold)
+    dropout = Dropout(threshold / 256, SEED, 65535, rows)
+    expected = hidden_keep_mask(dropout, 5, hidden, rows.device)
     x, residual, weight, bias, _ = make(5, hidden, torch.float32)
     tensors = x, residual, weight, bias, None
     dy = torch.randn(5, hidden, device=DEVICE)
@@ -106,9 +103,8 @@ def test_no_x_bias_gives_an_empty_gradient():
 def test_large_mean_does_not_cancel_the_variance(dtype):
     x = (1000 + torch.randn(6, 96)).to(DEVICE, dtype)
     one, zero = torch.ones(96).to(x), torch.zeros(96).to(x)
-    y, *_ = dropout_add_layer_norm_fwd(
-        x, torch.zeros_like(x), one, zero, None, None, None, 0, 0, 1e-12
-    )
+    inputs = NormInputs(x, torch.zeros_like(x), one, zero, None, None, None, 0, 0, 1e-12)
+    y, *_ = dropout_add_layer_norm_fwd(inputs)
     truth = F.layer_norm(x.double(), (96,), eps=1e-12)
     like = F.layer_norm(x, (96,), eps=1e-12)
     # a mean of 1000 is known to one unit in the last place, 6e-5 of the deviation 1

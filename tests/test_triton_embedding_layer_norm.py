@@ -13,7 +13,8 @@ from spanbert_fast.kernels.embedding_layer_norm import (  # noqa: E402
     embedding_layer_norm_bwd,
     embedding_layer_norm_fwd,
 )
-from spanbert_fast.reference.dropout import hidden_keep_mask  # noqa: E402
+from spanbert_fast.ops.embedding_layer_norm import EmbeddingInputs  # noqa: E402
+from spanbert_fast.reference.dropout import Dropout, hidden_keep_mask  # noqa: E402
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than  # noqa: E402
 
 SEED = torch.tensor(2**62 + 12_345, device=DEVICE)
@@ -28,13 +29,14 @@ def make(tokens, hidden, dtype, words=30):
 
 
 def ours(dy, ids, tables, *, embeds=None, threshold=0, padding_idx=-1, out_dtype=None):
-    input_ids = ids[0] if embeds is None else None
-    seed = SEED if threshold else None
-    arguments = (input_ids, embeds, *ids[1:], *tables, seed)
-    y, mean, rstd = embedding_layer_norm_fwd(
-        *arguments, threshold, 7, padding_idx, 1e-12, out_dtype or tables[0].dtype
-    )
-    return y, *embedding_layer_norm_bwd(dy, *arguments, mean, rstd, threshold, 7, padding_idx)
+    word, position, token_type, weight, bias = tables
+    inputs = EmbeddingInputs(
+        word if embeds is None else embeds, ids[0] if embeds is None else None,
+        position, ids[1], token_type, ids[2], weight, bias,
+        SEED if threshold else None, threshold, 7, padding_idx, 1e-12, out_dtype or word.dtype,
+    )  # fmt: skip
+    y, *statistics = embedding_layer_norm_fwd(inputs)
+    return y, *embedding_layer_norm_bwd(dy, inputs, *statistics)
 
 
 def peer(dy, ids, tables, *, embeds=None, threshold=0, padding_idx=None, out_dtype=None):
@@ -45,7 +47,7 @@ def peer(dy, ids, tables, *, embeds=None, threshold=0, padding_idx=None, out_dty
     wide = out_dtype or z.dtype
     y = F.layer_norm(z.to(wide), (z.shape[1],), weight.to(wide), bias.to(wide), 1e-12)
     if threshold:
-        keep = hidden_keep_mask(SEED, 7, torch.arange(len(z), device=DEVICE), z.shape[1], threshold)
+        keep = hidden_keep_mask(Dropout(threshold / 256, SEED, 7), *z.shape, z.device)
         y = torch.where(keep, y * (256 / (256 - threshold)), 0)
     leaves = (rows, position, token_type, weight, bias)
     return y.detach(), *torch.autograd.grad(y, leaves, dy)
@@ -101,7 +103,7 @@ def test_the_mask_is_the_reference_s(hidden):
     ids, tables = make(6, hidden, torch.float32)
     dy = torch.ones(6, hidden, device=DEVICE)
     y, *_ = ours(dy, ids, tables, threshold=100)
-    keep = hidden_keep_mask(SEED, 7, torch.arange(6, device=DEVICE), hidden, 100)
+    keep = hidden_keep_mask(Dropout(100 / 256, SEED, 7), 6, hidden, y.device)
     assert torch.equal(y != 0, keep)
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: E402
 
 from spanbert_fast.kernels import linear_cross_entropy as kernels  # noqa: E402
 from spanbert_fast.kernels import linear_cross_entropy_backward as backward  # noqa: E402
+from spanbert_fast.ops.linear_cross_entropy import LossInputs  # noqa: E402
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than  # noqa: E402
 
 CASES = {  # group sizes, hidden size, vocabulary
@@ -46,14 +47,10 @@ def make(group_sizes, hidden_size, vocab_size, dtype):
 
 
 def ours(dlosses, hidden, weight, bias, targets, group_sizes):
-    losses, lse, predictions, kept = kernels.linear_cross_entropy_fwd(
-        hidden, weight, bias, targets, group_sizes, True, 0
-    )
+    inputs = LossInputs(hidden, weight, bias, targets, group_sizes, True, 0)
+    losses, predictions, lse, kept = kernels.linear_cross_entropy_fwd(inputs)
     assert kept.shape == (len(hidden), 0) and kept.dtype == hidden.dtype
-    gradients = kernels.linear_cross_entropy_bwd(
-        dlosses, hidden, weight, bias, targets, lse, kept, group_sizes
-    )
-    return (losses, *gradients), predictions
+    return (losses, *kernels.linear_cross_entropy_bwd(dlosses, inputs, lse, kept)), predictions
 
 
 def peer(dlosses, hidden, weight, bias, targets, group_sizes):
@@ -93,17 +90,14 @@ def test_no_worse_than_pytorch(case, dtype, poisoned_empty):
 def test_a_wider_weight_and_no_predictions():
     hidden, weight, bias, targets = make([9, 8], 32, 400, torch.bfloat16)
     weight, bias = weight.float(), bias.float()
-    losses, lse, predictions, kept = kernels.linear_cross_entropy_fwd(
-        hidden, weight, bias, targets, [9, 8], False, 0
-    )
+    inputs = LossInputs(hidden, weight, bias, targets, [9, 8], False, 0)
+    losses, predictions, lse, kept = kernels.linear_cross_entropy_fwd(inputs)
     assert predictions.shape == (0,)
-    gradients = kernels.linear_cross_entropy_bwd(
-        losses, hidden, weight, bias, targets, lse, kept, [9, 8]
-    )
+    gradients = kernels.linear_cross_entropy_bwd(losses, inputs, lse, kept)
     assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float32, torch.float32]
     # weights of bf16's values: the same losses bit for bit
     again = kernels.linear_cross_entropy_fwd(
-        hidden, weight.bfloat16(), bias, targets, [9, 8], True, 0
+        inputs._replace(weight=weight.bfloat16(), with_predictions=True)
     )
     assert_bitwise_equal(again[0], losses)
 
@@ -133,7 +127,8 @@ def test_entries_of_minus_infinity_have_no_probability():
 def test_a_target_out_of_range_gives_nan():
     hidden, weight, bias, _ = make([4], 16, 130, torch.float32)
     targets = torch.tensor([0, -1, 130, 100_000], device=DEVICE)
-    losses, *_ = kernels.linear_cross_entropy_fwd(hidden, weight, bias, targets, [4], False, 0)
+    inputs = LossInputs(hidden, weight, bias, targets, [4], False, 0)
+    losses, *_ = kernels.linear_cross_entropy_fwd(inputs)
     assert torch.isfinite(losses).tolist() == [True, False, False, False]
 
 

@@ -13,6 +13,7 @@ from spanbert_fast.kernels.span_boundary_gather import (  # noqa: E402
     span_boundary_gather_bwd,
     span_boundary_gather_fwd,
 )
+from spanbert_fast.ops.span_boundary_gather import GatherInputs  # noqa: E402
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than  # noqa: E402
 
 LENGTHS = {
@@ -41,9 +42,9 @@ def make(lengths, hidden, dtype, places=20):
 
 
 def ours(lengths, spans, places, weight, bias, dy):
-    cu = cumulative(lengths)
-    y, mean, rstd = span_boundary_gather_fwd(spans, places, cu, len(dy), weight, bias, 1e-5)
-    return y, *span_boundary_gather_bwd(dy, spans, places, cu, weight, bias, mean, rstd)
+    inputs = GatherInputs(spans, places, cumulative(lengths), len(dy), weight, bias, 1e-5)
+    y, *statistics = span_boundary_gather_fwd(inputs)
+    return y, *span_boundary_gather_bwd(dy, inputs, *statistics)
 
 
 def peer(lengths, *tensors):
@@ -86,9 +87,10 @@ def test_lengths_that_do_not_fit_touch_nothing_outside(poisoned_empty):
     """Nobody looks at values on a GPU: targets past the end, and places that are not there."""
     spans, places, weight, bias, dy = make([2, 2], 12, torch.float32, places=3)
     too_long = torch.tensor([0, 9, 12], dtype=torch.int32, device=DEVICE)
-    y, mean, rstd = span_boundary_gather_fwd(spans, places, too_long, 4, weight, bias, 1e-5)
+    inputs = GatherInputs(spans, places, too_long, 4, weight, bias, 1e-5)
+    y, *statistics = span_boundary_gather_fwd(inputs)
     assert torch.isfinite(y[:3]).all()
-    span_boundary_gather_bwd(dy, spans, places, too_long, weight, bias, mean, rstd)
+    span_boundary_gather_bwd(dy, inputs, *statistics)
 
 
 def test_strided_inputs_and_wider_parameters():

@@ -15,7 +15,8 @@ from spanbert_fast.kernels.varlen_attention import (  # noqa: E402
     varlen_attention_bwd,
     varlen_attention_fwd,
 )
-from spanbert_fast.reference.dropout import attention_keep_mask  # noqa: E402
+from spanbert_fast.ops._attention_composite import AttentionInputs  # noqa: E402
+from spanbert_fast.reference.dropout import Dropout, attention_keep_mask  # noqa: E402
 from spanbert_fast.reference.varlen_attention import varlen_attention  # noqa: E402
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than  # noqa: E402
 
@@ -44,22 +45,16 @@ def make(lengths, heads, head_dim, dtype):
 
 def ours(dout, q, k, v, cu_seqlens, max_seqlen, *, scale=None, threshold=0):
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    rest = (cu_seqlens, max_seqlen, scale, SEED if threshold else None, threshold, SITE)
-    out, lse = varlen_attention_fwd(q, k, v, *rest)
-    return out, *varlen_attention_bwd(dout, q, k, v, out, lse, *rest)
+    seed = SEED if threshold else None
+    inputs = AttentionInputs(q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, SITE)
+    out, lse = varlen_attention_fwd(inputs)
+    return out, *varlen_attention_bwd(dout, inputs, out, lse)
 
 
 def peer(dout, q, k, v, cu_seqlens, max_seqlen, *, scale=None, threshold=0):
     leaves = [t.detach().requires_grad_() for t in (q, k, v)]
-    out = varlen_attention(
-        *leaves,
-        cu_seqlens,
-        max_seqlen,
-        softmax_scale=scale,
-        dropout_p=threshold / 256,
-        dropout_seed=SEED,
-        dropout_site=SITE,
-    )
+    dropout = Dropout(threshold / 256, SEED, SITE)
+    out = varlen_attention(*leaves, cu_seqlens, max_seqlen, softmax_scale=scale, dropout=dropout)
     return out.detach(), *torch.autograd.grad(out, leaves, dout)
 
 
@@ -160,9 +155,9 @@ def test_masks_are_the_references(length, threshold):
     one_hot[sequence] = torch.eye(length, device=DEVICE)[:, None]
     ones = torch.ones_like(q)
     batch = cumulative(lengths), length
-    keep = attention_keep_mask(
-        SEED, SITE, torch.tensor([1], device=DEVICE), heads, length, threshold
-    )[0]  # (heads, queries, keys)
+    dropout = Dropout(threshold / 256, SEED, SITE)
+    # (heads, queries, keys) of sequence 1
+    keep = attention_keep_mask(dropout, torch.tensor([1], device=DEVICE), heads, length)[0]
     assert 0 < keep.sum() < keep.numel()
 
     out, _, _, dv = ours(one_hot, q, one_hot, one_hot, *batch, threshold=threshold)

@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 from spanbert_fast.kernels import tile_config  # noqa: E402
 from spanbert_fast.kernels.bias_gelu import bias_gelu_bwd, bias_gelu_fwd  # noqa: E402
 from spanbert_fast.kernels.tile_config import Tile, forced_tile, tile_for  # noqa: E402
+from spanbert_fast.ops.bias_gelu import BiasGeluInputs  # noqa: E402
 from spanbert_fast.testing import assert_bitwise_equal  # noqa: E402
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -112,18 +113,18 @@ def test_facts_come_from_the_launcher(tune, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter's tiles")
 def test_a_forced_tile_is_the_one_that_runs():
-    x, bias = torch.randn(9, 50), torch.randn(50)
-    y, gradients = bias_gelu_fwd(x, bias), bias_gelu_bwd(x, x, bias)
+    inputs = BiasGeluInputs(torch.randn(9, 50), torch.randn(50))
+    y, gradients = bias_gelu_fwd(inputs), bias_gelu_bwd(inputs.x, inputs)
     with forced_tile("bias_gelu_fwd", Tile({"ROWS": 2, "COLUMNS": 16}, 4)):
-        assert_bitwise_equal(bias_gelu_fwd(x, bias), y)
+        assert_bitwise_equal(bias_gelu_fwd(inputs), y)
     with forced_tile("bias_gelu_bwd", Tile({"ROWS": 2, "COLUMNS": 16}, 4)):
-        torch.testing.assert_close(bias_gelu_bwd(x, x, bias), gradients)
+        torch.testing.assert_close(bias_gelu_bwd(inputs.x, inputs), gradients)
     with (
         forced_tile("bias_gelu_fwd", Tile({"ROWS": 2}, 4)),
         pytest.raises(KeyError, match="COLUMNS"),
     ):
-        bias_gelu_fwd(x, bias)
-    assert_bitwise_equal(bias_gelu_fwd(x, bias), y)
+        bias_gelu_fwd(inputs)
+    assert_bitwise_equal(bias_gelu_fwd(inputs), y)
 
 
 def test_bad_options_and_no_gpu(tune, monkeypatch, capsys):

@@ -68,6 +68,10 @@ inline DropoutKey dropout_key(
       0 <= threshold && threshold < 256, "threshold must be in [0, 256), got ", threshold);
   SPANBERT_FAST_CHECK(0 <= site && site < 65536, "site must be in [0, 65536), got ", site);
   SPANBERT_FAST_CHECK(threshold == 0 || seed, "seed must be given with a threshold above 0");
+  SPANBERT_FAST_CHECK(
+      threshold == 0 || (seed->dim() == 0 && seed->scalar_type() == kLong),
+      "seed must be a 0-dim int64 tensor, got ", name_of(seed->scalar_type()), " ",
+      shape_of(*seed));
   const auto value = threshold == 0 ? 0 : *data_of<int64_t>(*seed);
   return {
       static_cast<uint64_t>(value), static_cast<uint32_t>(site), static_cast<uint32_t>(threshold)};

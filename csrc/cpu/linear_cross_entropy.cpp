@@ -48,10 +48,13 @@ struct Inputs {
     check_shape("bias", bias_, {static_cast<int64_t>(group_sizes.size()), vocab_size});
     for (const int64_t size : group_sizes) {
       SPANBERT_FAST_CHECK(size >= 0, "group_sizes must not be negative, got ", size);
+      SPANBERT_FAST_CHECK(  // before the sum may be more than an int64 holds
+          size <= rows - groups.back(), "group_sizes must sum to ", rows, " rows, got ",
+          Shape(group_sizes));
       groups.push_back(groups.back() + size);
     }
     SPANBERT_FAST_CHECK(
-        groups.back() == rows, "group_sizes must sum to ", rows, " rows, got ", groups.back());
+        groups.back() == rows, "group_sizes must sum to ", rows, " rows, got ", Shape(group_sizes));
     hidden = as_contiguous(hidden_);
     bias = cast(bias_, kFloat);
     targets = int64_vector("targets", targets_, rows);

@@ -39,9 +39,9 @@ SpanLaw law_of(int64_t budget_numerator, int64_t budget_denominator, int64_t min
                     "budget_numerator / budget_denominator must be in (0, 1], got ",
                     budget_numerator, " / ", budget_denominator);
   const int64_t lengths = static_cast<int64_t>(length_thresholds.size());
-  SPANBERT_FAST_CHECK(1 <= min_span_words && min_span_words + lengths <= kMaxSpanWords,
+  SPANBERT_FAST_CHECK(1 <= min_span_words && min_span_words <= kMaxSpanWords - lengths,
                     "min_span_words must be at least 1 and the longest span at most ",
-                    kMaxSpanWords, ", got ", min_span_words, " and ", min_span_words + lengths);
+                    kMaxSpanWords, ", got ", min_span_words, " and ", lengths, " lengths above it");
   SPANBERT_FAST_CHECK(scheme_thresholds.size() == 3, "scheme_thresholds must be 3, got ",
                     scheme_thresholds.size());
   SPANBERT_FAST_CHECK(0 <= scheme_thresholds[0] && scheme_thresholds[0] < int64_t{1} << 32,

@@ -137,7 +137,9 @@ def _run(
     upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
     output.backward(upstream.to(rounded_to).to(output))
     results = {"output": output.detach()}
-    results |= {f"gradient of {name}": x.grad for name, x in inputs.parameters.items()}
+    for name, x in inputs.parameters.items():
+        assert x.grad is not None, f"the op gave no gradient of {name}"
+        results[f"gradient of {name}"] = x.grad
     return {name: value.to("cpu", torch.float64) for name, value in results.items()}
 
 

@@ -4,16 +4,19 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from spanbert_fast.commands.settings import parse_settings, profiles, shown
 from spanbert_fast.errors import UsageError
 from spanbert_fast.extras import TRAIN, require
 from spanbert_fast.tasks import task_class
+from spanbert_fast.training.options import PRECISIONS
 
 TASKS = {
     "qa": "answers in texts (SQuAD's formats)",
     "ner": "named entities (CoNLL's columns)",
+    "coref": "coreference (CoNLL-2012)",
     "relation": "the relation of two entities (TACRED, SemEval, SciERC)",
     "classify": "classes or numbers of texts and pairs (GLUE, tables)",
 }
@@ -39,7 +42,9 @@ class _TaskParser(argparse.ArgumentParser):
 
     task = ""
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(  # type: ignore[override]  # one signature in place of its overloads
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         """Adds the options first; those of the other tasks are never made."""
         if self.task:
             _add_options(self, self.task)
@@ -87,6 +92,8 @@ def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
     add("--max-train", type=int, metavar="N", help="use N examples of --train")
     add("--max-dev", type=int, metavar="N", help="use N examples of --dev")
     add("--learning-rate", type=float, metavar="X", help="highest learning rate")
+    add("--head-learning-rate", type=float, metavar="X",
+        help="of what is not the encoder (default: the same; coref 3e-4)")  # fmt: skip
     add("--epochs", type=float, metavar="N", help="passes over the training data")
     add("--batch-size", type=int, metavar="N", help="sequences of one batch")
     add("--gradient-accumulation-steps", type=int, metavar="N", help="batches of a step (1)")
@@ -95,7 +102,7 @@ def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
     add("--weight-decay", type=float, metavar="X", help="decoupled decay (0.01)")
     add("--max-grad-norm", type=float, metavar="X", help="gradients are clipped to it (1.0)")
     add("--dropout", type=float, metavar="X", help="default: the checkpoint's own")
-    add("--precision", choices=("fp32", "bf16", "fp16"), help="autocast (default fp32)")
+    add("--precision", choices=PRECISIONS, help="autocast (default auto: the fastest here)")
     add("--engine", choices=("spanbert_fast", "transformers"),
         help="the model's code (spanbert_fast); transformers: its BERT, to compare")  # fmt: skip
     add("--seeds", type=int, nargs="+", metavar="N", help="a run each; prints their mean (0)")

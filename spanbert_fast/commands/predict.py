@@ -8,6 +8,7 @@ from spanbert_fast.commands.settings import shown
 from spanbert_fast.errors import UsageError
 from spanbert_fast.hub import check_name, folder_of
 from spanbert_fast.tasks import NAMES
+from spanbert_fast.training.options import PRECISIONS
 
 EXAMPLES = """examples:
   spanbert-fast predict ner runs/ner/model test.conll --output predictions.conll
@@ -32,12 +33,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("file", metavar="FILE", help="data as in training; the answers may be missing")
     add("--output", metavar="FILE", help="default: beside FILE's name, in the current directory")
-    add(
-        "--precision",
-        choices=("fp32", "bf16", "fp16"),
-        default="fp32",
-        help="autocast (default fp32)",
-    )
+    add("--precision", choices=PRECISIONS, default="fp32", help="autocast (default fp32)")
     add("--tokens-per-batch", type=int, default=8192, metavar="N", help="default 8192")
     add("--skip-bad", action="store_true", help="leave bad data out, and count it")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -59,13 +55,13 @@ def run(arguments: argparse.Namespace) -> None:
     from spanbert_fast.tasks.predict import predictions
     from spanbert_fast.training.finetune_models import finetuned_model
     from spanbert_fast.training.finetune_run import load_task
+    from spanbert_fast.training.precision import resolved_precision
 
     task = load_task(model_dir, arguments.task)
     examples, skipped = task.read(file, skip_bad=arguments.skip_bad)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu" and arguments.precision == "fp16":
-        raise UsageError("--precision must be fp32 or bf16 on a CPU, got fp16")
-    half = torch.float16 if arguments.precision == "fp16" else torch.bfloat16
+    precision = resolved_precision(arguments.precision, device)
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
     tokenizer = load_tokenizer(model_dir)
     examples, misfits = task.fitting(examples, tokenizer, file, skip_bad=arguments.skip_bad)
     model = finetuned_model(model_dir, task, tokenizer).to(device)
@@ -74,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         task,
         examples,
         tokenizer,
-        autocast=lambda: torch.autocast(device.type, half, enabled=arguments.precision != "fp32"),
+        autocast=lambda: torch.autocast(device.type, half, enabled=precision != "fp32"),
         tokens_per_batch=arguments.tokens_per_batch,
         progress=True,
     )

@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, metavar="N", help="of weights, order, masks and dropout (default 0)")
     add("--held-out", type=float, metavar="SHARE", help="share of text kept aside (default 0.02)")
-    add("--precision", choices=PRECISIONS, help="arithmetic of the model (default fp32)")
+    add("--precision", choices=PRECISIONS, help="arithmetic (default auto: the fastest here)")
     add(
         "--static-shapes",
         action="store_true",
@@ -84,6 +84,13 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="launch each step's forward and backward as one CUDA graph; one GPU, one batch a "
         "step, with --static-shapes",
+    )
+    add(
+        "--max-minutes",
+        type=float,
+        metavar="N",
+        help="measure a step, then train as many as fit into so many minutes, at most --max-steps "
+        "of the recipe",
     )
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with the run in --output-dir")
@@ -109,10 +116,10 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     types = typing.get_type_hints(Recipe)
-    groups = {}
+    groups: dict[str, argparse._ArgumentGroup] = {}
     for field in dataclasses.fields(Recipe):
         title = field.metadata["group"]
-        group = groups.setdefault(title, None) or parser.add_argument_group(title)
+        group = groups.get(title) or parser.add_argument_group(title)
         groups[title] = group
         values = ", ".join(
             f"{name.removeprefix('spanbert-')} {getattr(recipe, field.name):g}"

@@ -170,7 +170,11 @@ def write_shard(
             f"lines, got {len(tokens)} tokens, {len(word_starts)} word starts, lines of "
             f"{line_lengths.sum()} tokens and documents of {document_lengths.sum()} lines"
         )
-    header = {"format": _FORMAT, "tokenizer": tokenizer, "vocab_size": vocab_size}
+    header: dict[str, str | int] = {
+        "format": _FORMAT,
+        "tokenizer": tokenizer,
+        "vocab_size": vocab_size,
+    }
     header["digest"] = _digest(header, arrays)
     write_whole(path, safetensors.numpy.save(arrays, metadata={"shard": json.dumps(header)}))
 
@@ -210,5 +214,5 @@ def _digest(header: dict[str, str | int], arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=16)
     for name in _DTYPES:
         digest.update(f"{name}:{arrays[name].dtype.str}:{len(arrays[name])};".encode())
-        digest.update(arrays[name])
+        digest.update(arrays[name].data)
     return digest.hexdigest()

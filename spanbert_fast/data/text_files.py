@@ -7,7 +7,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from spanbert_fast.errors import DataError
 from spanbert_fast.extras import require
@@ -23,9 +23,9 @@ def _zstd(path: Path) -> BinaryIO:
 
 
 OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
-    ".gz": gzip.open,
-    ".xz": lzma.open,
-    ".bz2": bz2.open,
+    ".gz": lambda path: cast(BinaryIO, gzip.open(path)),
+    ".xz": lambda path: cast(BinaryIO, lzma.open(path)),
+    ".bz2": lambda path: cast(BinaryIO, bz2.open(path)),
     ".zst": _zstd,
 }
 _READ_ERRORS = (EOFError, OSError, lzma.LZMAError, zlib.error, MemoryError)

@@ -137,8 +137,8 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     try:
         settings = _settings(directory)
         vocab, options = _vocabulary_and_options(directory, settings)
-        kind = AutoTokenizer if "tokenizer_class" in settings else BertTokenizer
-        tokenizer = kind.from_pretrained(str(directory), local_files_only=True, **options)
+        loader = AutoTokenizer if "tokenizer_class" in settings else BertTokenizer
+        tokenizer = loader.from_pretrained(str(directory), local_files_only=True, **options)
     except (UsageError, DataError):
         raise
     except Exception as error:  # the libraries raise bare Exception among others

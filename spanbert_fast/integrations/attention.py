@@ -69,6 +69,7 @@ def attention_forward(
     batch, _, seqlen, _ = query.shape
     packing = packing_of_mask(attention_mask, (batch, seqlen), query.device)
     if packing is None:
+        assert isinstance(attention_mask, torch.Tensor)  # the others are packings, or none
         raise ValueError(
             f"attention_mask must be a mask of padding with attn_implementation={NAME!r}, got "
             f"one of shape {tuple(attention_mask.shape)} that does more"

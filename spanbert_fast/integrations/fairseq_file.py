@@ -3,7 +3,7 @@
 import contextlib
 import pickletools
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,7 +47,7 @@ def _classes_named_in(path: Path) -> set[str]:
     with _pickle_of(path) as (stream, pickles):
         for _ in range(pickles):
             for opcode, argument, _ in pickletools.genops(stream):
-                if opcode.name == "GLOBAL":
+                if opcode.name == "GLOBAL" and argument is not None:
                     names.add(argument.replace(" ", "."))
     return names
 
@@ -63,7 +63,8 @@ def read_checkpoint(path: Path) -> tuple[Any, dict[str, torch.Tensor]]:
         raise UsageError(f"model_pt must be a file, got {path}")
     try:
         refuse_inflating(path)
-        stand_ins = [(_StandIn, name) for name in _classes_named_in(path)]
+        names = _classes_named_in(path)
+        stand_ins: list[Callable | tuple[Callable, str]] = [(_StandIn, name) for name in names]
         with torch.serialization.safe_globals(stand_ins):  # torch's own classes come first
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of pickletools, zipfile and torch, which have many

@@ -248,8 +248,8 @@ def _read_tokenizer(path: Path, config: SpanBertConfig) -> PreTrainedTokenizerBa
         tokenizer = AutoTokenizer.from_pretrained(path)
     elif path.is_file():
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        counted = [re.fullmatch(r"(\S+) \d+", line) for line in lines]
-        tokens = [match[1] for match in counted] if all(counted) else lines
+        counted = [match for line in lines if (match := re.fullmatch(r"(\S+) \d+", line))]
+        tokens = [match[1] for match in counted] if len(counted) == len(lines) else lines
         vocabulary = {token: index for index, token in enumerate(tokens)}
         if len(vocabulary) != len(tokens):
             twice = next(token for index, token in enumerate(tokens) if vocabulary[token] != index)

@@ -11,6 +11,7 @@ from transformers import (
 )
 
 from spanbert_fast.config import SpanBertConfig
+from spanbert_fast.models.coreference import CoreferenceOutput, SpanBertForCoreference
 from spanbert_fast.models.encoder import SpanBertModel
 from spanbert_fast.models.heads import (
     SpanBertForQuestionAnswering,
@@ -32,7 +33,9 @@ for _auto, _model in (
     _auto.register(SpanBertConfig, _model)
 
 __all__ = [
+    "CoreferenceOutput",
     "SpanBertConfig",
+    "SpanBertForCoreference",
     "SpanBertForMaskedLM",
     "SpanBertForPreTraining",
     "SpanBertForPreTrainingOutput",

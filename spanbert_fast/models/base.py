@@ -19,6 +19,7 @@ from spanbert_fast import digests
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.errors import DataError
 from spanbert_fast.models import loading, span_boundary_file
+from spanbert_fast.nn.coreference import StartToEndHead
 from spanbert_fast.nn.heads import MaskedLMHead, SpanBoundaryHead
 
 logger = logging.getLogger("spanbert_fast")
@@ -92,7 +93,7 @@ class SpanBertPreTrainedModel(PreTrainedModel):
         where = f"the checkpoint {pretrained_model_name_or_path}"
         folder = _local_folder(pretrained_model_name_or_path, kwargs.get("subfolder"))
         has_digests = folder is not None and (folder / digests.FILE).is_file()
-        if has_digests:
+        if folder is not None and has_digests:
             _refuse(where, digests.damage(folder, _weights_in(folder)))
 
         def load(**more):
@@ -135,7 +136,7 @@ class SpanBertPreTrainedModel(PreTrainedModel):
                 f"{name} must have shape {tuple(wanted)} for {cls.__name__}, got {tuple(found)} "
                 f"in {where}"
             )
-        if has_digests:
+        if folder is not None and has_digests:
             _refuse(where, digests.another_config(folder, model.config))
         name = loading.not_finite(model)
         _refuse(where, name and f"{name} holds values that are not finite (NaN or infinity)")
@@ -174,6 +175,9 @@ class SpanBertPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, (MaskedLMHead, SpanBoundaryHead)):
             init.zeros_(module.bias)
+        if isinstance(module, StartToEndHead):
+            # a candidate in fifty is a mention: learning that first would take many steps
+            init.constant_(module.width_scores, -4.0)
 
     @torch.no_grad()
     def initialize_head(self) -> set[str]:

@@ -1,7 +1,8 @@
 """SpanBertModel: the BERT encoder on packed tokens, behind the Hugging Face model API."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -54,6 +55,8 @@ class SpanBertEmbeddings(nn.Module):
 
 class SpanBertEncoder(nn.Module):
     """The stack of layers, on packed rows."""
+
+    _gradient_checkpointing_func: Callable  # set by gradient_checkpointing_enable()
 
     def __init__(self, config: SpanBertConfig):
         super().__init__()
@@ -145,8 +148,8 @@ class SpanBertModel(SpanBertPreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embeddings.word_embeddings = value
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word_embeddings = cast(nn.Embedding, value)
 
     def encode(
         self,

@@ -23,6 +23,11 @@ def classifier_dropout(config: SpanBertConfig) -> nn.Dropout:
     return nn.Dropout(config.hidden_dropout_prob if p is None else p)
 
 
+def new_classifier(config: SpanBertConfig) -> nn.Linear:
+    """From hidden_size to the configuration's labels."""
+    return nn.Linear(config.hidden_size, len(config.id2label or ()))
+
+
 class SpanBertForSequenceClassification(SpanBertPreTrainedModel):
     """Drop-in for `transformers.BertForSequenceClassification`.
 
@@ -34,7 +39,7 @@ class SpanBertForSequenceClassification(SpanBertPreTrainedModel):
         self.num_labels = config.num_labels
         self.bert = SpanBertModel(config)
         self.dropout = classifier_dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = new_classifier(config)
         self.post_init()
 
     @takes_encoder_inputs
@@ -52,6 +57,7 @@ class SpanBertForSequenceClassification(SpanBertPreTrainedModel):
             logits (batch, num_labels) and the mean loss.
         """
         encoded, first_tokens = self.bert.encode_first_tokens(inputs)
+        assert self.bert.pooler is not None, "the class makes its encoder with a pooler"
         logits = apply_linear(self.classifier, self.dropout(self.bert.pooler(first_tokens)))
         return SequenceClassifierOutput(
             loss=None if labels is None else self._loss(logits, labels),
@@ -85,7 +91,7 @@ class SpanBertForTokenClassification(SpanBertPreTrainedModel):
         self.num_labels = config.num_labels
         self.bert = SpanBertModel(config, add_pooling_layer=False)
         self.dropout = classifier_dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = new_classifier(config)
         self.post_init()
 
     @takes_encoder_inputs

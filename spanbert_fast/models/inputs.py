@@ -53,8 +53,8 @@ class EncoderInputs(NamedTuple):
         """
         packing = _packing_of(input_ids, attention_mask, inputs_embeds, cu_seqlens, max_seqlen)
         if position_ids is None:
-            is_packed = packing.padded_shape is None
-            longest = packing.max_seqlen if is_packed else packing.padded_shape[1]
+            shape = packing.padded_shape
+            longest = packing.max_seqlen if shape is None else shape[1]
             if longest > max_positions:
                 raise ValueError(
                     "sequences must not be longer than max_position_embeddings = "

@@ -222,11 +222,11 @@ def packed_targets(
         packed_labels = packing.pack(labels)
         mlm_positions = (packed_labels != IGNORED_TARGET).nonzero().squeeze(1)
         mlm_targets = packed_labels[mlm_positions]
-    elif mlm_positions is None:
+    elif mlm_positions is None or mlm_targets is None:
         mlm_positions = mlm_targets = torch.zeros(0, dtype=torch.int64, device=device)
     else:
         mlm_positions = packing.packed_rows(mlm_positions)
-    if span_boundaries is None:
+    if span_boundaries is None or cu_span_lengths is None or sbo_targets is None:
         span_boundaries = torch.zeros((0, 2), dtype=torch.int64, device=device)
         cu_span_lengths = torch.zeros(1, dtype=torch.int32, device=device)
         sbo_targets = torch.zeros(0, dtype=torch.int64, device=device)

@@ -1,6 +1,6 @@
 """The sum of word, position and token-type embeddings, its norm and dropout, on packed tokens."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import nn
@@ -19,6 +19,21 @@ class EmbeddingTables(NamedTuple):
     norm: nn.Module
 
 
+class _WithoutGradientAt(torch.autograd.Function):
+    """A table as it is; the gradient of one row is zero, as of the row `padding_idx` in torch."""
+
+    @staticmethod
+    def forward(ctx, weight: torch.Tensor, row: int) -> torch.Tensor:
+        ctx.row = row
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        gradient = gradient.clone()
+        gradient[ctx.row] = 0
+        return gradient, None
+
+
 class PackedIds(NamedTuple):
     """What is looked up: int64 (total_tokens,) each; or inputs_embeds (total_tokens, hidden_size)
     in place of input_ids."""
@@ -29,7 +44,8 @@ class PackedIds(NamedTuple):
     inputs_embeds: torch.Tensor | None = None
 
 
-def _is_plain_table(module: nn.Module) -> bool:
+def is_plain_table(module: nn.Module) -> TypeGuard[nn.Embedding]:
+    """Whether an op may read `module.weight` in place of calling the module."""
     return (
         is_plain(module, nn.Embedding)
         and module.max_norm is None
@@ -50,11 +66,11 @@ def embed(
     called as it is.
     """
     words, positions, token_types, norm = tables
-    if ids.inputs_embeds is None and not _is_plain_table(words):
+    if ids.inputs_embeds is None and not is_plain_table(words):
         ids = ids._replace(input_ids=None, inputs_embeds=words(ids.input_ids))
     others_are_plain = (
-        _is_plain_table(positions)
-        and (token_types is None or _is_plain_table(token_types))
+        is_plain_table(positions)
+        and (token_types is None or is_plain_table(token_types))
         and is_plain(norm, nn.LayerNorm)
     )
     if not others_are_plain:
@@ -66,12 +82,15 @@ def embed(
     # an adapter keeps the table that it wraps under another name
     table = words.weight if hasattr(words, "weight") else positions.weight
     padding_idx = getattr(words, "padding_idx", None)
+    places = positions.weight
+    if positions.padding_idx is not None:
+        places = _WithoutGradientAt.apply(places, positions.padding_idx)
     return embedding_layer_norm(
         ids.input_ids,
         ids.position_ids,
         None if token_types is None else ids.token_type_ids,
         table,
-        positions.weight,
+        places,
         None if token_types is None else token_types.weight,
         norm.weight,
         norm.bias,

@@ -35,16 +35,14 @@ def packing_of_mask(
 
 
 def starts_are_tokens(packing: Packing) -> bool:
-    """Whether no sequence of a padded batch is empty or padded in front; stops a GPU's host."""
-    if packing.indices is None:
+    """Whether no sequence of a padded batch is padded in front; stops a GPU's host. Of a sequence
+    without any token, nothing is asked."""
+    if packing.indices is None or packing.padded_shape is None or packing.total_tokens == 0:
         return True
     batch, seqlen = packing.padded_shape
-    if len(packing.indices) < batch:
-        return False
-    # where a sequence is empty, this is the next one's first token, or the last one's last
-    first_rows = packing.cu_seqlens[:-1].long().clamp(max=len(packing.indices) - 1)
     starts = torch.arange(batch, device=packing.indices.device) * seqlen
-    return bool((packing.indices[first_rows] == starts).all())
+    is_empty = packing.cu_seqlens.diff() == 0
+    return bool(((packing.indices[packing.first_rows()] == starts) | is_empty).all())
 
 
 def _keys_that_all_queries_see(mask: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor | None:

@@ -50,7 +50,7 @@ class DropoutAddLayerNorm(nn.LayerNorm):
     def extra_repr(self) -> str:
         return f"{self.normalized_shape[0]}, dropout={self.options.dropout}, eps={self.eps}"
 
-    def forward(
+    def forward(  # type: ignore[override]  # a LayerNorm of more inputs than one
         self,
         x: torch.Tensor,
         residual: torch.Tensor,

@@ -1,10 +1,14 @@
 """Linear layers: their initial values, and their bias left to the op that follows."""
 
+from typing import TypeGuard, TypeVar
+
 import torch
 from torch import nn
 
 from spanbert_fast.ops.bias_gelu import bias_gelu
 from spanbert_fast.ops.linear import linear
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def reset_linear(linear: nn.Linear, std: float = 0.02) -> None:
@@ -14,7 +18,7 @@ def reset_linear(linear: nn.Linear, std: float = 0.02) -> None:
         nn.init.zeros_(linear.bias)
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+def is_plain(module: nn.Module, kind: type[_Module]) -> TypeGuard[_Module]:
     """Whether nothing is lost where an op takes the module's parameters instead of calling it: it
     is of `kind` itself (no adapter around it) and has neither hooks nor a forward of its own."""
     hooks = (

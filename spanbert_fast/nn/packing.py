@@ -75,7 +75,8 @@ class Packing:
         if hidden_states.dim() == 3:
             if cu_seqlens is not None:
                 raise ValueError("cu_seqlens must be None with padded hidden_states")
-            return cls.of_padded(hidden_states.shape[:2], attention_mask, hidden_states.device)
+            batch, seqlen, _ = hidden_states.shape
+            return cls.of_padded((batch, seqlen), attention_mask, hidden_states.device)
         raise ValueError(
             "hidden_states must have shape (total_tokens, hidden_size) or (batch, seqlen, "
             f"hidden_size), got {tuple(hidden_states.shape)}"
@@ -102,7 +103,7 @@ class Packing:
     def packed_rows(self, positions: torch.Tensor) -> torch.Tensor:
         """int64 packed rows of positions in the flat (batch * seqlen), or in packed input; -1,
         which gathers refuse, for one that is padding."""
-        if self.indices is None:
+        if self.indices is None or self.padded_shape is None:
             return positions
         batch, seqlen = self.padded_shape
         rows = torch.full((batch * seqlen,), -1, dtype=torch.int64, device=positions.device)

@@ -9,6 +9,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 OPS = (
+    "antecedent_loss",
+    "antecedent_top_k",
     "bias_gelu",
     "dropout_add_layer_norm",
     "embedding_layer_norm",
@@ -17,6 +19,7 @@ OPS = (
     "pad",
     "sample_spans",
     "span_boundary_gather",
+    "span_representation",
     "varlen_attention",
 )
 _MODULES = (*OPS, "dropout", "span_options")  # the last two are what the ops take

@@ -145,7 +145,7 @@ def grouped_bwd(
     """The CPU's backward."""
     q, k, v, scale = inputs.q, inputs.k, inputs.v, inputs.scale
     opmath = opmath_dtype(q.dtype)
-    gradients = [torch.empty_like(q, memory_format=torch.contiguous_format) for _ in range(3)]
+    dq, dk, dv = (torch.empty_like(q, memory_format=torch.contiguous_format) for _ in range(3))
     for seqlen, sequences, tokens in _groups(inputs):
         ds, qs, ks, vs, os, ls = (_take(t, tokens, seqlen) for t in (dout, q, k, v, out, lse))
         if inputs.threshold == 0:
@@ -154,9 +154,9 @@ def grouped_bwd(
             ds, qs, ks, vs, os = (t.to(opmath) for t in (ds, qs, ks, vs, os))
             multiplier = _multiplier(inputs, sequences, qs)
             parts = _dense_bwd(ds, qs, ks, vs, os, ls, scale, multiplier)
-        for gradient, part in zip(gradients, parts, strict=True):
+        for gradient, part in zip((dq, dk, dv), parts, strict=True):
             _put(gradient, tokens, part)
-    return tuple(gradients)
+    return dq, dk, dv
 
 
 def _padded(inputs: AttentionInputs):

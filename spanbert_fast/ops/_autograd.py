@@ -30,12 +30,13 @@ def differentiable(
             behind the results (`saves_result`: all outputs); gives the gradients.
         gradients: the fields that they are of. The gradient of a field that is None is dropped.
     """
-    names, hints = inputs._fields, inspect.get_annotations(inputs)
+    hints = inspect.get_annotations(inputs)
+    names = list(hints)
     is_tensor = [hints[name] in (torch.Tensor, torch.Tensor | None) for name in names]
     places = [names.index(name) for name in gradients]
     first_saved = 0 if saves_result else results
 
-    def run(arguments) -> tuple:
+    def run(arguments: tuple) -> tuple:
         outputs = forward(*arguments)
         return outputs if isinstance(outputs, tuple) else (outputs,)
 

@@ -41,7 +41,7 @@ def _of(op: str, device: str) -> tuple[str, str]:
     names = [name for name in KERNELS if op_of(name) == op]
     if not names:
         return "PyTorch", "it is made of PyTorch's own operators"
-    if device == "cpu" and all(map(has_cpu_kernel, names)):
+    if device == "cpu" and extension is not None and all(map(has_cpu_kernel, names)):
         return "C++", f"compiled extension, {extension.isa_level()}"
     if device == "cpu":
         return "PyTorch", "the package was installed without its compiled extension"

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable
+from types import GenericAlias
 from typing import Any, NamedTuple
 
 import torch
@@ -42,9 +43,9 @@ class Signature:
             ]
         result = signature.return_annotation
         if fields := _annotations(result):
-            result = tuple[tuple(fields.values())]
+            result = GenericAlias(tuple, tuple(fields.values()))
         flattened = self.flat(composite)
-        flattened.__signature__ = inspect.Signature(parameters, return_annotation=result)
+        vars(flattened)["__signature__"] = inspect.Signature(parameters, return_annotation=result)
         self.schema = torch.library.infer_schema(flattened, mutates_args=())
 
     def flat(self, function: Callable) -> Callable:

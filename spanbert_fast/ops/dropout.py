@@ -60,7 +60,9 @@ def of_flat(
     seed: torch.Tensor | None, threshold: int, site: int, rows: torch.Tensor | None = None
 ) -> Dropout | None:
     """The value again, for composites; None where nothing is dropped."""
-    return None if threshold == 0 else Dropout(threshold / 256, seed, site, rows)
+    if seed is None or threshold == 0:
+        return None
+    return Dropout(threshold / 256, seed, site, rows)
 
 
 def hidden_multiplier(dropout: Dropout | None, like: torch.Tensor) -> torch.Tensor | None:
@@ -68,5 +70,6 @@ def hidden_multiplier(dropout: Dropout | None, like: torch.Tensor) -> torch.Tens
     of what is kept; None where nothing is dropped."""
     if dropout is None:
         return None
-    keep = hidden_keep_mask(dropout, *like.shape, like.device)
+    tokens, hidden_size = like.shape
+    keep = hidden_keep_mask(dropout, tokens, hidden_size, like.device)
     return keep.to(like.dtype) * dropout_scale(dropout.threshold)

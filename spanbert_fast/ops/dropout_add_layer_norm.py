@@ -52,7 +52,7 @@ def dropout_add_layer_norm(
     if x_bias is not None:
         _checks.check_shape("x_bias", x_bias, (x.shape[1],))
     seed, threshold, site = flat_dropout(dropout, x)
-    rows = dropout.rows if threshold else None
+    rows = dropout.rows if dropout is not None and threshold else None
     if rows is not None:
         _checks.check_shape("dropout.rows", rows, (x.shape[0],))
         _checks.check_integer("dropout.rows", rows, (torch.int64,))
@@ -125,13 +125,13 @@ def _composite_bwd(
         dy.to(z.dtype), z, (z.shape[1],), mean, rstd, weight, bias, [True, True, True]
     )
     dx = dz.clone() if multiplier is None else dz * multiplier  # outputs may not share memory
-    no_bias = inputs.x_bias is None
+    x_bias = inputs.x_bias
     return NormGradients(
         dx.to(inputs.x.dtype),
         dz.to(inputs.residual.dtype),
         dweight.to(inputs.weight.dtype),
         dbias.to(inputs.bias.dtype),
-        inputs.x.new_empty(0) if no_bias else dx.sum(0).to(inputs.x_bias.dtype),
+        inputs.x.new_empty(0) if x_bias is None else dx.sum(0).to(x_bias.dtype),
     )
 
 

@@ -149,7 +149,7 @@ def _sum(i: EmbeddingInputs) -> torch.Tensor:
     opmath = opmath_dtype(i.words.dtype)
     rows = i.words if i.input_ids is None else F.embedding(i.input_ids, i.words)
     z = rows.to(opmath) + F.embedding(i.position_ids, i.positions).to(opmath)
-    if i.token_types is not None:
+    if i.token_types is not None and i.token_type_ids is not None:
         z = z + F.embedding(i.token_type_ids, i.token_types).to(opmath)
     return z
 
@@ -158,12 +158,12 @@ def _composite_fwd(
     inputs: EmbeddingInputs,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(y, mean, rstd); the statistics (tokens, 1) are kept for the backward."""
-    for name, table in (
-        ("input_ids", inputs.words),
-        ("position_ids", inputs.positions),
-        ("token_type_ids", inputs.token_types),
+    for name, ids, table in (
+        ("input_ids", inputs.input_ids, inputs.words),
+        ("position_ids", inputs.position_ids, inputs.positions),
+        ("token_type_ids", inputs.token_type_ids, inputs.token_types),
     ):
-        if (ids := getattr(inputs, name)) is not None:
+        if ids is not None and table is not None:
             _checks.check_ids(name, ids, table.shape[0])
     z = _sum(inputs)
     weight, bias = inputs.weight.to(z.dtype), inputs.bias.to(z.dtype)

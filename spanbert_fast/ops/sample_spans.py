@@ -14,6 +14,8 @@ from spanbert_fast.reference.span_law import SpanLaw
 
 __all__ = ["SpanOptions", "SpanSample", "sample_spans", "sample_spans_fixed", "span_capacity"]
 
+_DEFAULTS = SpanOptions()
+
 
 def sample_spans(
     input_ids: torch.Tensor,
@@ -121,7 +123,7 @@ def sample_spans_fixed(
         ValueError, TypeError: as `sample_spans`; but what GPU tensors hold is not read on the host,
             and only the last count tells that it was refused. The other fields mean nothing then.
     """
-    law = (options or SpanOptions()).law()
+    law = (options or _DEFAULTS).law()
     uses_given = law.scheme_thresholds[0] > 0
     check_tensors(
         input_ids, cu_seqlens, word_starts, sequence_ids, given_spans, uses_given,

@@ -76,16 +76,17 @@ class SpanOptions:
     unbiased_edges: bool = False
 
     def __post_init__(self) -> None:
-        self.law()
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        shares = _scheme_shares(fields.pop("scheme"), fields.pop("given_probability"))
+        # made here: a compiled step finds it, and Dynamo need not follow the fractions in it
+        object.__setattr__(self, "_law", _law(shares=shares, **fields))
 
     def __hash__(self) -> int:
         return hash(self.law())
 
     def law(self) -> SpanLaw:
         """The options in integers, as every implementation of the sampler takes them."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        shares = _scheme_shares(fields.pop("scheme"), fields.pop("given_probability"))
-        return _law(shares=shares, **fields)
+        return self._law
 
 
 def _check_ratio(name: str, value: float) -> None:
@@ -157,7 +158,7 @@ def _law(
     ratio = Fraction(mask_ratio).limit_denominator(_MAX_DENOMINATOR)
     if ratio == 0:
         raise ValueError(f"mask_ratio must be at least 1e-6, got {mask_ratio}")
-    cumulative = [sum(map(Fraction, shares[: i + 1])) for i in range(len(shares))]
+    cumulative = [sum(map(Fraction, shares[: i + 1]), Fraction(0)) for i in range(len(shares))]
     return SpanLaw(
         budget_numerator=ratio.numerator,
         budget_denominator=ratio.denominator,

@@ -95,7 +95,9 @@ def dropped(x: torch.Tensor, dropout: Dropout | None) -> torch.Tensor:
     """Dropout of a (tokens, hidden_size) matrix, or of those of its rows that `dropout` names."""
     if dropout is None or dropout.p == 0:
         return x
-    return x * hidden_keep_mask(dropout, *x.shape, x.device) * dropout_scale(dropout.threshold)
+    tokens, hidden_size = x.shape
+    keep = hidden_keep_mask(dropout, tokens, hidden_size, x.device)
+    return x * keep * dropout_scale(dropout.threshold)
 
 
 def hidden_keep_mask(

@@ -23,11 +23,12 @@ def embedding_layer_norm(
     residual_in_fp32: bool = False,
 ) -> torch.Tensor:
     """dropout(LN(word[input_ids] + position[position_ids] + type[token_type_ids])), packed."""
-    if inputs_embeds is None:
+    if input_ids is not None:
         rows = F.embedding(
             input_ids, word_embeddings, padding_idx=padding_idx if padding_idx >= 0 else None
         )
     else:
+        assert inputs_embeds is not None, "exactly one of the two is given"
         rows = inputs_embeds
     z = rows + position_embeddings[position_ids]
     if token_type_embeddings is not None:

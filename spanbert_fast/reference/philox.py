@@ -3,7 +3,7 @@
 Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 4.3.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 
@@ -14,9 +14,21 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 
 
+@overload
 def philox4x32(
-    counter: tuple[Word, Word, Word, Word], key: tuple[Word, Word], rounds: int = 10
-) -> tuple[Word, Word, Word, Word]:
+    counter: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    key: tuple[int, int] | tuple[torch.Tensor, torch.Tensor],
+    rounds: int = 10,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]: ...
+
+
+@overload
+def philox4x32(
+    counter: tuple[int, int, int, int], key: tuple[int, int], rounds: int = 10
+) -> tuple[int, int, int, int]: ...
+
+
+def philox4x32(counter: Any, key: Any, rounds: int = 10) -> Any:
     """Four uniform 32-bit words from a 128-bit counter and a 64-bit key.
 
     Args:
@@ -24,7 +36,7 @@ def philox4x32(
         rounds: 10 for sampling (C3), 7 for dropout (C4).
 
     Returns:
-        Four words in [0, 2**32), of the type that came.
+        Four words in [0, 2**32), of the type of the counter.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key

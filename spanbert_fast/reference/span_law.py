@@ -4,6 +4,7 @@ A number below n is `word * n >> 32`, from a random word in [0, 2**32); what has
 happens where `word < round(p * 2**32)`. Both are off by less than n / 2**32.
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -50,8 +51,8 @@ class SpanLaw(NamedTuple):
     budget_numerator: int
     budget_denominator: int
     min_span_words: int
-    length_thresholds: list[int]
-    scheme_thresholds: list[int]
+    length_thresholds: Sequence[int]
+    scheme_thresholds: Sequence[int]
     max_span_targets: int
     replace_per_token: bool
     internal_endpoints: bool

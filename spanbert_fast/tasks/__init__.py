@@ -12,6 +12,7 @@ _TASKS = {
     "qa": ("spanbert_fast.tasks.qa", "QuestionAnswering"),
     "ner": ("spanbert_fast.tasks.ner", "NamedEntities"),
     "relation": ("spanbert_fast.tasks.relation", "Relation"),
+    "coref": ("spanbert_fast.tasks.coref", "Coreference"),
     "classify": ("spanbert_fast.tasks.classify", "Classification"),
 }
 NAMES = tuple(_TASKS)  # of the command line
@@ -37,7 +38,7 @@ def names() -> tuple[str, ...]:
     return (*_TASKS, *_registered)
 
 
-def task_class(name: str) -> type:
+def task_class(name: str) -> "type[Task]":
     """The `Task` of that name; its module is imported only now."""
     if name in _registered:
         return _registered[name]

@@ -7,12 +7,13 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import numpy as np
 
 from spanbert_fast.errors import DataError
 
 if TYPE_CHECKING:  # the command line asks a task for its options before anything is loaded
-    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
 
@@ -25,12 +26,14 @@ class Defaults:
         epochs: passes over the training data.
         batch_size: windows (sequences) of one optimiser step.
         max_seq_length: word pieces of a window.
+        head_learning_rate: of what is not the encoder; None for the same as the encoder's.
     """
 
     learning_rate: float
     epochs: int
     batch_size: int
     max_seq_length: int
+    head_learning_rate: float | None = None
 
 
 @dataclasses.dataclass
@@ -44,6 +47,10 @@ class Example:
 
     id: str
     place: str
+
+
+ExampleT = TypeVar("ExampleT", bound=Example)
+PredictionT = TypeVar("PredictionT")
 
 
 class Bad(NamedTuple):
@@ -60,15 +67,16 @@ class Examples(NamedTuple):
     skipped: int
 
 
-class Task(abc.ABC):
-    """One kind of fine-tuning.
+class Task(abc.ABC, Generic[ExampleT, PredictionT]):
+    """One kind of fine-tuning, of its own class of examples and its own predictions.
 
     An example becomes one window or several, each the input of one forward; the outputs of all
     windows of an example are decoded together.
 
     Class attributes:
         name: of the command line.
-        head: "token-classification", "sequence-classification" or "question-answering".
+        head: "token-classification", "sequence-classification", "question-answering" or
+            "coreference".
         metric: the figure that chooses the best checkpoint; higher is better.
         defaults: hyper-parameters, from the paper where it has them.
         predictions_file: the usual name of a file of predictions.
@@ -99,7 +107,7 @@ class Task(abc.ABC):
     # Data
 
     @abc.abstractmethod
-    def parse(self, path: Path) -> Iterator[Example | Bad]:
+    def parse(self, path: Path) -> Iterator[ExampleT | Bad]:
         """The examples of a file, in order, and what in it is bad.
 
         Raises:
@@ -115,13 +123,13 @@ class Task(abc.ABC):
         """
         return _sorted_out(self.parse(Path(path)), path, skip_bad)
 
-    def misfit(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    def misfit(self, example: ExampleT, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Why a window cannot hold what it must of an example; None where it can."""
         return None
 
     def fitting(
         self,
-        examples: Sequence[Example],
+        examples: Sequence[ExampleT],
         tokenizer: PreTrainedTokenizerBase,
         path: str | Path,
         *,
@@ -139,16 +147,26 @@ class Task(abc.ABC):
         found = _judged(examples, lambda example: self.misfit(example, tokenizer))
         return _sorted_out(found, path, skip_bad)
 
-    def learn(self, examples: Sequence[Example]) -> None:
+    def learn(self, examples: Sequence[ExampleT]) -> None:
         """Take from the training data what the task has to know, such as `labels`."""
         return None
 
-    def unknown_label(self, example: Example) -> str | None:
+    def learnt_labels(self) -> list[str]:
+        """`labels`, which `learn` or the constructor has set.
+
+        Raises:
+            ValueError: neither has.
+        """
+        if self.labels is None:
+            raise ValueError("labels must be known: call learn, or give them to the task")
+        return self.labels
+
+    def unknown_label(self, example: ExampleT) -> str | None:
         """What label of an example the training data did not have; None where it had them all."""
         return None
 
     def check_labels(
-        self, examples: Sequence[Example], path: str | Path = "", *, skip_bad: bool = False
+        self, examples: Sequence[ExampleT], path: str | Path = "", *, skip_bad: bool = False
     ) -> Examples:
         """Those of a file's examples whose labels the training data had.
 
@@ -160,16 +178,16 @@ class Task(abc.ABC):
         """
         return _sorted_out(_judged(examples, self.unknown_label), path, skip_bad)
 
-    def has_answers(self, examples: Sequence[Example]) -> bool:
+    def has_answers(self, examples: Sequence[ExampleT]) -> bool:
         """Whether the examples have gold answers, so that predictions can be measured."""
         return True
 
-    def special_tokens(self, examples: Sequence[Example]) -> list[str]:
+    def special_tokens(self, examples: Sequence[ExampleT]) -> list[str]:
         """Tokens that the tokenizer has to know as one piece each."""
         return []
 
     @abc.abstractmethod
-    def windows(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
+    def windows(self, example: ExampleT, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
         """The model's inputs for an example, made one after the other.
 
         Yields:
@@ -183,8 +201,8 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def decode(
-        self, example: Example, windows: Sequence[dict], outputs: Sequence[dict[str, np.ndarray]]
-    ) -> Any:
+        self, example: ExampleT, windows: Sequence[dict], outputs: Sequence[dict[str, np.ndarray]]
+    ) -> PredictionT:
         """The prediction of an example.
 
         Args:
@@ -193,22 +211,48 @@ class Task(abc.ABC):
                 (num_labels,); or start_logits and end_logits, (length,).
         """
 
-    def measured(self, prediction: Any) -> Any:
+    def measured(self, prediction: PredictionT) -> PredictionT:
         """What `metrics` looks at of a prediction; the rest need not be kept."""
         return prediction
 
     @abc.abstractmethod
-    def metrics(self, examples: Sequence[Example], predictions: Sequence) -> dict[str, float]:
+    def metrics(
+        self, examples: Sequence[ExampleT], predictions: Sequence[PredictionT]
+    ) -> dict[str, float]:
         """The task's figures, in [0, 1] or percent as its field reports them; has `metric`."""
 
     @abc.abstractmethod
-    def write(self, path: Path, examples: Sequence[Example], predictions: Iterable) -> list[Path]:
+    def write(
+        self, path: Path, examples: Sequence[ExampleT], predictions: Iterable[PredictionT]
+    ) -> list[Path]:
         """Write predictions, as they come, in the task's official format; returns the files."""
 
 
+class DocumentTask(Task):
+    """A task whose model needs an example whole: its windows are batches of training alone."""
+
+    @abc.abstractmethod
+    def config_fields(self) -> dict[str, Any]:
+        """Fields of the model's configuration."""
+
+    @abc.abstractmethod
+    def collator(self) -> Callable[[Sequence[dict]], dict]:
+        """Makes one packed batch out of windows."""
+
+    @abc.abstractmethod
+    def predictions(
+        self, model, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, **options
+    ) -> Iterator[Any]:
+        """One prediction per example, in their order; the options of `predict.predictions`."""
+
+    def decode(self, example: Example, windows: Sequence[dict], outputs: Sequence[dict]) -> Any:
+        """Not of these tasks: `predictions` takes its place."""
+        raise TypeError(f"the task {self.name} predicts whole examples, not windows")
+
+
 def _judged(
-    examples: Iterable[Example], reason_of: Callable[[Example], str | None]
-) -> Iterator[Example | Bad]:
+    examples: Iterable[ExampleT], reason_of: Callable[[ExampleT], str | None]
+) -> Iterator[ExampleT | Bad]:
     for example in examples:
         reason = reason_of(example)
         yield example if reason is None else Bad(example.place, reason)

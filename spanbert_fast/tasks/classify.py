@@ -38,7 +38,7 @@ class Prediction(NamedTuple):
     cut: int
 
 
-class Classification(Task):
+class Classification(Task[Text, Prediction]):
     """Classification of one text or two, on GLUE and on any table of texts and labels.
 
     Texts that are longer than a window lose word pieces from their ends, of two texts always the
@@ -152,15 +152,16 @@ class Classification(Task):
         _refuse_unlabelled(examples)
         if self.regression:
             return
-        self.labels = sorted({example.label for example in examples}, key=_order)
+        self.labels = sorted({str(example.label) for example in examples}, key=_order)
         if len(self.labels) < 2:
             raise DataError(f"{examples[0].place}: every label is {self.labels[0]}")
 
     def unknown_label(self, example: Text) -> str | None:
         """See `Task`."""
-        if self.regression or example.label is None or example.label in self.labels:
+        label = example.label
+        if self.regression or label is None or label in self.learnt_labels():
             return None
-        return f"the label {example.label} is not in the training data"
+        return f"the label {label} is not in the training data"
 
     def has_answers(self, examples: Sequence[Text]) -> bool:
         """See `Task`."""
@@ -177,8 +178,9 @@ class Classification(Task):
         window["_cut"] = sum(map(len, texts)) - sum(map(len, kept))
         if example.label is not None and self.regression:
             window["labels"] = float(example.label)
-        elif example.label in (self.labels or ()):  # an unknown one is measured, never learnt
-            window["labels"] = self.labels.index(example.label)
+        elif self.labels is not None and example.label in self.labels:
+            # an unknown one is measured, never learnt
+            window["labels"] = self.labels.index(str(example.label))
         yield window
 
     # Results
@@ -188,8 +190,10 @@ class Classification(Task):
     ) -> Prediction:
         """The likeliest class, or the number."""
         logits = outputs[0]["logits"]
-        value = float(logits[0]) if self.regression else self.labels[int(logits.argmax())]
-        return Prediction(value, windows[0]["_cut"])
+        cut = windows[0]["_cut"]
+        if self.regression:
+            return Prediction(float(logits[0]), cut)
+        return Prediction(self.learnt_labels()[int(logits.argmax())], cut)
 
     def metrics(
         self, examples: Sequence[Text], predictions: Sequence[Prediction]
@@ -200,12 +204,13 @@ class Classification(Task):
             DataError: the file does not say what the label of an example is.
         """
         _refuse_unlabelled(examples)
-        gold = [example.label for example in examples]
+        gold = [example.label for example in examples if example.label is not None]
         predicted = [prediction.value for prediction in predictions]
         if self.regression:
-            figures = number_figures(gold, predicted)
+            figures = number_figures([float(x) for x in gold], [float(x) for x in predicted])
         else:
-            figures = class_figures(gold, predicted, self.labels)
+            labels = self.learnt_labels()
+            figures = class_figures([str(x) for x in gold], [str(x) for x in predicted], labels)
         score = sum(figures[name] for name in self.score_figures) / len(self.score_figures)
         truncated = sum(prediction.cut > 0 for prediction in predictions)
         return {"score": score, **figures, "truncated": truncated}

@@ -108,7 +108,9 @@ def read_texts(
     if suffix == ".txt" and (text_columns or label_column):
         raise UsageError(f"--text-columns, --label-column: {path} has no header to name columns")
     glue = GLUE.get(glue_task or "")
-    choices = [text_columns or glue.text_columns] if glue or text_columns else TEXT_COLUMNS
+    if not text_columns and glue is not None:
+        text_columns = glue.text_columns
+    choices = [text_columns] if text_columns else TEXT_COLUMNS
     label_column = label_column or (glue.label_column if glue else LABEL_COLUMN)
     number = 0
     for place, row in _rows(path, suffix, glue_task):
@@ -227,8 +229,8 @@ def _text(
     label = row.get(label_column)
     if isinstance(label, float) and math.isnan(label):  # as null, which json.dumps of pandas avoids
         label = None
-    name = next((row[key] for key in _ID_COLUMNS if key in row), number)
-    name = " ".join(str(name).split())  # on one line, without tabs
+    own_name = next((row[key] for key in _ID_COLUMNS if key in row), number)
+    name = " ".join(str(own_name).split())  # on one line, without tabs
     return Text(name, place, texts, None if label is None else _label(label, regression))
 
 

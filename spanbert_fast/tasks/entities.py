@@ -58,7 +58,8 @@ def to_bio(tags: Sequence[str], scheme: str) -> list[str]:
 def spans(tags: Sequence[str]) -> set[tuple[int, int, str]]:
     """(first, last, type) of the entities of BIO tags; an I that goes on from nothing begins one,
     as in conlleval."""
-    found, start, kind = set(), None, None
+    found: set[tuple[int, int, str]] = set()
+    start, kind = None, ""
     for i, tag in enumerate([*tags, "O"]):
         if start is not None and not (tag.startswith("I-") and tag[2:] == kind):
             found.add((start, i - 1, kind))
@@ -72,8 +73,8 @@ def scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) ->
     """Entity precision, recall and F1 in percent, as conlleval counts (Tjong Kim Sang 2002): an
     entity is right where its first word, last word and type are; 0 where there is none."""
     right = of_gold = of_predicted = 0
-    for a, b in zip(gold, predicted, strict=True):
-        a, b = spans(a), spans(b)
+    for gold_tags, predicted_tags in zip(gold, predicted, strict=True):
+        a, b = spans(gold_tags), spans(predicted_tags)
         right, of_gold, of_predicted = right + len(a & b), of_gold + len(a), of_predicted + len(b)
     precision, recall = right / max(of_predicted, 1), right / max(of_gold, 1)
     f1 = 2 * precision * recall / (precision + recall) if right else 0.0

@@ -6,9 +6,9 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Sentence(Example):
     tags: list[str] | None
 
 
-class NamedEntities(Task):
+class NamedEntities(Task[Sentence, list[str]]):
     """Tagging of words with BIO tags of entity types.
 
     A file has a word on each line and its tag in another column, columns separated by blanks or
@@ -88,21 +88,22 @@ class NamedEntities(Task):
 
     # Data
 
-    def parse(self, path: Path) -> Iterator[Example | Bad]:
+    def parse(self, path: Path) -> Iterator[Sentence | Bad]:
         """See `Task`."""
         sentences = list(self._sentences(path))
         tagged = [s.tags for s in sentences if not isinstance(s, Bad) and s.tags is not None]
-        if self.scheme is None and tagged:
-            self.scheme = entities.scheme_of(tagged)
+        scheme = self.scheme
+        if scheme is None and tagged:
+            scheme = self.scheme = entities.scheme_of(tagged)
         for sentence in sentences:
             if isinstance(sentence, Bad):
                 yield sentence
                 continue
-            if sentence.tags is None:
+            if sentence.tags is None or scheme is None:
                 yield Bad(sentence.place, "has words and no tags") if tagged else sentence
                 continue
             try:
-                sentence.tags = entities.to_bio(sentence.tags, self.scheme)
+                sentence.tags = entities.to_bio(sentence.tags, scheme)
             except ValueError as error:
                 yield Bad(sentence.place, str(error))
             else:
@@ -140,7 +141,9 @@ class NamedEntities(Task):
             return False
         return bool(re.fullmatch(r"O|[BIESLU]-\S+", row[column].strip()))
 
-    def _sentence(self, rows: list[list[str]], path: Path, first: int, count: int):
+    def _sentence(
+        self, rows: list[list[str]], path: Path, first: int, count: int
+    ) -> Sentence | Bad:
         widths = {len(row) for row in rows}
         place = f"{path}:{first}"
         if len(widths) > 1:
@@ -170,14 +173,14 @@ class NamedEntities(Task):
         untagged = next((e for e in examples if e.tags is None), None)
         if untagged is not None:
             raise DataError(f"{untagged.place}: has words and no tags to learn")
-        types = sorted({tag[2:] for e in examples for tag in e.tags if tag != "O"})
+        types = sorted({tag[2:] for e in examples for tag in e.tags or () if tag != "O"})
         if not types:
             raise DataError(f"{examples[0].place}: every tag is O")
         self.labels = ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
 
     def unknown_label(self, example: Sentence) -> str | None:
         """See `Task`."""
-        unknown = next((tag for tag in example.tags or () if tag not in self.labels), None)
+        unknown = next((tag for tag in example.tags or () if tag not in self.learnt_labels()), None)
         return unknown and f"the entity type {unknown[2:]} is not in the training data"
 
     def has_answers(self, examples: Sequence[Sentence]) -> bool:
@@ -214,7 +217,7 @@ class NamedEntities(Task):
                 and chunk[i - 1] != word
                 for i, word in enumerate(chunk)
             ]
-            window = {
+            window: dict[str, Any] = {
                 "input_ids": [tokenizer.cls_token_id, *pieces[start:end], tokenizer.sep_token_id],
                 "token_type_ids": [0] * (end - start + 2),
                 "_words": [
@@ -225,8 +228,8 @@ class NamedEntities(Task):
             if example.tags is not None and self.labels is not None:
                 number = {tag: i for i, tag in enumerate(self.labels)}
                 ids = [  # a type that is not in the training data is measured, never learnt
-                    number.get(example.tags[word], _IGNORED) if first else _IGNORED
-                    for word, first in zip(chunk, firsts, strict=True)
+                    _IGNORED if word is None else number.get(example.tags[word], _IGNORED)
+                    for word in window["_words"]
                 ]
                 window["labels"] = [_IGNORED, *ids, _IGNORED]
             yield window
@@ -236,13 +239,25 @@ class NamedEntities(Task):
 
     # Results
 
-    def decode(self, example: Sentence, windows, outputs) -> list[str]:
+    def decode(
+        self,
+        example: Sentence,
+        windows: Sequence[dict],
+        outputs: Sequence[dict[str, np.ndarray]],
+    ) -> list[str]:
         """BIO tags, one per word; a word without pieces is O."""
-        return entities.best_path(self.word_scores(example, windows, outputs), self.labels)
+        scores = self.word_scores(example, windows, outputs)
+        return entities.best_path(scores, self.learnt_labels())
 
-    def word_scores(self, example: Sentence, windows, outputs) -> np.ndarray:
+    def word_scores(
+        self,
+        example: Sentence,
+        windows: Sequence[dict],
+        outputs: Sequence[dict[str, np.ndarray]],
+    ) -> np.ndarray:
         """fp32 (words, labels): each word's logits where it has the most context around it."""
-        scores = np.full((len(example.words), len(self.labels)), -np.inf, np.float32)
+        labels = self.learnt_labels()
+        scores = np.full((len(example.words), len(labels)), -np.inf, np.float32)
         scores[:, 0] = 0.0
         context = np.full(len(example.words), -1.0)
         for window, output in zip(windows, outputs, strict=True):
@@ -257,11 +272,15 @@ class NamedEntities(Task):
                     scores[word] = logits[i]
         return scores
 
-    def metrics(self, examples: Sequence[Sentence], predictions) -> dict[str, float]:
+    def metrics(
+        self, examples: Sequence[Sentence], predictions: Sequence[list[str]]
+    ) -> dict[str, float]:
         """Entity precision, recall and F1 in percent, over all types, as conlleval counts."""
-        return entities.scores([example.tags for example in examples], predictions)
+        return entities.scores([e.tags for e in examples if e.tags is not None], predictions)
 
-    def write(self, path: Path, examples: Sequence[Sentence], predictions) -> list[Path]:
+    def write(
+        self, path: Path, examples: Sequence[Sentence], predictions: Iterable[list[str]]
+    ) -> list[Path]:
         """A word and its tag (gold, where known, then predicted) on each line."""
         with whole_file(path) as file:
             for example, tags in zip(examples, predictions, strict=True):

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from spanbert_fast.meter import Meter
 from spanbert_fast.models.base import SpanBertPreTrainedModel
 from spanbert_fast.models.evaluation_mode import evaluation_mode
-from spanbert_fast.tasks.base import Example, Task
+from spanbert_fast.tasks.base import DocumentTask, Example, Task
 from spanbert_fast.tasks.windows import WindowCollator, length_of
 
 _TOKENS_PER_BATCH = 8192
@@ -62,6 +62,16 @@ def predictions(
     Raises:
         FloatingPointError: the model's outputs are not finite.
     """
+    if isinstance(task, DocumentTask):
+        yield from task.predictions(
+            model,
+            examples,
+            tokenizer,
+            autocast=autocast,
+            tokens_per_batch=tokens_per_batch,
+            progress=progress,
+        )
+        return
     device = next(model.parameters()).device
     core = getattr(model, "module", model)
     packed = isinstance(core, SpanBertPreTrainedModel)
@@ -92,7 +102,8 @@ def predictions(
     def close(opened: _Open) -> None:
         if opened.finished():
             example = examples[opened.index]
-            made[opened.index] = task.decode(example, opened.windows, opened.outputs)
+            outputs = [output for output in opened.outputs if output is not None]
+            made[opened.index] = task.decode(example, opened.windows, outputs)
 
     shown = Meter("predict", len(examples), "examples") if progress else None
     with evaluation_mode(model), shown or contextlib.nullcontext():

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SPECIAL = 3  # [CLS] question [SEP] context [SEP]
-_LOGITS = ("start_logits", "end_logits")
 _OPTIONS = {
     "doc_stride": "pieces between the beginnings of two windows (default 128)",
     "max_query_length": "pieces of a question (default 64)",
@@ -34,7 +33,7 @@ _OPTIONS = {
 }
 
 
-class QuestionAnswering(Task):
+class QuestionAnswering(Task[Question, Prediction]):
     """Extractive question answering on SQuAD 1.1, SQuAD 2.0 and MRQA.
 
     A context that is longer than a window is read in windows whose beginnings are `doc_stride`
@@ -141,9 +140,10 @@ class QuestionAnswering(Task):
                 "_context_start": len(head),
             }
             if example.answers is not None:
-                inside = answer is not None and first <= answer[0] <= answer[1] < end
-                positions = [p - first + len(head) for p in answer] if inside else (0, 0)
-                window["start_positions"], window["end_positions"] = positions
+                window["start_positions"] = window["end_positions"] = 0
+                if answer is not None and first <= answer[0] <= answer[1] < end:
+                    window["start_positions"] = answer[0] - first + len(head)
+                    window["end_positions"] = answer[1] - first + len(head)
             yield window
             if end == len(pieces):
                 return
@@ -180,7 +180,7 @@ class QuestionAnswering(Task):
             [window["_offsets"] for window in windows],
             [window["_first"] for window in windows],
             [window["_context_start"] for window in windows],
-            [tuple(output[name] for name in _LOGITS) for output in outputs],
+            [(output["start_logits"], output["end_logits"]) for output in outputs],
             n_best_size=self.n_best_size,
             max_answer_length=self.max_answer_length,
         )
@@ -201,7 +201,7 @@ class QuestionAnswering(Task):
         figures = squad_figures(
             [prediction.text for prediction in predictions],
             [prediction.null_odds for prediction in predictions],
-            [example.answers for example in examples],
+            [example.answers or [] for example in examples],
             self.null_threshold,
             choose=choose,
         )
@@ -261,7 +261,7 @@ def answer(
     context: str,
     *,
     batch_size: int = 16,
-    **options,
+    **options: Any,
 ) -> Prediction:
     """The answer to one question, as the pipeline "question-answering" that transformers 5 removed.
 

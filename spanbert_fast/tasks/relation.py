@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ENTITIES = ("mask", "markers")
 
 
-class Relation(Task):
+class Relation(Task[Pair, str]):
     """Relation extraction on TACRED, SemEval-2010 task 8 and data like SciERC.
 
     With `entities` "mask" the subject and the object are replaced by one token each, of their role
@@ -121,14 +121,14 @@ class Relation(Task):
             DataError: a relation is missing, or there is only one.
         """
         _refuse_unlabelled(examples)
-        self.labels = sorted({example.relation for example in examples})
+        self.labels = sorted({str(example.relation) for example in examples})
         if len(self.labels) < 2:
             raise DataError(f"{examples[0].place}: every relation is {self.labels[0]}")
         self.entity_tokens = self.special_tokens(examples)
 
     def unknown_label(self, example: Pair) -> str | None:
         """See `Task`."""
-        if example.relation is None or example.relation in self.labels:
+        if example.relation is None or example.relation in self.learnt_labels():
             return None
         return f"the relation {example.relation} is not in the training data"
 
@@ -167,11 +167,12 @@ class Relation(Task):
         if reason is not None:
             raise DataError(f"{example.place}: {reason}")
         kept = pieces[_nearest(is_entity, self.max_seq_length - 2)].tolist()
-        window = {
+        window: dict[str, Any] = {
             "input_ids": [tokenizer.cls_token_id, *kept, tokenizer.sep_token_id],
             "token_type_ids": [0] * (len(kept) + 2),
         }
-        if example.relation in (self.labels or ()):  # an unknown one is measured, never learnt
+        if self.labels is not None and example.relation in self.labels:
+            # an unknown one is measured, never learnt
             window["labels"] = self.labels.index(example.relation)
         yield window
 
@@ -207,9 +208,11 @@ class Relation(Task):
 
     # Results
 
-    def decode(self, example: Pair, windows, outputs: Sequence[dict[str, np.ndarray]]) -> str:
+    def decode(
+        self, example: Pair, windows: Sequence[dict], outputs: Sequence[dict[str, np.ndarray]]
+    ) -> str:
         """The likeliest relation."""
-        return self.labels[int(outputs[0]["logits"].argmax())]
+        return self.learnt_labels()[int(outputs[0]["logits"].argmax())]
 
     def metrics(self, examples: Sequence[Pair], predictions: Sequence[str]) -> dict[str, float]:
         """See `relation_metrics`.
@@ -218,10 +221,10 @@ class Relation(Task):
             DataError: the file does not say what the relation of a pair is.
         """
         _refuse_unlabelled(examples)
-        gold = [example.relation for example in examples]
+        gold = [str(example.relation) for example in examples]
         if self.format == "semeval":
             return semeval_scores(gold, predictions)
-        return micro_scores(gold, predictions, NO_RELATION.get(self.format, "no_relation"))
+        return micro_scores(gold, predictions, NO_RELATION.get(self.format or "", "no_relation"))
 
     def write(self, path: Path, examples: Sequence[Pair], predictions: Iterable[str]) -> list[Path]:
         """Write an id, a tab and a relation on each line, as SemEval's scorer reads them."""
@@ -244,7 +247,7 @@ def _closing(role: str, mention: Mention) -> str:
 
 
 def _ids(tokens: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids = tokenizer.convert_tokens_to_ids(tokens)
+    ids: list[int] = tokenizer.convert_tokens_to_ids(tokens)  # type: ignore[assignment]  # of a list
     if tokenizer.unk_token_id in ids:
         unknown = tokens[ids.index(tokenizer.unk_token_id)]
         raise ValueError(f"tokenizer must know the task's special tokens, it has no {unknown}")

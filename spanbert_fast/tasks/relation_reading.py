@@ -118,8 +118,8 @@ def _tacred_pair(item: dict, number: int, place: str) -> Iterator[Pair]:
     if relation is not None and not (isinstance(relation, str) and relation.strip()):
         raise _BadItem(f'"relation" must be a string, got {relation!r}')
     text, offsets = _joined(words)
-    mentions = (_mention(span, offsets, 0) for span in spans)
-    yield Pair(_name(item.get("id", number)), place, text, *mentions, relation)
+    subject, object = (_mention(span, offsets, 0) for span in spans)
+    yield Pair(_name(item.get("id", number)), place, text, subject, object, relation)
 
 
 # SemEval-2010 task 8
@@ -135,7 +135,7 @@ def _semeval(path: Path) -> Iterator[Pair | Bad]:
             sentence = None
         if found:
             try:
-                sentence = _semeval_pair(*found.groups(), place)
+                sentence = _semeval_pair(found[1], found[2], place)
             except _BadItem as error:
                 sentence = Bad(place, str(error))
         elif line and not line.lower().startswith("comment") and not isinstance(sentence, Bad):
@@ -207,9 +207,9 @@ def _sentence(
         if labels.setdefault(tuple(ends), relation) != relation:
             raise _BadItem(f"has two relations of {ends}: {labels[tuple(ends)]} and {relation}")
     spans = {key[:2] for key in mentions}
-    for ends in labels:
-        if not {ends[:2], ends[2:]} <= spans or ends[:2] == ends[2:]:
-            raise _BadItem(f"has a relation of {list(ends)}, which are no two of its entities")
+    for both in labels:
+        if not {both[:2], both[2:]} <= spans or both[:2] == both[2:]:
+            raise _BadItem(f"has a relation of {list(both)}, which are no two of its entities")
     pairs = []
     for a, b in permutations(mentions, 2):
         if a[:2] == b[:2]:  # one span with two types

@@ -141,7 +141,7 @@ def _undone(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterat
         for tensor, old in zip(tensors, before, strict=True):
             tensor.copy_(old)
         for parameter, state in states.items():
-            old = states_before.get(parameter, {})
+            kept = states_before.get(parameter, {})
             for name, value in state.items():
                 if torch.is_tensor(value):
-                    value.copy_(old[name]) if name in old else value.zero_()
+                    value.copy_(kept[name]) if name in kept else value.zero_()

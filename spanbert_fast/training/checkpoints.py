@@ -35,7 +35,7 @@ def damaged_checkpoints(run: Path) -> list[Path]:
 
 def checkpoint_step(path: Path) -> int:
     """The optimiser step that a checkpoint was made after."""
-    return int(_NAME.fullmatch(path.name)[1])
+    return int(path.name.removeprefix("checkpoint-"))
 
 
 def ended_whole(run: Path, steps: int) -> bool:

@@ -32,7 +32,8 @@ class HeldOut:
 
     def batches(self) -> Iterator[dict]:
         """The same packed batches every time."""
-        batch, size = [], 0
+        batch: list[dict] = []
+        size = 0
         for index in self._sample():
             length = int(self.dataset.lengths[index])
             if batch and size + length > self.tokens_per_batch:

@@ -24,6 +24,7 @@ from spanbert_fast.training.finetune_models import initial_model
 from spanbert_fast.training.finetune_options import FinetuneOptions
 from spanbert_fast.training.finetune_report import draw_finetuning, write_model_card
 from spanbert_fast.training.finetune_trainer import make_trainer, training_arguments
+from spanbert_fast.training.precision import with_precision
 from spanbert_fast.training.result import RunResult
 
 logger = logging.getLogger("spanbert_fast")
@@ -62,6 +63,7 @@ def finetune(
         OSError: a checkpoint could not be written; earlier ones stay.
         FloatingPointError: the loss, a weight or a prediction is no longer finite.
     """
+    options = with_precision(options)
     arguments = training_arguments(options)
     processes = PartialState()
     with locked(options.output_dir) if processes.is_main_process else nullcontext():
@@ -215,7 +217,7 @@ def _evenly(items: list, most: int | None) -> list:
 
 
 def _best_epoch(trainer: Trainer) -> float | None:
-    key = trainer.args.metric_for_best_model
+    key = str(trainer.args.metric_for_best_model)
     key = key if key.startswith("eval_") else f"eval_{key}"
     lines = [line for line in trainer.state.log_history if key in line]
     return max(lines, key=lambda line: line[key])["epoch"] if lines else None

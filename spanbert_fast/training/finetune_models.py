@@ -7,22 +7,29 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
-from transformers import BertConfig, PreTrainedTokenizerBase
+from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from spanbert_fast.data.tokenizer import check_fits, vocabulary_size
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.models import (
     SpanBertConfig,
+    SpanBertForCoreference,
     SpanBertForQuestionAnswering,
     SpanBertForSequenceClassification,
     SpanBertForTokenClassification,
 )
-from spanbert_fast.tasks.base import Task
+from spanbert_fast.tasks.base import DocumentTask, Task
 
 logger = logging.getLogger("spanbert_fast")
 
-_KINDS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+_KINDS = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForCoreference",
+)
 _HEADS = {
+    "coreference": SpanBertForCoreference,
     "question-answering": SpanBertForQuestionAnswering,
     "sequence-classification": SpanBertForSequenceClassification,
     "token-classification": SpanBertForTokenClassification,
@@ -32,7 +39,10 @@ _HEADS = {
 def _label_fields(task: Task) -> dict:
     """What the head decides of a configuration: all of it, so that nothing is left of the task
     that the checkpoint was fine-tuned on before."""
-    kind, labels = None, ["LABEL_0", "LABEL_1"]
+    if isinstance(task, DocumentTask):
+        return task.config_fields()
+    kind: str | None = None
+    labels = ["LABEL_0", "LABEL_1"]
     if task.head != "question-answering":
         kind, labels = "regression", ["LABEL_0"]
         if task.labels is not None:
@@ -51,7 +61,7 @@ def _goes_on(stored: BertConfig, task: Task) -> bool:
     if not any(name.endswith(kind) for name in stored.architectures or ()):
         return False
     fields = _label_fields(task)
-    if task.head == "question-answering":
+    if isinstance(task, DocumentTask) or task.head == "question-answering":
         return True
     if task.labels is None:
         return stored.problem_type == "regression"
@@ -78,7 +88,7 @@ def initial_model(
     engine: str,
     dropout: float | None = None,
     new_tokens: Sequence[str] = (),
-) -> nn.Module:
+) -> PreTrainedModel:
     """The checkpoint's encoder under a new head, with rows for the tokenizer's new tokens.
 
     Args:
@@ -94,6 +104,8 @@ def initial_model(
     """
     if not (Path(directory) / "config.json").is_file():
         raise UsageError(f"{directory}: no config.json there")
+    if engine != "spanbert_fast" and isinstance(task, DocumentTask):
+        raise UsageError(f"--engine must be spanbert_fast for {task.name}, got {engine}")
     fields = _label_fields(task)
     if dropout is not None:
         names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
@@ -116,7 +128,7 @@ def initial_model(
     return model if engine == "spanbert_fast" else _in_transformers(model)
 
 
-def _in_transformers(model: nn.Module) -> nn.Module:
+def _in_transformers(model: PreTrainedModel) -> PreTrainedModel:
     """The same weights in transformers' own class."""
     fields = {**model.config.to_dict(), "model_type": "bert"}
     config = BertConfig.from_dict(fields, attn_implementation="sdpa")

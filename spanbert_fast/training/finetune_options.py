@@ -33,18 +33,18 @@ class FinetuneOptions:
     """A run, whole. Where a hyper-parameter is None the task's default holds.
 
     Attributes:
-        task: "qa", "ner", "relation", "classify", or one of `tasks.register`.
+        task: "qa", "ner", "relation", "classify", "coref", or one of `tasks.register`.
         model: a BERT or SpanBERT checkpoint with its tokenizer: a directory, or a name of the Hub.
         train, dev, test: data files; dev chooses the best checkpoint, test is optional. None where
             the program that calls `finetune` has the examples ready.
         output_dir: where everything is written.
         task_options: keyword arguments of the task.
-        learning_rate, epochs, batch_size: see `tasks.base.Defaults`.
+        learning_rate, head_learning_rate, epochs, batch_size: see `tasks.base.Defaults`.
         gradient_accumulation_steps: batches of one optimiser step.
         warmup_ratio: share of the steps in which the learning rate rises.
         weight_decay, max_grad_norm: as in BERT.
         dropout: of hidden states and attention; None for the checkpoint's own.
-        precision: "fp32", or autocast in "bf16" or "fp16".
+        precision: "fp32", autocast in "bf16" or "fp16", or "auto" for the fastest on the device.
         engine: "spanbert_fast", or "transformers" for its BERT with sdpa attention, from the same
             start and over the same batches, to compare with.
         seed: of the head's weights, the order of the data, the dropout.
@@ -62,6 +62,7 @@ class FinetuneOptions:
     test: str | None = None
     task_options: dict[str, Any] = field(default_factory=dict)
     learning_rate: float | None = None
+    head_learning_rate: float | None = None
     epochs: float | None = None
     batch_size: int | None = None
     gradient_accumulation_steps: int = 1
@@ -69,7 +70,7 @@ class FinetuneOptions:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     dropout: float | None = None
-    precision: str = "fp32"
+    precision: str = "auto"
     engine: str = "spanbert_fast"
     seed: int = 0
     patience: int = 0
@@ -84,8 +85,8 @@ class FinetuneOptions:
                 raise UsageError(
                     f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)}"
                 )
-        positive = ("learning_rate", "epochs", "batch_size", "gradient_accumulation_steps")
-        for name in (*positive, "max_train", "max_dev"):
+        positive = ("learning_rate", "head_learning_rate", "epochs", "batch_size")
+        for name in (*positive, "gradient_accumulation_steps", "max_train", "max_dev"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(
@@ -124,7 +125,7 @@ class FinetuneOptions:
         """The task, with the user's options."""
         return task_class(self.task)(**self.task_options)
 
-    def value(self, name: str) -> float:
+    def value(self, name: str) -> float | None:
         """A hyper-parameter, or the task's default of it."""
         given = getattr(self, name)
         return getattr(task_class(self.task).defaults, name) if given is None else given

@@ -10,6 +10,7 @@ from spanbert_fast.training.model_card import data_table, table, versions, write
 
 _HYPER_PARAMETERS = (
     "learning_rate",
+    "head_learning_rate",
     "epochs",
     "batch_size",
     "gradient_accumulation_steps",
@@ -21,6 +22,7 @@ _HYPER_PARAMETERS = (
     "engine",
     "seed",
 )
+_WITH_DEFAULTS = ("learning_rate", "head_learning_rate", "epochs", "batch_size")
 
 
 def draw_finetuning(path: Path, log_history: Sequence[dict], metric: str) -> Path:
@@ -55,8 +57,10 @@ def write_model_card(model_dir: Path, options: FinetuneOptions, task: Task, resu
     values = []
     for name in _HYPER_PARAMETERS:
         value = getattr(options, name)
-        if value is None and name in ("learning_rate", "epochs", "batch_size"):
+        if value is None and name in _WITH_DEFAULTS:
             value = options.value(name)
+        if value is None and name == "head_learning_rate":  # that of the encoder
+            continue
         values.append((name, "as in the checkpoint" if value is None else value))
     values.append(("max_seq_length", task.max_seq_length))
     files = {split: getattr(options, split) for split in ("train", "dev", "test")}
@@ -92,7 +96,7 @@ Made by `spanbert-fast finetune {task.name}` from `{options.model}`. The weights
 
 {versions()}
 """
-    fields = {"pipeline_tag": _PIPELINES[task.head], "tags": ["spanbert"]}
+    fields = {"pipeline_tag": _PIPELINES.get(task.head), "tags": ["spanbert"]}
     return write_card(model_dir, fields, options.model, re.sub(r"\n{3,}", "\n\n", body))
 
 

@@ -15,11 +15,10 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 
 from spanbert_fast.errors import UsageError
-from spanbert_fast.tasks.base import Example, Task
+from spanbert_fast.tasks.base import DocumentTask, Example, Task
 from spanbert_fast.tasks.predict import predict
 from spanbert_fast.tasks.windows import WindowCollator, WindowDataset
 from spanbert_fast.training.finetune_options import FinetuneOptions
-from spanbert_fast.training.options import refuse_fp16_on_cpu
 from spanbert_fast.training.progress import Progress
 from spanbert_fast.training.whole_checkpoints import WholeCheckpoints
 
@@ -29,9 +28,22 @@ logger = logging.getLogger("spanbert_fast")
 class FinetuneTrainer(WholeCheckpoints):
     """A Trainer that evaluates by predicting, decoding and measuring a task's examples."""
 
-    def __init__(self, *args, task: Task, **kwargs):
+    eval_dataset: Sequence[Example]
+
+    def __init__(self, *args, task: Task, head_learning_rate: float | None, **kwargs):
         super().__init__(*args, **kwargs)
         self.task = task
+        self.head_learning_rate = head_learning_rate
+
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        """The Trainer's, with groups of their own for the parameters that are not the encoder's
+        where these have a learning rate of their own."""
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if made and self.head_learning_rate is not None:
+            core = getattr(self.model, "module", self.model)
+            _split_groups(optimizer, core.base_model, self.head_learning_rate)
+        return optimizer
 
     def predictions(self, examples: Sequence[Example]) -> list:
         """The model's predictions: in every process all of them, each made by one process, so that
@@ -120,7 +132,6 @@ def training_arguments(options: FinetuneOptions) -> TrainingArguments:
         arguments = TrainingArguments(**{**fields, **options.training_arguments})
     except (TypeError, ValueError) as error:
         raise UsageError(f"--set: {str(error).splitlines()[0]}") from error
-    refuse_fp16_on_cpu(arguments)
     if arguments.fsdp:  # each process predicts a share of its own, in batches of its own number
         raise UsageError("--set fsdp: fine-tuning takes no FSDP; under torchrun it uses DDP")
     if arguments.n_gpu > 1:  # DataParallel would cut a packed batch into pieces
@@ -148,9 +159,10 @@ def make_trainer(
         args=arguments,
         train_dataset=windows,
         eval_dataset=list(dev),
-        data_collator=WindowCollator(packed, tokenizer.pad_token_id or 0),
+        data_collator=_collator(task, packed, tokenizer.pad_token_id or 0),
         processing_class=tokenizer,
         task=task,
+        head_learning_rate=options.value("head_learning_rate"),
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -161,6 +173,24 @@ def make_trainer(
     if options.patience:
         trainer.add_callback(EarlyStoppingCallback(options.patience))
     return trainer
+
+
+def _split_groups(
+    optimizer: torch.optim.Optimizer, encoder: torch.nn.Module, head_learning_rate: float
+) -> None:
+    """Move the parameters that are not the encoder's to groups with another learning rate."""
+    of_encoder = {id(parameter) for parameter in encoder.parameters()}
+    for group in list(optimizer.param_groups):
+        head = [p for p in group["params"] if id(p) not in of_encoder]
+        if head:
+            group["params"] = [p for p in group["params"] if id(p) in of_encoder]
+            optimizer.add_param_group({**group, "params": head, "lr": head_learning_rate})
+
+
+def _collator(task: Task, packed: bool, pad_token_id: int):
+    if isinstance(task, DocumentTask):
+        return task.collator()
+    return WindowCollator(packed, pad_token_id)
 
 
 def _log_line(task: Task, logs: dict) -> str | None:

@@ -1,9 +1,9 @@
 """What a user asks of a pre-training run; kept in its directory so that it can be resumed."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from spanbert_fast.data.text_files import MOST_LINE_BYTES
 from spanbert_fast.errors import DataError, UsageError
@@ -12,10 +12,7 @@ from spanbert_fast.training.no_effect import refuse_without_effect
 from spanbert_fast.training.recipes import Recipe, recipe_named
 from spanbert_fast.training.run_directory import OPTIONS, read_object, was_started
 
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
-
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # what does not change the numbers that a run computes
 _MAY_CHANGE_ON_RESUME = {"save_steps", "save_total_limit", "logging_steps", "num_workers"}
 # fields of transformers.TrainingArguments for which there is an option of another name
@@ -37,12 +34,6 @@ _WITHOUT_EFFECT = {
 }
 
 
-def refuse_fp16_on_cpu(arguments: "TrainingArguments") -> None:
-    """Raise UsageError where the Trainer would compute in fp32 without a word."""
-    if arguments.fp16 and arguments.device.type == "cpu":
-        raise UsageError("--precision must be fp32 or bf16 on a CPU, got fp16")
-
-
 @dataclass(frozen=True)
 class PretrainOptions:
     """A run, whole.
@@ -58,7 +49,9 @@ class PretrainOptions:
         init_from: checkpoint to start from.
         seed: of the weights, the order of the data, the masks and the dropout.
         held_out: share of the text that is kept for evaluation.
-        precision: "fp32", or autocast in "bf16" or "fp16".
+        precision: "fp32", autocast in "bf16" or "fp16", or "auto" for the fastest on the device.
+        max_minutes: choose max_steps, up to the recipe's, so that training takes so long on this
+            machine; None for the recipe's. Found once, when the run begins.
         static_shapes: fill every training batch up to the sizes of `StaticShapes`.
         cuda_graph: launch each forward and backward as one CUDA graph; needs static_shapes.
         save_steps, logging_steps: 0 for a tenth and a hundredth of the run.
@@ -77,7 +70,8 @@ class PretrainOptions:
     init_from: str | None = None
     seed: int = 0
     held_out: float = 0.02
-    precision: str = "fp32"
+    precision: str = "auto"
+    max_minutes: float | None = None
     static_shapes: bool = False
     cuda_graph: bool = False
     save_steps: int = 0
@@ -94,6 +88,10 @@ class PretrainOptions:
             )
         if not 0 < self.held_out < 1:
             raise UsageError(f"--held-out must be in (0, 1), got {self.held_out}")
+        if self.max_minutes is not None and not 0 < self.max_minutes < math.inf:
+            raise UsageError(f"--max-minutes must be above 0 and finite, got {self.max_minutes}")
+        if self.max_minutes is not None and "max_steps" in self.overrides:
+            raise UsageError("--max-minutes chooses the steps: give it or --max-steps, got both")
         if self.max_line_bytes < 1:
             raise UsageError(f"--max-line-bytes must be at least 1, got {self.max_line_bytes}")
         for name in ("save_steps", "logging_steps", "eval_steps", "num_workers", "seed"):
@@ -126,7 +124,7 @@ class PretrainOptions:
         if not self.static_shapes:
             raise UsageError("--cuda-graph needs --static-shapes, got it alone")
         if self.precision == "fp16":  # whose loss scale the host changes
-            raise UsageError("--precision must be fp32 or bf16 with --cuda-graph, got fp16")
+            raise UsageError("--precision must be auto, fp32 or bf16 with --cuda-graph, got fp16")
         accumulation = self.recipe.gradient_accumulation_steps
         if accumulation != 1:
             raise UsageError(
@@ -193,6 +191,8 @@ def resumed_options(output_dir: str, given: dict, world_size: int) -> PretrainOp
         if name != "gradient_accumulation_steps":
             _require_same(name, value, getattr(old.recipe, name))
     for name, value in changed.items():
+        if name == "max_minutes" or (name == "precision" and value == "auto"):
+            continue  # as it was found when the run began
         if name not in _MAY_CHANGE_ON_RESUME:
             _require_same("recipe" if name == "recipe_name" else name, value, getattr(old, name))
     accumulation = overrides.get(

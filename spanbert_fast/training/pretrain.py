@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
@@ -25,7 +26,9 @@ from spanbert_fast.training import run_directory
 from spanbert_fast.training.captured_step import CapturedStep
 from spanbert_fast.training.checkpoints import checkpoint_step, checkpoint_to_resume
 from spanbert_fast.training.evaluation import HeldOut, unigram_cross_entropy
+from spanbert_fast.training.fitted_length import fitted, seconds_per_step
 from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.precision import with_precision
 from spanbert_fast.training.pretrain_arguments import check_device, training_arguments
 from spanbert_fast.training.pretrain_card import write_pretraining_card
 from spanbert_fast.training.progress import MetricsFile, Progress
@@ -70,6 +73,7 @@ def pretrain(
         OSError: a checkpoint could not be written; earlier ones stay.
         FloatingPointError: the loss, or a weight, is no longer finite.
     """
+    options = with_precision(options)
     check_paths(options, resume=resume)
     arguments = training_arguments(options)
     if options.cuda_graph:
@@ -129,6 +133,9 @@ def _pretrain(
         )
     training_blocks, held_out_blocks = blocks.split(options.held_out, options.seed)
     model = initial_model(options, tokenizer) if given.model is None else given.model
+    if options.max_minutes is not None:
+        options = _fitted(options, model, tokenizer, training_blocks, state)
+        arguments, recipe = training_arguments(options), options.recipe
     # the places that the model's span boundary head has, which may come from a checkpoint
     span_options = recipe.span_options(model.config.max_span_targets)
     counts = [None]
@@ -182,6 +189,25 @@ def _pretrain(
         _finish(run, summary, options, tokenizer, held_out, trainer.args.device)
     state.wait_for_everyone()
     return RunResult(summary, run)
+
+
+def _fitted(options, model, tokenizer, blocks, state: PartialState) -> PretrainOptions:
+    """The options with the number of steps that the first process has found to fit, written down
+    for a resumed run."""
+    found = [None]
+    if state.is_main_process:
+        collator = DataCollatorForSpanMasking(
+            tokenizer,
+            options.recipe.span_options(model.config.max_span_targets),
+            seed=options.seed,
+            dropout_seeds=True,
+        )
+        found = [seconds_per_step(model, blocks, collator, options, state.device)]
+    options = fitted(options, *broadcast_object_list(found))
+    if state.is_main_process:
+        path = Path(options.output_dir) / run_directory.OPTIONS
+        run_directory.write_json(path, options.to_json(state.num_processes))
+    return options
 
 
 def make_trainer(
@@ -251,7 +277,7 @@ def _finish(run, summary, options, tokenizer, held_out, device) -> None:
 def example_sentence(held_out: HeldOut, tokenizer, length: int = 40) -> tuple[str, str]:
     """(a held-out passage with two words near its middle masked, the passage itself)."""
     example = held_out.dataset[int(held_out.dataset.lengths.argmax())]
-    ids, starts = example["input_ids"][1:-1], example["word_starts"][1:-1]
+    ids, starts = (np.asarray(example[name])[1:-1] for name in ("input_ids", "word_starts"))
     ids, starts = ids[:length].tolist(), starts[:length].tolist()
 
     def is_word(place: int) -> bool:

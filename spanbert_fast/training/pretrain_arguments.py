@@ -7,7 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from spanbert_fast.errors import UsageError
-from spanbert_fast.training.options import PretrainOptions, refuse_fp16_on_cpu
+from spanbert_fast.training.options import PretrainOptions
 
 logger = logging.getLogger("spanbert_fast")
 
@@ -57,7 +57,6 @@ def training_arguments(options: PretrainOptions) -> TrainingArguments:
         arguments = TrainingArguments(**{**fields, **options.training_arguments})
     except (TypeError, ValueError) as error:
         raise UsageError(f"--set: {str(error).splitlines()[0]}") from error
-    refuse_fp16_on_cpu(arguments)
     if arguments.n_gpu > 1:  # DataParallel would cut a packed batch into pieces
         logger.info(
             "one of %d GPUs is used: torchrun --nproc-per-node %d -m spanbert_fast pretrain ... "

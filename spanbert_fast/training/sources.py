@@ -38,9 +38,9 @@ def check_paths(options: PretrainOptions, *, resume: bool = False) -> None:
 
     A run that is resumed has tokenised its text: its data may have gone.
     """
-    for path in () if resume else options.data:
-        if not path.startswith("hf://") and not Path(path).exists():
-            raise UsageError(f"--data {path} does not exist")
+    for data in () if resume else options.data:
+        if not data.startswith("hf://") and not Path(data).exists():
+            raise UsageError(f"--data {data} does not exist")
     for option, path in (("tokenizer", options.tokenizer), ("init-from", options.init_from)):
         if path is not None:
             check_name(path, f"--{option}")

@@ -7,6 +7,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from spanbert_fast.data.batches import TokenBudgetBatches
+from spanbert_fast.data.blocks import BlockDataset
+from spanbert_fast.data.collator import DataCollatorForSpanMasking
 from spanbert_fast.data.static_shapes import BatchSizes
 from spanbert_fast.training.evaluation import HeldOut, held_out_losses
 from spanbert_fast.training.whole_checkpoints import WholeCheckpoints
@@ -27,6 +29,9 @@ class SpanPretrainingTrainer(WholeCheckpoints):
         others: as for `transformers.Trainer`; `train_dataset` is a BlockDataset and the collator a
             DataCollatorForSpanMasking with packed output.
     """
+
+    data_collator: DataCollatorForSpanMasking
+    train_dataset: BlockDataset
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from spanbert_fast import digests
 from spanbert_fast.errors import DataError
@@ -18,6 +18,8 @@ class WholeCheckpoints(Trainer):
 
     The arguments must have `logging_nan_inf_filter=False`, which would hide a loss that is none.
     """
+
+    model: PreTrainedModel  # never None behind the Trainer's __init__
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -36,12 +38,16 @@ class WholeCheckpoints(Trainer):
 
     def not_a_number(self, what: str) -> FloatingPointError:
         """The error that ends a run, with what can be gone on with."""
-        last = next(reversed(checkpoints(Path(self.args.output_dir))), None)
+        last = next(reversed(checkpoints(self._run)), None)
         good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
         return FloatingPointError(
             f"{what} after step {self.state.global_step}; {good}; lower --learning-rate, let it "
             "rise for longer, or use --precision fp32"
         )
+
+    @property
+    def _run(self) -> Path:
+        return Path(str(self.args.output_dir))
 
     def _refuse_not_finite(self) -> None:
         name = not_finite(self.model)
@@ -65,8 +71,9 @@ class WholeCheckpoints(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
-            best = self.state.best_global_step and f"checkpoint-{self.state.best_global_step}"
-            if best:  # where it will be, not where it was written
+            best_step = self.state.best_global_step
+            best = f"checkpoint-{best_step}" if best_step else None
+            if best is not None:  # where it will be, not where it was written
                 self.state.best_model_checkpoint = str(run / best)
             if self.args.should_save:
                 publish(run / UNFINISHED / name, run / name, self.model.config)
@@ -88,7 +95,7 @@ class WholeCheckpoints(Trainer):
         Raises:
             DataError: the best checkpoint is damaged.
         """
-        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        best = self._run / f"checkpoint-{self.state.best_global_step}"
         fault = digests.damage(best)
         if fault is not None:
             raise DataError(f"{best}, the best one, is damaged: {fault}")

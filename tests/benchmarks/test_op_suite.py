@@ -9,7 +9,7 @@ import types
 import torch
 from torch.nn import functional as F
 
-from spanbert_fast.ops._common import runs_reference
+from spanbert_fast.ops._backend import runs_reference
 
 
 def run_ops(benchmarks, tmp_path, *options) -> tuple[int, list[dict]]:

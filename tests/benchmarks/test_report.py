@@ -74,3 +74,45 @@ def test_a_broken_result_file_is_named(tmp_path, benchmarks):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
             read(path)
+
+
+def test_a_picture_has_a_dozen_bars_at_most(benchmarks):
+    plots = benchmarks("plots")
+
+    def group(heading, count):
+        return plots.Group(heading, [plots.Bar(f"{heading}{i}", 1.0 + i, "") for i in range(count)])
+
+    pages = list(plots.pages([group("a", 5), group("b", 7), group("c", 3), group("d", 14)]))
+    assert [[(g.heading, len(g.bars)) for g in page] for page in pages] == [
+        [("a", 5), ("b", 7)],
+        [("c", 3)],
+        [("d", 12)],
+        [("d", 2)],
+    ]
+    bars = [bar.name for page in pages for g in page for bar in g.bars]
+    assert len(bars) == len(set(bars)) == 29
+
+
+def test_unlike_cases_have_unlike_headings(tmp_path, benchmarks, monkeypatch):
+    """Dropout or none, another dtype, padding or none: no two of them under one heading."""
+    plots, report = benchmarks("plots"), benchmarks("report")
+    case = {
+        "layers": 4, "hidden_size": 768, "seqlen": 512, "lengths": [512, 512], "tokens": 1024,
+        "dtype": "bf16", "dropout": 0.1, "allocator": "default",
+        "providers": {}, "speedups": {"hf-sdpa": {"median": 2.0}},
+    }  # fmt: skip
+    others = [
+        {"dropout": 0.0},
+        {"dtype": "fp32"},
+        {"lengths": [512, 100], "tokens": 612},
+        {"layers": 12},
+        {"allocator": "heap-kept"},
+    ]
+    drawn = []
+    monkeypatch.setattr(plots, "bars", lambda canvas, name, question, groups, *_: drawn.append(
+        (question, [g.heading for g in groups])) or "")  # fmt: skip
+    cases = [case, *({**case, **other} for other in others)]
+    report.of_training(cases, plots.Canvas(tmp_path / "machine", "a CPU"))
+    (question, headings), _ = drawn  # the step, then its memory
+    assert question == "How much faster is a training step?"
+    assert len(set(headings)) == len(cases)

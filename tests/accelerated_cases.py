@@ -1,4 +1,4 @@
-"""What the tests of nn.bert share: ours, transformers' and its fp64 truth; padded batches."""
+"""What the tests of accelerated classes share: trios with fp64 truth, padded batches."""
 
 import torch
 from transformers import BertConfig

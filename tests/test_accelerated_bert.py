@@ -1,4 +1,4 @@
-"""nn.bert: transformers' model under transformers' name, at a LARGE initialisation (C5)."""
+"""BERT on packed tokens under transformers' names, at a LARGE initialisation (C5)."""
 
 import copy
 import pickle
@@ -8,8 +8,7 @@ import pytest
 import torch
 from transformers.models.bert import modeling_bert as stock
 
-from bert_cases import SIZES, large_init, widened
-from nn_bert_cases import (
+from accelerated_cases import (
     LENGTHS,
     config,
     four_dimensional,
@@ -17,10 +16,11 @@ from nn_bert_cases import (
     padded_batch,
     trio,
 )
+from bert_cases import SIZES, large_init, widened
+from spanbert_fast.accelerated import encoder, packed, registry
+from spanbert_fast.accelerated.bert import BertModel
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.models import SpanBertModel
-from spanbert_fast.nn import bert, bert_parts
-from spanbert_fast.nn.bert import BertModel
 from spanbert_fast.testing import (
     ROUNDINGS,
     assert_bitwise_equal,
@@ -180,7 +180,6 @@ def test_bf16_autocast():
 NOT_COVERED = {
     "output_attentions": ({"output_attentions": True}, "output_attentions needs"),
     "left padding": ({"attention_mask": mask_of(LENGTHS, 19).flip(1)}, "0 at the first position"),
-    "empty sequence": ({"attention_mask": mask_of((19, 0, 7, 18), 19)}, "0 at the first position"),
     "4-D mask": ({"attention_mask": four_dimensional(mask_of(LENGTHS, 19))}, "4 dimensions"),
     "causal": (
         {"attention_mask": torch.full((4, 1, 19, 19), -1e30).triu(1)},
@@ -197,7 +196,7 @@ def test_not_covered_runs_transformers_code(kind):
     ids, mask = padded_batch()
     inputs = {"attention_mask": mask, **inputs}
     ours, theirs, truth = trio(BertModel, stock.BertModel)
-    bert_parts.warn_once.cache_clear()
+    packed.warn_once.cache_clear()
     with pytest.warns(UserWarning, match=reason):
         got = ours(ids, **inputs)
     with warnings.catch_warnings():
@@ -226,21 +225,23 @@ def test_not_covered_runs_transformers_code(kind):
 def test_a_decoder_is_transformers_own():
     ids, mask = padded_batch()
     with pytest.warns(UserWarning, match="the configuration is a decoder's"):
-        bert_parts.warn_once.cache_clear()
+        packed.warn_once.cache_clear()
         ours, theirs, _ = trio(BertModel, stock.BertModel, is_decoder=True)
         got, expected = (m(ids, attention_mask=mask, use_cache=True) for m in (ours, theirs))
     torch.testing.assert_close(got[0], expected[0], rtol=1e-4, atol=1e-4)
-    assert got.past_key_values.get_seq_length() == 19
+    assert got.keys() == expected.keys()
+    cache = got["cache"] if "cache" in got else got["past_key_values"]
+    assert cache.get_seq_length() == 19
 
 
 def test_record_of_outputs_survives_pickling_in_another_class():
     """A model that came by its class without the constructor still returns attentions."""
     ids, _ = padded_batch()
     model = stock.BertModel(config()).eval()
-    bert_parts.make_fast(model)
+    registry.make_fast(model)
     again = pickle.loads(pickle.dumps(model))
     assert type(again) is BertModel
-    bert._register_for_capture.cache_clear()
+    encoder._RECORDED.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert len(again(ids, output_attentions=True).attentions) == 3

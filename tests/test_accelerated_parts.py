@@ -1,4 +1,4 @@
-"""nn.bert: transformers' encoder, layer and attention under transformers' names, each alone."""
+"""BERT's encoder, layer and attention under transformers' names, each alone."""
 
 import inspect
 
@@ -6,15 +6,16 @@ import pytest
 import torch
 from transformers.models.bert import modeling_bert as stock
 
-from nn_bert_cases import (
+from accelerated_cases import (
     LENGTHS,
+    config,
     four_dimensional,
     mask_of,
     padded_batch,
     trio,
 )
-from spanbert_fast.nn import bert, bert_parts
-from spanbert_fast.nn.bert import BertEncoder, BertLayer, BertModel, BertSelfAttention
+from spanbert_fast.accelerated import bert, packed
+from spanbert_fast.accelerated.bert import BertEncoder, BertLayer, BertModel, BertSelfAttention
 from spanbert_fast.testing import assert_models_agree, gradients_of
 
 PARTS = {
@@ -71,7 +72,7 @@ def test_part_with_a_mask_of_more_than_padding(part):
     bias = torch.randn(2, 1, 1, 6)
     gentle = torch.where(mask_of((6, 4), 6).bool(), 0.0, -3.0)[:, None, None]
     for mask in (causal, bias, gentle, causal.expand(2, 2, 6, 6), bias.requires_grad_()):
-        bert_parts.warn_once.cache_clear()
+        packed.warn_once.cache_clear()
         with pytest.warns(UserWarning, match="not one of padding"):
             got = first_tensor(ours(hidden, mask))
         expected = first_tensor(theirs(hidden, mask))
@@ -80,17 +81,31 @@ def test_part_with_a_mask_of_more_than_padding(part):
 
 @pytest.mark.parametrize("name", ["BertSelfAttention", "BertLayer", "BertEncoder", "BertModel"])
 def test_signatures_are_transformers_own(name):
-    """Every parameter of theirs is there, in the same place; what is added is keyword-only."""
-    for method in ("__init__", "forward"):
-        ours = inspect.signature(getattr(getattr(bert, name), method)).parameters
-        theirs = inspect.signature(getattr(getattr(stock, name), method)).parameters
-        if name == "BertSelfAttention" and method == "__init__":
-            assert list(ours) == list(theirs)
-            continue
-        positional = [p.name for p in ours.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-        expected = [p.name for p in theirs.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-        assert positional == expected
-        assert issubclass(getattr(bert, name), getattr(stock, name))
+    """Whatever this version of transformers calls its arguments."""
+    ours, theirs = getattr(bert, name), getattr(stock, name)
+    assert issubclass(ours, theirs)
+    assert inspect.signature(ours.forward) == inspect.signature(theirs.forward)
+    given, expected = (list(inspect.signature(kind).parameters) for kind in (ours, theirs))
+    assert given == expected
+
+
+def test_arguments_of_other_versions_are_passed_on():
+    """A name that this package has never heard of reaches transformers' code, by name or place."""
+
+    class Newer(stock.BertEmbeddings):
+        def forward(self, *args, brand_new=None, **kwargs):
+            self.got = brand_new
+            return super().forward(*args, **kwargs)
+
+    class Fast(bert.BertEmbeddings, Newer):
+        pass
+
+    embeddings = Fast(config())
+    embeddings(torch.ones(1, 3, dtype=torch.long), brand_new=7)
+    assert embeddings.got == 7
+    names = [*inspect.signature(stock.BertLayer.forward).parameters][1:4]
+    given = BertLayer(config()).arguments((1, None, 2), {"brand_new": 7})
+    assert given == {names[0]: 1, names[1]: None, names[2]: 2, "brand_new": 7}
 
 
 def test_other_activations_stay_right():

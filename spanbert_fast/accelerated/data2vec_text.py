@@ -1,0 +1,5 @@
+"""Data2VecText on packed tokens, under the names of its classes in transformers."""
+
+from spanbert_fast.accelerated.registry import classes_of
+
+__getattr__ = classes_of("data2vec_text")

@@ -1,0 +1,198 @@
+"""A layer, the stack of layers and the model: packed once at the entry, padded once at the exit."""
+
+import copy
+import dataclasses
+import inspect
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput
+
+from spanbert_fast.accelerated.packed import (
+    Fast,
+    Packed,
+    Wanted,
+    needs_batch_dimension,
+    not_covered,
+    say_that_stock_runs,
+)
+from spanbert_fast.accelerated.parts import FastEmbeddings
+from spanbert_fast.nn.key_masks import packing_of_mask, starts_are_tokens
+from spanbert_fast.nn.linear import apply_linear
+from spanbert_fast.nn.packing import Packing
+from spanbert_fast.ops.dropout import DropoutPlan
+
+
+class FastLayer(Fast):
+    """Self-attention, then the feed-forward network."""
+
+    parts = ("attention", "intermediate", "output")
+
+    def forward(self, *others, packed: Packed | None = None, **named) -> torch.Tensor:
+        """hidden_states' shape; zeros where a padding mask is 0. With `packed`, (total_tokens,
+        hidden_size) -> the same, or (num_rows, hidden_size)."""
+        if packed is not None:
+            return self.packed(others[0], packed)
+        output = self.on_tokens(self.packed, others, named)
+        return super().forward(*others, **named) if output is None else output
+
+    def packed(self, x: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """The layer on packed rows."""
+        x, _ = self.attention(x, packed=packed)
+        dropout = packed.after_feed_forward(self.output.dropout)
+        return self.output(self.intermediate(x), x, dropout=dropout)
+
+
+class FastEncoder(Fast):
+    """The stack of layers: packed once in front of the first, padded once behind the last."""
+
+    def forward(
+        self,
+        *others,
+        packed: Packed | None = None,
+        stages: list[torch.Tensor] | None = None,
+        **named,
+    ) -> ModelOutput:
+        """last_hidden_state, shaped as hidden_states; zeros where a padding mask is 0.
+
+        With `packed`, `stages` is a list to which the hidden states of every stage are appended,
+        and of the last layer only `packed.rows` are computed.
+        """
+        if packed is None:
+            output = self.on_tokens(self.packed, others, named)
+            if output is None:
+                return super().forward(*others, **named)
+        else:
+            output = self.packed(others[0], packed, stages)
+        return self.row.encoder_output(last_hidden_state=output)
+
+    def packed(self, x: torch.Tensor, packed: Packed, stages: list | None = None) -> torch.Tensor:
+        """The layers on packed rows."""
+        if stages is not None:
+            stages.append(x)
+        for index, layer in enumerate(self.layer):
+            rows = packed.rows if index == len(self.layer) - 1 else None
+            # hidden states by position, the plan as an argument: checkpointing needs both
+            x = layer(x, packed=dataclasses.replace(packed, layer=index, rows=rows))
+            if stages is not None:
+                stages.append(x)
+        return x
+
+
+class FastModel(Fast):
+    """The encoder with its embeddings, which computes no padding (contract C7).
+
+    last_hidden_state and hidden_states are zero where attention_mask is 0. Under autocast the
+    residual stream has autocast's dtype inside, and the outputs come in transformers' dtypes.
+    """
+
+    @classmethod
+    def parts_of(cls, module: nn.Module) -> tuple[str, ...]:
+        return "embeddings", cls.row.encoder
+
+    def forward(
+        self, *others, wanted: Wanted | None = None, **named
+    ) -> ModelOutput | tuple[torch.Tensor, ...]:
+        """See transformers' forward; `spanbert_fast=False` runs that.
+
+        With `wanted`, last_hidden_state may be zero where a token is not wanted.
+        """
+        given = self.arguments(others, named)
+        packing, reason = None, None
+        if given.get("spanbert_fast") is not False:
+            packing, reason = self._packing(given)
+        if packing is None:
+            if reason is not None:
+                say_that_stock_runs(reason)
+            _let_record(self)
+            return super().forward(*others, **{**named, "spanbert_fast": False})
+        plan = DropoutPlan.draw(packing.cu_seqlens.device) if self.training else None
+        encoder = getattr(self, self.row.encoder)
+        packed = Packed(packing, plan, len(encoder.layer))
+        x = self._embedded(given, packed)
+        stages = given.get("output_hidden_states")
+        stages = self.config.output_hidden_states if stages is None else stages
+        stages = [] if stages else None
+        if stages is None and wanted is not None:
+            packed = dataclasses.replace(packed, rows=wanted.rows(packing))
+            last = encoder(x, packed=packed).last_hidden_state
+            hidden_states = _in_their_dtype(wanted.padded(last, packing))
+        else:
+            last = encoder(x, packed=packed, stages=stages).last_hidden_state
+            hidden_states = _in_their_dtype(packing.unpack(last))
+        output = self.row.model_output(last_hidden_state=hidden_states)
+        if getattr(self, "pooler", None) is not None:
+            output["pooler_output"] = self.pooler(hidden_states)
+        if stages is not None:
+            early = (_in_their_dtype(packing.unpack(stage)) for stage in stages[:-1])
+            output["hidden_states"] = (*early, hidden_states)
+        if given.get("return_dict", self.config.return_dict) is False:
+            return output.to_tuple()
+        return output
+
+    def _embedded(self, given: dict, packed: Packed) -> torch.Tensor:
+        embeddings = self.embeddings
+        if isinstance(embeddings, FastEmbeddings) and embeddings.can_pack():
+            x = embeddings(packed=packed, given=given)
+        else:
+            theirs = {name: given[name] for name in _names(embeddings) if name in given}
+            x = packed.packing.pack(embeddings(**theirs))
+        project = getattr(self, "embeddings_project", None)
+        return x if project is None else apply_linear(project, x)
+
+    def _packing(self, given: dict) -> tuple[Packing | None, str | None]:
+        """How the batch packs; or None and why transformers' own code has to run."""
+        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        if (ids is None) == (embeds is None):
+            return None, None  # an error, which is transformers' to raise
+        reason = not_covered(self.config, given) or needs_batch_dimension(self)
+        if reason is not None:
+            return None, reason
+        if not isinstance(given.get("output_hidden_states"), bool | None):
+            return None, "output_hidden_states selects stages"
+        first = ids if embeds is None else embeds
+        shape, attention_mask = tuple(first.shape[:2]), given.get("attention_mask")
+        if len(shape) != 2:
+            return None, "the input has no batch dimension"
+        if attention_mask is not None and attention_mask.dim() != 2:
+            return None, f"attention_mask has {attention_mask.dim()} dimensions and not 2"
+        if attention_mask is not None and (torch.jit.is_tracing() or torch.compiler.is_exporting()):
+            raise RuntimeError(
+                "attention_mask must be None where torch.export or torch.jit.trace records a "
+                "model on packed tokens, got a tensor; spanbert_fast.decelerate brings back one "
+                "that takes masks"
+            )
+        packing = packing_of_mask(attention_mask, shape, first.device)
+        if packing is None:
+            return None, "attention_mask has another shape than the input"
+        if not starts_are_tokens(packing):
+            return None, "attention_mask is 0 at the first position of a sequence"
+        return packing, None
+
+
+def _names(module: nn.Module) -> list[str]:
+    return list(inspect.signature(module.forward).parameters)
+
+
+def _in_their_dtype(x: torch.Tensor) -> torch.Tensor:
+    # transformers' norms give fp32 under autocast
+    return x.float() if torch.is_autocast_enabled(x.device.type) else x
+
+
+_RECORDED: set[type[nn.Module]] = set()
+
+
+def _let_record(model: nn.Module) -> None:
+    """Let transformers' forward find out what the class of `model` can record.
+
+    It keeps that by class, noted by the constructor, which a model that was given its class later,
+    or unpickled with it, has never gone through.
+    """
+    kind = type(model)
+    if kind in _RECORDED:
+        return
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = 0
+    with torch.device("meta"):
+        kind(config)
+    _RECORDED.add(kind)

@@ -1,0 +1,98 @@
+"""Heads over accelerated models: what they do not read is not computed."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from spanbert_fast.accelerated.encoder import FastModel
+from spanbert_fast.accelerated.packed import Fast, FirstTokens, Wanted, warn_once
+from spanbert_fast.values import IGNORED_TARGET
+
+
+def only(model: nn.Module, wanted: Wanted) -> dict:
+    """The argument that has the encoder of `model` compute these rows of its last layer alone;
+    nothing where the encoder is a user's own subclass."""
+    return {"wanted": wanted} if isinstance(model.base_model, FastModel) else {}
+
+
+def stock_where_padding_has_labels(given: dict) -> bool:
+    """Whether a loss reads padding, which is not computed; said once."""
+    labels, attention_mask = given.get("labels"), given.get("attention_mask")
+    if labels is None or attention_mask is None or labels.shape != attention_mask.shape:
+        return False
+    if not ((labels != IGNORED_TARGET) & (attention_mask == 0)).any():
+        return False
+    warn_once(
+        "transformers' own code runs in place of spanbert_fast's: labels are given where "
+        f"attention_mask is 0; pad them with {IGNORED_TARGET} to compute no padding"
+    )
+    return True
+
+
+class FirstTokenHead(Fast):
+    """A head that reads each sequence's first token, or what is pooled of it: of the last layer
+    no other token is computed."""
+
+    def forward(self, *others, **named) -> ModelOutput | tuple:
+        return super().forward(*others, **named, **only(self, FirstTokens()))
+
+
+class SummaryHead(FirstTokenHead):
+    """ELECTRA's multiple choice, whose summary may be of another token than the first."""
+
+    def forward(self, *others, **named) -> ModelOutput | tuple:
+        if self.config.summary_type == "first":
+            return super().forward(*others, **named)
+        return self.stock.forward(self, *others, **named)
+
+
+class TokenHead(Fast):
+    """A head with a label for each token; labels on padding bring transformers' own code back."""
+
+    def forward(self, *others, **named) -> ModelOutput | tuple:
+        if stock_where_padding_has_labels(self.arguments(others, named)):
+            named["spanbert_fast"] = False
+        return super().forward(*others, **named)
+
+
+class QuestionAnsweringHead(Fast):
+    """Question answering in which padding is never the answer.
+
+    One difference, on purpose, as in SpanBertForQuestionAnswering: where attention_mask is 0 the
+    logits are the lowest finite number and take no part in the loss, where transformers scores
+    padding like text. `spanbert_fast=False` runs transformers' code, padding included.
+    """
+
+    @can_return_tuple
+    def forward(self, *others, **named) -> ModelOutput:
+        """A position that is padding, or beyond the sequence, takes no part in the loss."""
+        given = self.arguments(others, named)
+        attention_mask = given.get("attention_mask")
+        no_padding = attention_mask is None or attention_mask.dim() != 2
+        if no_padding or given.get("spanbert_fast") is False:
+            return super().forward(*others, **named)
+        starts, ends = (given.pop(f"{name}_positions", None) for name in ("start", "end"))
+        outputs = super().forward(**given, return_dict=True)
+        padding = attention_mask == 0
+        for name in ("start_logits", "end_logits"):
+            logits = outputs[name]
+            outputs[name] = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+        if starts is not None and ends is not None:
+            start_loss = _position_loss(outputs.start_logits, starts, padding)
+            end_loss = _position_loss(outputs.end_logits, ends, padding)
+            # ModelOutput keeps the order in which its items were set, and `loss` is the first
+            return type(outputs)(**{**outputs, "loss": (start_loss + end_loss) / 2})
+        return outputs
+
+
+def _position_loss(
+    logits: torch.Tensor, positions: torch.Tensor, padding: torch.Tensor
+) -> torch.Tensor:
+    """Cross-entropy of (batch, seqlen) logits at (batch,) positions that are tokens."""
+    ignored = logits.shape[1]
+    positions = positions.view(-1).clamp(0, ignored)
+    is_padding = F.pad(padding, (0, 1)).gather(1, positions[:, None]).squeeze(1)
+    positions = positions.masked_fill(is_padding, ignored)
+    return F.cross_entropy(logits, positions, ignore_index=ignored)

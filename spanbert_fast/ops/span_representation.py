@@ -1,0 +1,192 @@
+"""`span_representation`: what stands for a span in coreference resolution, gathered from rows.
+
+    y_s = [first[start_s]; last[end_s]; sum_t softmax(logits[start_s..end_s])_t inner[t]]
+
+Two boundary tokens and the span's head word by attention (Lee et al. 2017, arXiv 1707.07045,
+equation 1 and section 4; without the head word Kirstain et al. 2021, arXiv 2101.00434, whose m^s
+and m^e these are). `span_boundary_gather` gathers two boundaries as well, but adds their rows and
+norms the sum for each target; here they stand side by side, once for a span.
+
+The backward scatters: dfirst[t] sums over the spans that begin at t, in the order of spans. With
+c_s = dpooled_s . pooled_s and p the weights, dinner[t] = sum_s p_st dpooled_s and dlogits[t] =
+sum_s p_st (dpooled_s . inner[t] - c_s), over the spans that t lies in.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from spanbert_fast.ops import _checks
+from spanbert_fast.ops._autograd import differentiable
+from spanbert_fast.ops._backend import runs_reference
+from spanbert_fast.ops._precision import compute_dtype, opmath_dtype
+from spanbert_fast.ops._register import register
+from spanbert_fast.reference import span_representation as reference
+
+
+def span_representation(
+    firsts: torch.Tensor,
+    lasts: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    *,
+    inner: torch.Tensor | None = None,
+    logits: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """[firsts[start]; lasts[end]; the mean of inner[start..end] by softmax(logits)] of each span.
+
+        >>> x, spans = torch.tensor([[1.0], [2.0], [3.0]]), (torch.tensor([0]), torch.tensor([2]))
+        >>> span_representation(x, x, *spans, inner=x, logits=torch.zeros(3))
+        tensor([[1., 3., 2.]])
+
+    Args:
+        firsts: (rows, a), floating.
+        lasts: (rows, b), floating.
+        starts, ends: int64 (spans,), rows, both inclusive, starts <= ends; in any order.
+        inner: (rows, c), floating; with logits, or neither.
+        logits: (rows,), floating.
+
+    Returns:
+        (spans, a + b + c) in the dtype of firsts (autocast's under autocast); softmax and sums in
+        fp32. Copies are exact.
+
+    Raises:
+        ValueError: shapes disagree, one of inner and logits is missing, or (on the CPU, where
+            looking is free) a span is not within the rows, or ends before it starts.
+    """
+    _checks.check_shape("firsts", firsts, ("rows", "features"))
+    rows = firsts.shape[0]
+    _checks.check_shape("lasts", lasts, (rows, "features"))
+    given = [("firsts", firsts), ("lasts", lasts)]
+    if (inner is None) != (logits is None):
+        missing = "inner" if inner is None else "logits"
+        raise ValueError(f"inner and logits must be given together, got no {missing}")
+    if inner is not None:
+        _checks.check_shape("inner", inner, (rows, "features"))
+        _checks.check_shape("logits", logits, (rows,))
+        given += [("inner", inner), ("logits", logits)]
+    for name, tensor in given:
+        _checks.check_floating(name, tensor)
+        _checks.check_same_device(name, tensor, firsts, "firsts")
+    _checks.check_shape("starts", starts, ("spans",))
+    for name, index in (("starts", starts), ("ends", ends)):
+        _checks.check_shape(name, index, tuple(starts.shape))
+        _checks.check_integer(name, index, (torch.int64,))
+        _checks.check_same_device(name, index, firsts, "firsts")
+        _checks.check_ids(name, index, rows)
+    _check_order(starts, ends)
+    if runs_reference():
+        return reference.span_representation(
+            firsts, lasts, starts, ends, inner=inner, logits=logits
+        )
+    dtype = compute_dtype(firsts)
+    return _span_representation(
+        SpanInputs(
+            firsts.to(dtype),
+            lasts.to(dtype),
+            None if inner is None else inner.to(dtype),
+            None if logits is None else logits.to(opmath_dtype(dtype)),
+            starts,
+            ends,
+        )
+    )
+
+
+def _check_order(starts: torch.Tensor, ends: torch.Tensor) -> None:
+    if starts.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    wrong = (starts > ends).nonzero()
+    if len(wrong):
+        s = wrong[0, 0].item()
+        raise ValueError(f"starts must be <= ends, got {starts[s]} and {ends[s]} at span {s}")
+
+
+class SpanInputs(NamedTuple):
+    """What the registered functions take."""
+
+    firsts: torch.Tensor
+    lasts: torch.Tensor
+    inner: torch.Tensor | None
+    logits: torch.Tensor | None
+    starts: torch.Tensor
+    ends: torch.Tensor
+
+
+def _places(inputs: SpanInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """(span, row) of each row of each span, one after another."""
+    lengths = inputs.ends - inputs.starts + 1
+    span = torch.repeat_interleave(lengths)
+    first = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+    return span, inputs.starts[span] + torch.arange(len(span), device=span.device) - first
+
+
+def _weights(inputs: SpanInputs, span, row, lse) -> torch.Tensor:
+    return (inputs.logits[row].to(lse.dtype) - lse[span]).exp()
+
+
+def _composite_fwd(inputs: SpanInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """(y, lse): lse (spans,) of the spans' logits, (0,) without them."""
+    firsts, opmath = inputs.firsts, opmath_dtype(inputs.firsts.dtype)
+    parts = [firsts[inputs.starts], inputs.lasts[inputs.ends]]
+    if inputs.inner is None:
+        return torch.cat(parts, 1), firsts.new_empty((0,), dtype=opmath)
+    span, row = _places(inputs)
+    logits, spans = inputs.logits.to(opmath), len(inputs.starts)
+    top = logits.new_full((spans,), -torch.inf).scatter_reduce(0, span, logits[row], "amax")
+    sums = logits.new_zeros((spans,)).index_add(0, span, (logits[row] - top[span]).exp())
+    lse = top + sums.log()
+    weighted = _weights(inputs, span, row, lse)[:, None] * inputs.inner[row].to(opmath)
+    pooled = weighted.new_zeros((spans, weighted.shape[1])).index_add(0, span, weighted)
+    return torch.cat([*parts, pooled.to(firsts.dtype)], 1), lse
+
+
+def _composite_bwd(
+    dy: torch.Tensor, inputs: SpanInputs, y: torch.Tensor, lse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(dfirsts, dlasts, dinner, dlogits), summed in fp32; the last two (0,) without inner."""
+    firsts, lasts, inner, logits, starts, ends = inputs
+    opmath = opmath_dtype(firsts.dtype)
+    dy = dy.to(opmath)
+    a, b = firsts.shape[1], lasts.shape[1]
+
+    def scattered(like, index, gradient):
+        return torch.zeros_like(like, dtype=opmath).index_add(0, index, gradient).to(like.dtype)
+
+    dfirsts = scattered(firsts, starts, dy[:, :a])
+    dlasts = scattered(lasts, ends, dy[:, a : a + b])
+    if inner is None:
+        return dfirsts, dlasts, firsts.new_empty((0,)), firsts.new_empty((0,), dtype=opmath)
+    span, row = _places(inputs)
+    dpooled, pooled = dy[:, a + b :], y[:, a + b :].to(opmath)
+    weights = _weights(inputs, span, row, lse)
+    dinner = scattered(inner, row, weights[:, None] * dpooled[span])
+    along = (dpooled[span] * inner[row].to(opmath)).sum(1) - (dpooled * pooled).sum(1)[span]
+    return dfirsts, dlasts, dinner, scattered(logits, row, weights * along)
+
+
+def _fake_fwd(inputs: SpanInputs):
+    firsts, spans = inputs.firsts, inputs.starts.shape[0]
+    width = firsts.shape[1] + inputs.lasts.shape[1]
+    has_inner = inputs.inner is not None
+    width += inputs.inner.shape[1] if has_inner else 0
+    lse = firsts.new_empty((spans if has_inner else 0,), dtype=opmath_dtype(firsts.dtype))
+    return firsts.new_empty((spans, width)), lse
+
+
+def _fake_bwd(dy, inputs: SpanInputs, y, lse):
+    firsts, lasts, inner, logits = inputs[:4]
+    return (
+        firsts.new_empty(firsts.shape),
+        lasts.new_empty(lasts.shape),
+        firsts.new_empty((0,) if inner is None else inner.shape),
+        lse.new_empty((0,) if logits is None else logits.shape),
+    )
+
+
+_span_representation = differentiable(
+    SpanInputs,
+    register("span_representation_fwd", _composite_fwd, _fake_fwd),
+    register("span_representation_bwd", _composite_bwd, _fake_bwd),
+    gradients=("firsts", "lasts", "inner", "logits"),
+    saves_result=True,
+)

@@ -1,0 +1,81 @@
+"""`--max-minutes`: as many steps as this machine makes in the time, and a schedule for them."""
+
+import copy
+import dataclasses
+import logging
+import time
+
+import torch
+from accelerate.utils import send_to_device
+from torch.utils.data import DataLoader
+
+from spanbert_fast.data.batches import TokenBudgetBatches
+from spanbert_fast.data.blocks import BlockDataset
+from spanbert_fast.data.collator import DataCollatorForSpanMasking
+from spanbert_fast.models import SpanBertForPreTraining
+from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.recipes import Recipe
+
+logger = logging.getLogger("spanbert_fast")
+
+WARM, TIMED = 2, 6  # steps
+
+
+def seconds_per_step(
+    model: SpanBertForPreTraining,
+    blocks: BlockDataset,
+    collator: DataCollatorForSpanMasking,
+    options: PretrainOptions,
+    device: torch.device,
+) -> float:
+    """Seconds of an optimiser step, from a few steps of a copy of the model."""
+    recipe = options.recipe
+    model = copy.deepcopy(model).to(device).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+    batches = TokenBudgetBatches(
+        blocks.lengths,
+        tokens_per_batch=recipe.tokens_per_batch,
+        num_batches=WARM + TIMED,
+        seed=options.seed,
+    )
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
+    began = 0.0
+    for number, batch in enumerate(DataLoader(blocks, batch_sampler=batches, collate_fn=collator)):
+        if number == WARM:
+            _wait(device)
+            began = time.perf_counter()
+        with autocast:
+            loss = model(**send_to_device(batch, device)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+    _wait(device)
+    return (time.perf_counter() - began) / TIMED * recipe.gradient_accumulation_steps
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def fitted(options: PretrainOptions, step: float) -> PretrainOptions:
+    """The options with the steps that `max_minutes` holds, at most the recipe's, and as large a
+    share of them to warm up in.
+
+    Args:
+        step: seconds of an optimiser step on this machine.
+    """
+    recipe: Recipe = options.recipe
+    steps = int(options.max_minutes * 60 / step)
+    steps = max(1, min(steps, recipe.max_steps))
+    logger.info(
+        "%.2f s a step on this machine: %d of the recipe's %d steps fit into %g minutes",
+        step,
+        steps,
+        recipe.max_steps,
+        options.max_minutes,
+    )
+    warmup = recipe.warmup_steps * steps // recipe.max_steps
+    overrides = {**options.overrides, "max_steps": steps, "warmup_steps": warmup}
+    return dataclasses.replace(options, overrides=overrides, max_minutes=None)

@@ -1,0 +1,58 @@
+"""Which arithmetic a run computes in: `auto` made a precision, and what is said of a slow one."""
+
+import dataclasses
+import logging
+from typing import TypeVar
+
+import torch
+
+from spanbert_fast.errors import UsageError
+from spanbert_fast.ops._precision import product_dtype
+
+logger = logging.getLogger("spanbert_fast")
+Options = TypeVar("Options")
+
+
+def with_precision(options: Options) -> Options:
+    """A run's options with a precision that is not "auto".
+
+    Raises:
+        UsageError: as `resolved_precision`.
+    """
+    on_gpu = torch.cuda.is_available() and not options.training_arguments.get("use_cpu")
+    device = torch.device("cuda" if on_gpu else "cpu")
+    return dataclasses.replace(options, precision=resolved_precision(options.precision, device))
+
+
+def fastest_precision(device: torch.device) -> str:
+    """ "bf16" where the device has units for its products, else "fp32".
+
+    The answer comes from what the device is, not from a measurement, so that equal runs stay equal.
+    """
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    fast = device.type == "cpu" and product_dtype(torch.bfloat16, device) == torch.bfloat16
+    return "bf16" if fast else "fp32"
+
+
+def resolved_precision(precision: str, device: torch.device) -> str:
+    """`precision`, with "auto" made the fastest one; says so where another would be faster.
+
+    Raises:
+        UsageError: fp16 on a CPU, where the Trainer would compute in fp32 without a word.
+    """
+    fastest = fastest_precision(device)
+    if precision == "auto":
+        logger.info("precision %s: the fastest on this %s", fastest, device.type)
+        return fastest
+    if precision == "fp16" and device.type == "cpu":
+        raise UsageError("--precision must be auto, fp32 or bf16 on a CPU, got fp16")
+    if precision == "bf16" and fastest == "fp32":
+        logger.warning(
+            "--precision bf16: this %s has no units for bf16 products and makes them in fp32; "
+            "--precision fp32 is faster",
+            device.type,
+        )
+    if precision == "fp32" and fastest == "bf16" and device.type == "cpu":
+        logger.info("precision fp32: bf16 would be faster on this CPU")
+    return precision

@@ -1,0 +1,116 @@
+"""The documentation site builds with no warning and no network, and its pages are true."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spanbert_fast.cli import COMMANDS
+from spanbert_fast.commands import finetune, predict, prepare, pretrain
+from spanbert_fast.tasks import NAMES
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+PARSERS = {"pretrain": pretrain, "prepare": prepare, "finetune": finetune, "predict": predict}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site, every warning an error."""
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
+    done = subprocess.run(
+        [*command, str(DOCS), str(out)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_every_page_is_there_and_fetches_nothing(site):
+    assert {page.stem for page in PAGES} == {page.stem for page in site.glob("*.html")} - {
+        "genindex",
+        "py-modindex",
+        "search",
+    }
+    fetched = re.compile(r"""<(?:script|img|iframe)[^>]*src="(?:https?:)?//|<link[^>]*href="http""")
+    for page in site.glob("*.html"):
+        assert not fetched.search(page.read_text(encoding="utf-8")), page.name
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"url\(\s*['\"]?(?:https?:)?//|@import", sheet.read_text()), sheet.name
+
+
+def test_the_reference_has_every_command_option_and_field(site):
+    text = (site / "cli.html").read_text(encoding="utf-8")
+    for command in COMMANDS:
+        assert f"spanbert-fast {command}" in text
+    for module in PARSERS.values():
+        for action in module.parser()._actions:
+            for option in action.option_strings:
+                if option not in ("-h", "--help"):
+                    assert option in text, option
+    for name in NAMES:
+        page = DOCS / f"{'coreference' if name == 'coref' else name}.md"
+        assert page.exists() and f"```{{task-options}} {name}" in page.read_text(encoding="utf-8")
+    configuration = (site / "configuration.html").read_text(encoding="utf-8")
+    for field in ("spanbert-large", "gradient_accumulation_steps", "max_line_bytes", "patience"):
+        assert field in configuration
+
+
+def test_the_drawings_are_what_the_script_draws():
+    names: dict = {"__name__": "draw", "__file__": str(DOCS / "drawings/draw.py")}
+    exec(compile((DOCS / "drawings/draw.py").read_text(), "draw.py", "exec"), names)
+    drawn = {name: draw().svg() for name, draw in names["PICTURES"].items()}
+    assert drawn == {p.stem: p.read_text() for p in (DOCS / "drawings").glob("*.svg")}
+
+
+def blocks_of(page: Path, kind: str) -> list[str]:
+    """The fenced blocks of one kind."""
+    return re.findall(rf"```{kind}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks_of(page, "python")], ids=lambda page: page.stem
+)
+def test_its_python_runs(page, trained_model, tmp_path, monkeypatch):
+    """All blocks of a page in their order, beside a checkpoint in runs/first/model."""
+    shutil.copytree(trained_model, tmp_path / "runs/first/model")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in blocks_of(page, "python"):
+        exec(compile(block, page.name, "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_its_commands_and_options_exist(page):
+    lines = re.sub(r"\\\n", " ", "\n".join(blocks_of(page, "console")))
+    for line in lines.splitlines():
+        found = re.search(r"(?:spanbert-fast|-m spanbert_fast) ([a-z-]+)(.*)", line)
+        if not found:
+            continue
+        command, rest = found.groups()
+        assert command in COMMANDS, line
+        if command in PARSERS:
+            task = next((f"```{{task-options}} {n}" for n in NAMES if f" {n} " in rest), None)
+            known = PARSERS[command].parser().format_help()
+            if command == "finetune" and task:
+                known += _help_of_task(task.split()[-1])
+            for option in re.findall(r"(?<= )--[a-z-]+", rest):
+                assert option in known, line
+
+
+def _help_of_task(name: str) -> str:
+    import argparse
+
+    from spanbert_fast.tasks import task_class
+
+    parser = argparse.ArgumentParser()
+    task_class(name).add_arguments(parser)
+    return parser.format_help()
