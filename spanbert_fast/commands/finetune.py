@@ -74,6 +74,15 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def task_parser(task: str) -> argparse.ArgumentParser:
+    """The options of one task alone, as its --help lists them."""
+    parser = argparse.ArgumentParser(
+        prog=f"spanbert-fast finetune {task}", argument_default=argparse.SUPPRESS
+    )
+    _add_options(parser, task)
+    return parser
+
+
 def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
     """What is given, and nothing else, is in the namespace."""
     add = parser.add_argument
