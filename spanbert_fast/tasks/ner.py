@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from spanbert_fast.data.text_files import decoded_lines
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks import entities
 from spanbert_fast.tasks.base import Bad, Defaults, Example, Task
+from spanbert_fast.tasks.ner_lines import has_tag, is_json
 from spanbert_fast.tasks.writing import whole_file
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class NamedEntities(Task[Sentence, list[str]]):
         rows: list[list[str]] = []
         first, number, count = 1, 0, 0
         for number, line in enumerate(decoded_lines(path), start=1):
-            if number == 1 and _is_json(line):
+            if number == 1 and is_json(line):
                 raise DataError(
                     f"{path}:1: is JSON; ner reads columns: a word, a blank or tab, and its tag on "
                     "each line, and a blank line between sentences"
@@ -127,19 +127,12 @@ class NamedEntities(Task[Sentence, list[str]]):
             # a no-break space is part of a word: it keeps "10 000" one token
             row = line.split("\t") if "\t" in line else re.split("[ \f\v]+", line.strip(" \f\v"))
             if not rows:
-                if line.startswith("#") and not self._has_tag(row):
+                if line.startswith("#") and not has_tag(row, self.tag_column):
                     continue  # a comment: CoNLL-U, OntoNotes and the WNUT sets have them
                 first = number
             rows.append(row)
         if rows:
             yield self._sentence(rows, path, first, count)
-
-    def _has_tag(self, row: list[str]) -> bool:
-        """Whether the row ends in a tag, as that of the word "#" does."""
-        column = self.tag_column
-        if not -len(row) <= column < len(row) or len(row) < 2:
-            return False
-        return bool(re.fullmatch(r"O|[BIESLU]-\S+", row[column].strip()))
 
     def _sentence(
         self, rows: list[list[str]], path: Path, first: int, count: int
@@ -300,14 +293,3 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> BatchE
         return_token_type_ids=False,
         verbose=False,  # of a sentence longer than the model: it is cut into windows here
     )
-
-
-def _is_json(line: str) -> bool:
-    """Whether a first line begins a JSON document, or is one."""
-    line = line.strip()
-    if line[:1] not in ("{", "["):
-        return False
-    try:
-        return isinstance(json.loads(line), (dict, list))
-    except (ValueError, RecursionError):
-        return line in ("{", "[") or line.startswith(('{"', "[{"))
