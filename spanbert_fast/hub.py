@@ -10,7 +10,7 @@ from spanbert_fast.errors import UsageError
 logger = logging.getLogger("spanbert_fast")
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
-_TEXT_FILES = ["*.json", "*.txt"]
+_TEXT_FILES = ["*.json", "*.txt", "*.model"]
 _SAFE_WEIGHTS = ["model*.safetensors", "span_boundary.safetensors"]
 _OLD_WEIGHTS = ["pytorch_model*.bin"]
 
