@@ -7,10 +7,8 @@
 """
 
 import argparse
-import contextlib
 import dataclasses
 import importlib
-import io
 import textwrap
 import typing
 from collections.abc import Iterable
@@ -30,15 +28,7 @@ CLASSES = {
 def parser_of(command: str, task: str | None = None) -> argparse.ArgumentParser:
     """The parser of a command; with a task, the one that knows that task's options too."""
     module = importlib.import_module(f"spanbert_fast.commands.{command.replace('-', '_')}")
-    parser = module.parser()
-    if task is None:
-        return parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return action.choices[task]
-    with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
-        parser.parse_args([task])  # other arguments are missing, but the task's options are in
-    return parser
+    return module.parser() if task is None else module.task_parser(task)
 
 
 def groups_of(parser: argparse.ArgumentParser) -> list[tuple[str, str, list[argparse.Action]]]:
@@ -113,6 +103,8 @@ class Commands(SphinxDirective):
         """One command."""
         parser = parser_of(name)
         content = [nodes.paragraph("", parser.description or purpose), *options_of(parser)]
+        if name == "finetune":  # what all tasks have in common
+            content += options_of(parser_of(name, "qa"), only="options")
         if parser.epilog:
             head, _, code = parser.epilog.strip("\n").partition("\n")
             content.append(nodes.paragraph("", head[:1].upper() + head[1:]))
