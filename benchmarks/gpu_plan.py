@@ -43,7 +43,7 @@ class Step(NamedTuple):
         seconds: after which it is killed.
         command: to run at the root of the checkout.
         writes: the stem of the JSON file that it leaves in the work folder.
-        needs: names of steps that must have passed.
+        needs: names of steps that must have ended, however they did.
         program: what has to be on the PATH for it.
         always: it runs first in every run, for the machine may be another one.
         variables: of the environment.
@@ -107,10 +107,10 @@ def plan(place: Place, facts: Mapping[str, Any], tiny: bool) -> list[Step]:
     peers = ("--providers", "hf-sdpa-flash", "hf-sdpa-cudnn", "ours-eager")
     slow = ("hf-sdpa-max-autotune", "hf-transformer-engine", "--layers", "12")
     steps = [
-        Step("build", 1, 160, probe("build", *build, *output("environment")), "environment",
+        Step("build", 1, 140, probe("build", *build, *output("environment")), "environment",
              always=True),
-        Step("races", 1, 45, probe("races")),
-        Step("steps", 1, 45, probe("steps")),
+        Step("races", 1, 50, probe("races")),
+        Step("steps", 1, 60, probe("steps")),
         Step("tests", 1, 140, (*pytest, *workers, *files)),
         Step("memcheck", 1, 90, sanitizer("memcheck"), "memcheck",
              program="compute-sanitizer", variables=uncached),
@@ -133,4 +133,7 @@ def plan(place: Place, facts: Mapping[str, Any], tiny: bool) -> list[Step]:
              training("training_compiled", 150, "--providers", *(("hf-sdpa",) if tiny else slow)),
              "training_compiled"),
     ]  # fmt: skip
-    return [step for step in steps if not (tiny and "tune" in (step.name, *step.needs))]
+    if not tiny:
+        return steps
+    patient = [step._replace(seconds=10 * step.seconds) for step in steps]  # any CPU will do
+    return [step for step in patient if "tune" not in (step.name, *step.needs)]

@@ -136,11 +136,12 @@ def test_a_step_that_fails_does_not_stop_the_rest(load, run, place, capsys):
         step(load, "good", "print('fine')"),
         step(load, "bad", "print('the reason'); raise SystemExit(5)"),
         step(load, "slow", "import time; print('begun', flush=True); time.sleep(60)", seconds=6),
-        step(load, "behind", "print('last')", needs=("good",)),
-        step(load, "blocked", "print('never')", needs=("bad",)),
+        step(load, "behind", "print('last')", needs=("bad", "slow")),
+        step(load, "long", "print('never')", seconds=10_000),
+        step(load, "blocked", "print('never')", needs=("bad", "long")),
         step(load, "elsewhere", "print('never')", program="no-such-program"),
     ]
-    code, content = run(steps)
+    code, content = run(steps, "--seconds", "600")
     assert code == 1
     assert outcomes(content) == {
         "good": "passed",
@@ -154,7 +155,7 @@ def test_a_step_that_fails_does_not_stop_the_rest(load, run, place, capsys):
     log = (place.out / "log.txt").read_text()
     assert log.index("===== good: passed") < log.index("===== bad: failed") < log.index("last")
     assert "not passed: bad, slow" in (output := capsys.readouterr().out)
-    assert "left: waits for bad" in output
+    assert "left: needs 10000 s" in output and "left: waits for long\n" in output
 
 
 def test_what_has_ended_is_not_run_again(load, run, place, tmp_path):
@@ -245,7 +246,7 @@ def test_a_run_that_is_ended_takes_its_step_along(tmp_path):
         "g.plan = lambda *unused: [run('one', 'pass'), run('two', sys.argv[3])];"
         "folder = pathlib.Path(sys.argv[2]); work = folder / 'work';"
         "g.Place = lambda *unused: Place(folder, folder / 'site', work);"
-        "g.main(['--tiny', '--out', str(folder)])"
+        "sys.exit(g.main(['--tiny', '--out', str(folder)]))"
     )
     sleeper = (
         f"import os, time; open({str(child)!r} + '.part', 'w').write(str(os.getpid())); "
@@ -262,7 +263,7 @@ def test_a_run_that_is_ended_takes_its_step_along(tmp_path):
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) != 0
+    assert process.wait(60) == 130
     assert outcomes(json.loads((out / "gpu_check.json").read_text())) == {"one": "passed"}
     with pytest.raises(ProcessLookupError):
         os.kill(int(child.read_text()), 0)
