@@ -26,7 +26,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,7 @@ def run_steps(todo: Sequence[Step], place: Place, content: Content, seconds: flo
             how, took, printed = f"not here: {step.program} is not on the PATH", 0.0, ""
         else:
             put_together(place.site, content["tuned"] if "tune" in step.needs else None)
+            (place.work / f"{step.writes}.json").unlink(missing_ok=True)  # of an earlier run
             how, took, printed = run(step, place, step.seconds)
             collect(step, place, content)
         record = {"name": step.name, "part": step.part, "outcome": how, "seconds": round(took, 1)}
@@ -208,7 +209,12 @@ def wanted(steps: Sequence[Step], content: Content, options: argparse.Namespace)
 def unpack(path: Path, results: Path = RESULTS) -> None:
     """Write what a result has where `make report` looks, and its tiles into kernels/tuned.json."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    documents: Mapping[str, Any] = {**content["documents"], "gpu_check": content}
+    documents: dict[str, Any] = {**content["documents"], "gpu_check": content}
+    # one suite of the report, whose parts are steps for the sake of their limits
+    for part in ("training_base", "training_compiled"):
+        if (document := documents.pop(part, None)) is not None:
+            whole = documents.setdefault("training", {**document, "results": []})
+            whole["results"] = [*whole["results"], *document["results"]]
     # the build's step writes the check's own; where it has failed, every document has one
     environments = [document["environment"] for document in documents.values()]
     content["environment"] = next(filter(None, environments[::-1]), None)

@@ -8,6 +8,7 @@ says "not measured", and so does what a file says was not.
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def of_inference(results: Results, plot: Plot) -> str:
     return "\n\n".join(parts)
 
 
-def of_training(results: Results, plot: Plot) -> str:
+def of_training(results: Results, plot: Plot, suite: str = "training") -> str:
     """The training step, its memory too."""
     rows, items, memory = [], [], []
     for r in results:
@@ -173,10 +174,10 @@ def of_training(results: Results, plot: Plot) -> str:
     parts = [table([*header, "ours is faster, times"], rows)]
     if items:
         title = "A training step beside Hugging Face's"
-        parts.append(plots.speedups(plot("training"), title, items))
+        parts.append(plots.speedups(plot(suite), title, items))
     if memory:
         title = "Memory of a training process, at most"
-        parts.append(plots.bars(plot("memory"), title, memory, "GB"))
+        parts.append(plots.bars(plot(suite.replace("training", "memory")), title, memory, "GB"))
     return "\n\n".join(parts)
 
 
@@ -241,8 +242,7 @@ SUITES = {
         "gpu_check": ("Every step of the check", of_gpu_check),
         "check": ("Every op on the device", of_check),
         **COMMON,
-        "training_tuned": ("Training step, tuned", of_training),
-        "training_compiled": ("Training step, peers compiled", of_training),
+        "training_tuned": ("Training step, tuned", partial(of_training, suite="training_tuned")),
         "host_cost": ("Host time of an eager step", of_ceilings),
     },
 }

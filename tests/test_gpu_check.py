@@ -66,7 +66,7 @@ def test_the_plan_proves_before_it_measures(load):
     steps = plan(place, H200, tiny=False)
     assert [s.name for s in steps] == [
         "build", "races", "steps", "tests", "memcheck", "racecheck", "ceilings", "host_cost",
-        "training", "ops", "tune", "training_tuned", "training_compiled",
+        "training", "training_base", "ops", "tune", "training_tuned", "training_compiled",
     ]  # fmt: skip
     assert [s.part for s in steps] == sorted(s.part for s in steps)
     again = 20  # seconds of the build's step where the extension is there already
@@ -273,26 +273,3 @@ def test_without_a_gpu_there_is_one_line(check, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(check, "facts", lambda python, tiny: None)
     assert check.main(["--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_results_are_unpacked_for_the_report(check, load, run, place, tmp_path, monkeypatch):
-    document = {"benchmark": "ceilings", "commit": None, "threads": 1, "device": "cuda"}
-    environment = {"gpus": ["NVIDIA X1"], "cpu": {"model": "m", "isa_level": "i"}}
-    environment["libraries"] = {"torch": "2.11.0"}
-    rates = [{"what": "copy", "value": 4300.0, "unit": "GB/s"}]
-    document |= {"results": rates, "environment": environment}
-    text = json.dumps(document)
-    write = (
-        f"import pathlib; pathlib.Path({str(place.work / 'ceilings.json')!r}).write_text({text!r})"
-    )
-    run(
-        [step(load, "ceilings", write, writes="ceilings"), step(load, "bad", "raise SystemExit(1)")]
-    )
-    path = place.out / "gpu_check.json"
-    content = json.loads(path.read_text()) | {"gpu": "NVIDIA X1", "environment": environment}
-    path.write_text(json.dumps(content | {"device": "cuda"}))
-    results = tmp_path / "results"
-    check.unpack(path, results)
-    assert [f.name for f in results.iterdir()] == [f"nvidia-x1-{content['date']}"]
-    report = load("report").report(results).read_text()
-    assert "4300.0 GB/s" in report and "| bad | failed: exit code 1 |" in report
