@@ -116,15 +116,15 @@ class FastModel(Fast):
         if stages is None and wanted is not None:
             packed = dataclasses.replace(packed, rows=wanted.rows(packing))
             last = encoder(x, packed=packed).last_hidden_state
-            hidden_states = _in_their_dtype(wanted.padded(last, packing))
+            hidden_states = self._in_their_dtype(wanted.padded(last, packing))
         else:
             last = encoder(x, packed=packed, stages=stages).last_hidden_state
-            hidden_states = _in_their_dtype(packing.unpack(last))
+            hidden_states = self._in_their_dtype(packing.unpack(last))
         output = self.row.model_output(last_hidden_state=hidden_states)
         if getattr(self, "pooler", None) is not None:
             output["pooler_output"] = self.pooler(hidden_states)
         if stages is not None:
-            early = (_in_their_dtype(packing.unpack(stage)) for stage in stages[:-1])
+            early = (self._in_their_dtype(packing.unpack(stage)) for stage in stages[:-1])
             output["hidden_states"] = (*early, hidden_states)
         if given.get("return_dict", self.config.return_dict) is False:
             return output.to_tuple()
@@ -139,6 +139,12 @@ class FastModel(Fast):
             x = packed.packing.pack(embeddings(**theirs))
         project = getattr(self, "embeddings_project", None)
         return x if project is None else apply_linear(project, x)
+
+    def _in_their_dtype(self, x: torch.Tensor) -> torch.Tensor:
+        """Under autocast, that of transformers' norms."""
+        # fp32, but on a CPU where a projection in front of the layers begins the residuals
+        is_projected = x.device.type == "cpu" and hasattr(self, "embeddings_project")
+        return x.float() if torch.is_autocast_enabled(x.device.type) and not is_projected else x
 
     def _packing(self, given: dict) -> tuple[Packing | None, str | None]:
         """How the batch packs; or None and why transformers' own code has to run."""
@@ -172,11 +178,6 @@ class FastModel(Fast):
 
 def _names(module: nn.Module) -> list[str]:
     return list(inspect.signature(module.forward).parameters)
-
-
-def _in_their_dtype(x: torch.Tensor) -> torch.Tensor:
-    # transformers' norms give fp32 under autocast
-    return x.float() if torch.is_autocast_enabled(x.device.type) else x
 
 
 _RECORDED: set[type[nn.Module]] = set()
