@@ -20,6 +20,7 @@ from spanbert_fast.accelerated.parts import FastEmbeddings
 from spanbert_fast.nn.key_masks import packing_of_mask, starts_are_tokens
 from spanbert_fast.nn.linear import apply_linear
 from spanbert_fast.nn.packing import Packing
+from spanbert_fast.ops._precision import is_autocast
 from spanbert_fast.ops.dropout import DropoutPlan
 
 
@@ -144,7 +145,7 @@ class FastModel(Fast):
         """Under autocast, that of transformers' norms."""
         # fp32, but on a CPU where a projection in front of the layers begins the residuals
         is_projected = x.device.type == "cpu" and hasattr(self, "embeddings_project")
-        return x.float() if torch.is_autocast_enabled(x.device.type) and not is_projected else x
+        return x.float() if is_autocast(x.device) and not is_projected else x
 
     def _packing(self, given: dict) -> tuple[Packing | None, str | None]:
         """How the batch packs; or None and why transformers' own code has to run."""
@@ -194,6 +195,6 @@ def _let_record(model: nn.Module) -> None:
         return
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = 0
-    with torch.device("meta"):
+    with torch._C._DisableFuncTorch(), torch.device("meta"):
         kind(config)
     _RECORDED.add(kind)
