@@ -182,9 +182,10 @@ def of_training(results: Results, canvas: Canvas, suite: str = "training") -> st
         memory.append(Group(heading, bars))
     header = ["case", "provider", "step, ms", "tokens/s", "of the matrix product", "peak, MB"]
     parts = [table([*header, "ours is faster, times"], rows)]
+    memory_suite = suite.replace("training", "memory")
     for name, question, drawn, label, line in (
         (suite, "How much faster is a training step?", groups, TIMES, 1.0),
-        (suite.replace("training", "memory"), "How much memory does training take?", memory, "GB at most", None),
+        (memory_suite, "How much memory does training take?", memory, "GB at most", None),
     ):
         parts.append(plots.bars(canvas, name, question, drawn, label, line))
     return "\n\n".join(filter(None, parts))
