@@ -2,12 +2,13 @@
 
     python tools/versions.py                                    the oldest and the newest of both
     python tools/versions.py --torch 2.14.1 --transformers 5.20.0 5.24.0
-    python tools/versions.py --transformers-only                beside the torch that is here
+    python tools/versions.py --transformers-only --tests accelerate models
+                                            beside the torch that is here, and of the tests a part
 
 The extension is built once, with the torch of this environment, into a wheel. For each torch a
 virtual environment is made under build/versions (kept for the next run), for each transformers a
 folder; the wheel is installed without its requirements, and the tests of ops, models and
-`accelerate()` run from the checkout.
+`accelerate()` run from the checkout. --transformers-only needs no wheel: it takes the checkout.
 """
 
 import argparse
@@ -88,18 +89,19 @@ def wheel(folder: Path) -> Path:
     return next((folder / "wheel").glob("*.whl"))
 
 
-def tests() -> list[str]:
-    """The files to run."""
+def tests(subjects: tuple[str, ...]) -> list[str]:
+    """The files to run: of which the names begin so."""
     files = sorted(ROOT.glob("tests/test_*.py"))
-    return [str(file) for file in files if file.stem.removeprefix("test_").startswith(TESTS)]
+    return [str(file) for file in files if file.stem.removeprefix("test_").startswith(subjects)]
 
 
-def run(python: Path, transformers: Path, folder: Path, torch_version: str) -> Row:
-    """The tests beside one pair."""
-    site = folder / f"installed-{torch_version}"
+def run(python: Path, transformers: Path, site: Path, files: list[str]) -> Row:
+    """The tests beside one pair, of the package that is installed in `site`."""
+    folder = transformers.parent
+    installed = [] if site == ROOT else [site]  # the checkout is in the environment itself
     variables = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, (site, transformers))),
+        "PYTHONPATH": os.pathsep.join(map(str, (*installed, transformers))),
         "PYTHONSAFEPATH": "1",
         "OMP_NUM_THREADS": "1",
     }
@@ -114,10 +116,10 @@ def run(python: Path, transformers: Path, folder: Path, torch_version: str) -> R
         sys.exit(found.stderr)
     torch, transformers_version, triton, where = found.stdout.split()
     if not where.startswith(str(site)):
-        sys.exit(f"spanbert_fast is taken from {where}, not from the wheel in {site}")
+        sys.exit(f"spanbert_fast is taken from {where}, not from {site}")
     started = time.monotonic()
     command = [str(python), "-m", "pytest", "-q", "-n", "auto", "--maxprocesses", "8"]
-    command += ["-p", "no:cacheprovider", "-r", "fE", *tests()]
+    command += ["-p", "no:cacheprovider", "-r", "fE", *files]
     done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True)
     found = re.findall(r"(\d+) (passed|failed|error)", done.stdout)
     counts = {kind: int(number) for number, kind in found}
@@ -139,18 +141,22 @@ def main() -> None:
     parser.add_argument(
         "--transformers-only", action="store_true", help="with the torch of this environment"
     )
+    parser.add_argument("--tests", nargs="+", default=TESTS, help="beginnings of files' names")
     parser.add_argument("--environments", type=Path, default=ROOT / "build/versions")
     arguments = parser.parse_args()
     folder = arguments.environments.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    built, rows = wheel(folder), []
-    for torch in [None] if arguments.transformers_only else arguments.torch:
+    built = None if arguments.transformers_only else wheel(folder)
+    files, rows = tests(tuple(arguments.tests)), []
+    for torch in [None] if built is None else arguments.torch:
         python = Path(sys.executable) if torch is None else environment(folder, torch)
-        site = folder / f"installed-{torch}"
-        shutil.rmtree(site, ignore_errors=True)
-        pip(python, "--no-deps", "--target", str(site), str(built))
+        site = ROOT if torch is None else folder / f"installed-{torch}"
+        if built is not None:
+            shutil.rmtree(site, ignore_errors=True)
+            pip(python, "--no-deps", "--target", str(site), str(built))
         for version in arguments.transformers:
-            rows.append(run(python, transformers_folder(folder, python, version), folder, torch))
+            beside = transformers_folder(folder, python, version)
+            rows.append(run(python, beside, site, files))
             print(f"{rows[-1].torch}, transformers {version}: {rows[-1].failed} failed", flush=True)
     print("\n| torch | transformers | triton | passed | failed | seconds |")
     print("|---|---|---|---|---|---|")
