@@ -19,6 +19,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from spanbert_fast.tasks import NAMES
+
 CLASSES = {
     "PretrainOptions": "spanbert_fast.training.options",
     "FinetuneOptions": "spanbert_fast.training.finetune_options",
@@ -27,17 +29,21 @@ CLASSES = {
 }
 
 
-def parser_of(command: str, task: str | None = None) -> argparse.ArgumentParser:
-    """The parser of a command; with a task, the one that knows that task's options too."""
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """The parser of a command."""
     module = importlib.import_module(f"spanbert_fast.commands.{command.replace('-', '_')}")
-    parser = module.parser()
-    if task is None:
-        return parser
+    return module.parser()
+
+
+def parser_of_task(command: str, task: str) -> argparse.ArgumentParser:
+    """The parser that a command line naming a task gets: it knows the task's options, too."""
+    parser, arguments = parser_of(command), [task]
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            return action.choices[task]
+            parser, arguments = action.choices[task], []
     with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
-        parser.parse_args([task])  # other arguments are missing, but the task's options are in
+        parser.parse_known_args(arguments)  # arguments are missing, but the options are in
+        parser.parse_args(arguments)
     return parser
 
 
@@ -80,13 +86,13 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str | nodes.Node]]) -> 
     return nodes.table("", group)
 
 
-def options_of(parser: argparse.ArgumentParser, only: str | None = None) -> list[nodes.Node]:
-    """A table for each group of options; `only` names one group."""
+def options_of(parser: argparse.ArgumentParser, task: str | None = None) -> list[nodes.Node]:
+    """A table for each group of options: of the command, or of one task alone."""
     found: list[nodes.Node] = []
     for title, description, actions in groups_of(parser):
-        if only is not None and title != only:
+        if title != f"options of {task}" if task else title.startswith("options of "):
             continue
-        if only is None and title not in ("options", "positional arguments"):
+        if task is None and title not in ("options", "positional arguments"):
             found.append(nodes.rubric("", title))
         if description:
             found.append(nodes.paragraph("", description))
@@ -112,7 +118,14 @@ class Commands(SphinxDirective):
     def describe(self, name: str, purpose: str) -> nodes.section:
         """One command."""
         parser = parser_of(name)
-        content = [nodes.paragraph("", parser.description or purpose), *options_of(parser)]
+        content = [nodes.paragraph("", parser.description or purpose)]
+        if any(isinstance(action, argparse._SubParsersAction) for action in parser._actions):
+            parser = parser_of_task(name, NAMES[0])  # the options that all tasks have
+        content += options_of(parser)
+        if name == "finetune":
+            for task in NAMES:
+                content.append(nodes.rubric("", f"options of {task}"))
+                content += options_of(parser_of_task(name, task), task)
         if parser.epilog:
             head, _, code = parser.epilog.strip("\n").partition("\n")
             content.append(nodes.paragraph("", head[:1].upper() + head[1:]))
@@ -127,7 +140,7 @@ class TaskOptions(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         (task,) = self.arguments
-        found = options_of(parser_of("finetune", task), only=f"options of {task}")
+        found = options_of(parser_of_task("finetune", task), task)
         if not found:
             raise self.error(f"finetune has no options of {task}")
         return found
@@ -179,8 +192,22 @@ class Recipes(SphinxDirective):
         return found
 
 
+class Families(SphinxDirective):
+    """The families of encoders that `accelerate` knows, and their classes that have a head."""
+
+    def run(self) -> list[nodes.Node]:
+        from spanbert_fast.accelerated.families import FAMILIES
+
+        rows = []
+        for family in FAMILIES:
+            heads = [name for name in family.classes if "For" in name or "LMHead" in name]
+            rows.append([family.title, nodes.literal("", ", ".join(heads) or "none")])
+        return [table(("family", "classes with a head"), rows)]
+
+
 def setup(app: Sphinx) -> dict:
     """The directives."""
+    app.add_directive("families", Families)
     app.add_directive("commands", Commands)
     app.add_directive("task-options", TaskOptions)
     app.add_directive("configuration-fields", ConfigurationFields)
