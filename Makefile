@@ -6,11 +6,14 @@ PIP := $(VENV)/bin/python -m pip
 # The repository's `kernels/` folder must never shadow the PyPI package of that name.
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Importing torch and transformers from source takes five times as long as from their bytecode.
+export PYTHONDONTWRITEBYTECODE :=
 
 CUDA_ARCHITECTURES := 80 90 100
+CPP = $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.cpp' 'tests/*.c')
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: help pretrain test check-cuda check-sanitize check-sanitize-all check-threads check-crash fuzz docs bench report bench-compare kernel-report wheel test-versions check-cpus clean
+.PHONY: help setup pretrain test lint format hooks check-cuda check-sanitize check-sanitize-all check-threads check-sdist check-crash fuzz docs bench report bench-compare kernel-report wheel test-versions check-cpus clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,6 +30,22 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(VENV)/bin/python -c 'from importlib.metadata import requires; print(*(r.split(";")[0] for r in requires("spanbert-fast") if "extra ==" in r), sep="\n")' > $(VENV)/test-requirements.txt
 	$(PIP) install --quiet --no-compile -c constraints.txt -r $(VENV)/test-requirements.txt
 	touch $@
+
+setup: $(VENV)/installed-test  ## all that work on the code needs: tests, linters, documentation
+
+lint: $(VENV)/installed-test  ## ruff, mypy and clang-format; changes nothing
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+
+format: $(VENV)/installed-test  ## write Python and C++ in the house's format
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+hooks: $(VENV)/installed-test  ## have git run the checks of `make lint` before each commit
+	$(VENV)/bin/pre-commit install
 
 pretrain: $(VENV)/installed  ## pre-train a small SpanBERT on the embedded corpus, into runs/first
 	$(VENV)/bin/spanbert-fast pretrain --output-dir runs/first --overwrite --max-minutes 2
@@ -77,6 +96,9 @@ check-sanitize-all: $(VENV)/installed-test  ## the same with all op tests, and 2
 
 check-threads: $(VENV)/installed-test  ## the parallel loops under the thread sanitizer, 4 threads
 	PYTHONPATH=tests $(VENV)/bin/python -m hostile.races
+
+check-sdist: $(VENV)/installed-test  ## build the CPU part from the source distribution, and try it
+	SPANBERT_FAST_TEST_SDIST=1 $(VENV)/bin/python -m pytest -q tests/test_sdist.py
 
 KILLS ?= 20
 

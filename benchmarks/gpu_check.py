@@ -13,18 +13,20 @@ on the same machine or, with --earlier, on another one with the same GPU.
 Nothing is installed: the package is put together, and its extension built, under build/gpu_check.
 docs/gpu.md says what to do with the file.
 
-exit code: 0 all is done and passed, 1 a step has failed, 2 there is no GPU, 3 steps are left.
+exit code: 0 all is done and passed, 1 a step has failed, 2 there is no GPU, 3 steps are left, 130
+it was interrupted or terminated.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ if str(FOLDER) not in sys.path:  # PYTHONSAFEPATH leaves it out
 
 from gpu_plan import Place, Step, plan
 from results_format import RESULTS, commit, file_name
+from tuned_rows import write_rows
 
 RESULT = "gpu_check.json"
 _LOG_END = 6000  # characters of each step's output that the result has
@@ -162,7 +165,7 @@ def outcomes(content: Content) -> dict[str, str]:
 def why_not_now(step: Step, content: Content, left: float) -> str | None:
     """Why a step is not started: None where it is."""
     ended = outcomes(content)
-    if missing := [name for name in step.needs if ended.get(name) != "passed"]:
+    if missing := [name for name in step.needs if name not in ended]:
         return f"waits for {', '.join(missing)}"
     return f"needs {step.seconds} s" if step.seconds > left else None
 
@@ -179,6 +182,7 @@ def run_steps(todo: Sequence[Step], place: Place, content: Content, seconds: flo
             how, took, printed = f"not here: {step.program} is not on the PATH", 0.0, ""
         else:
             put_together(place.site, content["tuned"] if "tune" in step.needs else None)
+            (place.work / f"{step.writes}.json").unlink(missing_ok=True)  # of an earlier run
             how, took, printed = run(step, place, step.seconds)
             collect(step, place, content)
         record = {"name": step.name, "part": step.part, "outcome": how, "seconds": round(took, 1)}
@@ -205,7 +209,12 @@ def wanted(steps: Sequence[Step], content: Content, options: argparse.Namespace)
 def unpack(path: Path, results: Path = RESULTS) -> None:
     """Write what a result has where `make report` looks, and its tiles into kernels/tuned.json."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    documents: Mapping[str, Any] = {**content["documents"], "gpu_check": content}
+    documents: dict[str, Any] = {**content["documents"], "gpu_check": content}
+    # one suite of the report, whose parts are steps for the sake of their limits
+    for part in ("training_base", "training_compiled"):
+        if (document := documents.pop(part, None)) is not None:
+            whole = documents.setdefault("training", {**document, "results": []})
+            whole["results"] = [*whole["results"], *document["results"]]
     # the build's step writes the check's own; where it has failed, every document has one
     environments = [document["environment"] for document in documents.values()]
     content["environment"] = next(filter(None, environments[::-1]), None)
@@ -217,8 +226,6 @@ def unpack(path: Path, results: Path = RESULTS) -> None:
         kept = {key: value for key, value in document.items() if key not in ("documents", "tuned")}
         (folder / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     if content["tuned"]:
-        from tune import write_rows
-
         write_rows(ROOT / "kernels/tuned.json", content["tuned"])
     print(f"written to {folder}; `make report` draws it")
 
@@ -236,7 +243,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--earlier", type=Path, help="folder with the results of a run on another machine")
     add("--part", type=int, choices=(1, 2, 3), default=3, help="1 proves, 2 measures, 3 tunes too")
     add("--steps", nargs="+", metavar="NAME", help="these alone, whether they have ended or not")
-    add("--seconds", type=float, default=590, help="of this run, at most (590)")
+    add("--seconds", type=float, help="of this run, at most (590; with --tiny as many as it takes)")
     add("--tiny", action="store_true", help="on the CPU, at tiny shapes")
     add("--list", action="store_true", help="print the steps")
     add("--unpack", type=Path, metavar="FILE", help="write a result where the report looks")
@@ -270,7 +277,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             shutil.copy(path, out)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no child outlives this
     todo = wanted(steps, content, options)
-    waiting = run_steps(todo, place, content, options.seconds)
+    seconds = options.seconds or (math.inf if options.tiny else 590.0)
+    try:
+        waiting = run_steps(todo, place, content, seconds)
+    except KeyboardInterrupt:
+        print(f"\ngpu_check.py: ended; what is done is in {out / RESULT}", file=sys.stderr)
+        return 130
     print(f"\n{out / RESULT}" + (f"; left: {', '.join(waiting)}" if waiting else ""))
     bad = [name for name, how in outcomes(content).items() if how.startswith(("failed", "cut"))]
     if bad:

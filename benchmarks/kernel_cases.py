@@ -22,6 +22,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from spanbert_fast.kernels import tile_config
+from spanbert_fast.kernels.antecedent_loss import antecedent_loss_bwd, antecedent_loss_fwd
+from spanbert_fast.kernels.antecedent_top_k import antecedent_top_k_fwd
 from spanbert_fast.kernels.bias_gelu import bias_gelu_bwd, bias_gelu_fwd
 from spanbert_fast.kernels.dropout_add_layer_norm import (
     dropout_add_layer_norm_bwd,
@@ -40,13 +42,20 @@ from spanbert_fast.kernels.span_boundary_gather import (
     span_boundary_gather_bwd,
     span_boundary_gather_fwd,
 )
+from spanbert_fast.kernels.span_representation import (
+    span_representation_bwd,
+    span_representation_fwd,
+)
 from spanbert_fast.kernels.varlen_attention import varlen_attention_bwd, varlen_attention_fwd
 from spanbert_fast.ops._attention_composite import AttentionInputs
+from spanbert_fast.ops.antecedent_loss import LossInputs as AntecedentInputs
+from spanbert_fast.ops.antecedent_top_k import TopKInputs
 from spanbert_fast.ops.bias_gelu import BiasGeluInputs
 from spanbert_fast.ops.dropout_add_layer_norm import NormInputs
 from spanbert_fast.ops.embedding_layer_norm import EmbeddingInputs
 from spanbert_fast.ops.linear_cross_entropy import LossInputs
 from spanbert_fast.ops.span_boundary_gather import GatherInputs
+from spanbert_fast.ops.span_representation import SpanInputs
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # An int that is a multiple of 16 is compiled for: a model's width is one, a number of rows is not.
@@ -184,6 +193,40 @@ def _span_boundary_gather(dtype: torch.dtype) -> Launches:
         )
 
 
+def _antecedent_loss(dtype: torch.dtype) -> Launches:
+    for width in (1000, 1536):
+        inputs = _pairs(dtype, width)
+        gold = AntecedentInputs(*inputs[:4], _ids(ROWS), inputs[4])
+        one = _empty(ROWS)
+        yield f"forward, width {width}", partial(antecedent_loss_fwd, gold)
+        yield f"backward, width {width}", partial(antecedent_loss_bwd, one, gold, one, one)
+
+
+def _antecedent_top_k(dtype: torch.dtype) -> Launches:
+    for k in (1, 50):
+        yield f"forward, k {k}", partial(antecedent_top_k_fwd, TopKInputs(*_pairs(dtype, 1536), k))
+
+
+def _pairs(dtype: torch.dtype, width: int) -> tuple[torch.Tensor, ...]:
+    queries = _empty(ROWS, width, dtype=dtype)
+    scores = (_empty(ROWS), _empty(ROWS, 10))
+    return (queries, queries, *scores, _empty(9, dtype=torch.int32))
+
+
+def _span_representation(dtype: torch.dtype) -> Launches:
+    x, logits, index = _empty(ROWS, 768, dtype=dtype), _empty(ROWS), _ids(SPANS)
+    for what, inner, width in (("boundaries", (None, None), 1536), ("head", (x, logits), 2304)):
+        inputs = SpanInputs(x, x, *inner, index, index)
+        y = _empty(SPANS, width, dtype=dtype)
+        yield f"forward, {what}", partial(span_representation_fwd, inputs)
+        yield (
+            f"backward, {what}",
+            partial(
+                span_representation_bwd, y, inputs, y, _empty(0 if inner[0] is None else SPANS)
+            ),
+        )
+
+
 def _varlen_attention(dtype: torch.dtype) -> Launches:
     cu_seqlens, seed = _empty(65, dtype=torch.int32), _ids()
     for head_dim in (32, 64, 96, 128):
@@ -199,12 +242,15 @@ def _varlen_attention(dtype: torch.dtype) -> Launches:
 
 # op -> its launches of one dtype; a new op is one line here
 OPS: dict[str, Callable[[torch.dtype], Launches]] = {
+    "antecedent_loss": _antecedent_loss,
+    "antecedent_top_k": _antecedent_top_k,
     "bias_gelu": _bias_gelu,
     "dropout_add_layer_norm": _dropout_add_layer_norm,
     "embedding_layer_norm": _embedding_layer_norm,
     "linear_cross_entropy": _linear_cross_entropy,
     "pad": _pad,
     "span_boundary_gather": _span_boundary_gather,
+    "span_representation": _span_representation,
     "varlen_attention": _varlen_attention,
 }
 

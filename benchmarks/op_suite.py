@@ -35,10 +35,14 @@ OPS = (
     "bias_gelu",
     "embedding_layer_norm",
     "span_boundary_gather",
+    "span_representation",
+    "antecedent_loss",
+    "antecedent_top_k",
     "span_loss",
     "pad",
     "sample_spans",
 )
+FORWARD_ALONE = ("antecedent_top_k", "sample_spans")  # without gradients
 SEED = 20191010
 _SLOW_REASON = "it takes long to compile or run: in a few cases of a whole run only"
 
@@ -78,7 +82,7 @@ def items(device: str, threads: int, ops=OPS, quick: bool = False) -> list[Item]
     for op in ops:
         module = importlib.import_module(f"bench_{op}")
         variants = getattr(module, "CUDA_VARIANTS", None) if device == "cuda" else None
-        directions = (False,) if op == "sample_spans" else (True, False)
+        directions = (False,) if op in FORWARD_ALONE else (True, False)
         for place, variant in enumerate(variants or module.VARIANTS):
             places[op, variant] = place
             found += [Item(op, variant, backward, threads) for backward in directions]
@@ -86,7 +90,7 @@ def items(device: str, threads: int, ops=OPS, quick: bool = False) -> list[Item]
                 found.append(Item(op, variant, directions[0], 1))
 
     def aside(item: Item) -> tuple[bool, bool, bool]:
-        forward_alone = not item.backward and item.op != "sample_spans"
+        forward_alone = not item.backward and item.op not in FORWARD_ALONE
         return item.threads != threads, "fp32" in item.variant, forward_alone
 
     # of equals, every op's first variant first

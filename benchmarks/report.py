@@ -7,6 +7,7 @@ says "not measured", and so does what a file says was not.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def of_inference(results: Results, canvas: Canvas) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def of_training(results: Results, canvas: Canvas) -> str:
+def of_training(results: Results, canvas: Canvas, suite: str = "training") -> str:
     """The training step, its memory too."""
     rows, groups, memory = [], [], []
     for r in results:
@@ -181,9 +182,10 @@ def of_training(results: Results, canvas: Canvas) -> str:
         memory.append(Group(heading, bars))
     header = ["case", "provider", "step, ms", "tokens/s", "of the matrix product", "peak, MB"]
     parts = [table([*header, "ours is faster, times"], rows)]
+    memory_suite = suite.replace("training", "memory")
     for name, question, drawn, label, line in (
-        ("training", "How much faster is a training step?", groups, TIMES, 1.0),
-        ("memory", "How much memory does training take?", memory, "GB at most", None),
+        (suite, "How much faster is a training step?", groups, TIMES, 1.0),
+        (memory_suite, "How much memory does training take?", memory, "GB at most", None),
     ):
         parts.append(plots.bars(canvas, name, question, drawn, label, line))
     return "\n\n".join(filter(None, parts))
@@ -258,8 +260,7 @@ SUITES = {
         "gpu_check": ("Every step of the check", of_gpu_check),
         "check": ("Every op on the device", of_check),
         **COMMON,
-        "training_tuned": ("Training step, tuned", of_training),
-        "training_compiled": ("Training step, peers compiled", of_training),
+        "training_tuned": ("Training step, tuned", partial(of_training, suite="training_tuned")),
         "host_cost": ("Host time of an eager step", of_ceilings),
     },
 }

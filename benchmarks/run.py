@@ -3,7 +3,7 @@
 
     python benchmarks/run.py                  # on the CPU, under ten minutes on two cores
     python benchmarks/run.py --quick          # about three
-    python benchmarks/run.py --device cuda    # on the GPU, under eight; with --quick, two
+    python benchmarks/run.py --device cuda    # on the GPU; eight by its limits, not run yet
     python benchmarks/run.py --tiny           # every benchmark at one tiny shape: that none rots
 
 The suites share the time: what one leaves goes to those behind it, and what one has no time for is

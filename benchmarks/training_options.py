@@ -21,7 +21,7 @@ EXAMPLES = """examples:
   python benchmarks/bench_training.py --layers 12 --shapes 8x512 32x128 --dropout 0.1 0
   python benchmarks/bench_training.py --providers hf-eager hf-sdpa --allocators heap-kept --profile
   python benchmarks/bench_training.py --device cuda
-      12 layers of 768 and 24 of 1,024, up to 32,768 tokens of 512 and of 128 to a sequence
+      24 layers of 1,024 and 12 of 768, up to 32,768 tokens of 512 and of 128 to a sequence
 """
 COMPILED = ("hf-eager-compiled", "hf-sdpa-compiled", "hf-sdpa-max-autotune")
 NOT_QUICK = (*COMPILED, "reference", "hf-transformer-engine")
@@ -91,7 +91,7 @@ def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
     on_gpu = options.device == "cuda"
     if options.quick:
         options.rounds, options.budget = 2, 0.0
-    options.layers = options.layers or ([(12, 768), (24, 1024)] if on_gpu else [(4, 768)])
+    options.layers = options.layers or ([(24, 1024), (12, 768)] if on_gpu else [(4, 768)])
     options.allocators = options.allocators or (["default"] if on_gpu else list(ALLOCATORS))
     if options.shapes is None:
         options.shapes = [(8, 512)]

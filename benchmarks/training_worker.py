@@ -19,6 +19,7 @@ import torch
 from training_check import Errors, check_errors, precision
 from training_providers import Batch, Case, provider_of
 
+from spanbert_fast.data.static_shapes import StaticShapes
 from spanbert_fast.ops._backend import use_backend
 from spanbert_fast.training.captured_step import CapturedStep
 
@@ -74,9 +75,13 @@ class Session:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def static_batch(self) -> dict[str, torch.Tensor | int]:
+        """Our batch, filled up as a captured step's have to be."""
+        return StaticShapes.of(self.batch.tokens(), self.case.seqlen).fill(self.batch.packed)
+
     def _captured(self) -> Callable[[], object]:
         """The same step as one CUDA graph."""
-        batch = self.batch.packed
+        batch = self.static_batch()
         step = CapturedStep(
             self.provider.model,
             self.optimizer,

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 from tune_candidates import Checkers, nearest
+from tuned_rows import write_rows
 
 from spanbert_fast.kernels import tile_config
 from spanbert_fast.kernels.tile_config import Tile, forced_tile
@@ -38,7 +39,7 @@ EXAMPLES = """examples:
   python benchmarks/tune.py                               every kernel, about 20 candidates each
   python benchmarks/tune.py --kernel copy_rows --dry-run  one kernel, and nothing is written
 
-exit code: 2 without a GPU."""
+exit code: 1 where a kernel could not be tuned, 2 without a GPU."""
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that a block may have
 _BUDGET = 20.0  # seconds of one kernel's rounds
 
@@ -86,6 +87,13 @@ TARGETS: dict[str, Target] = {
     **_whole_rows("dropout_add_layer_norm", "bf16, p=.1"),
     **_whole_rows("embedding_layer_norm"),
     **_whole_rows("span_boundary_gather"),
+    "span_representation": Target(
+        "span_representation", True, ("bf16",), {"BLOCK": (128, 256, 512)}, (1, 2, 4)
+    ),
+    "antecedent_pairs": Target("antecedent_loss", True, _BOTH, _PRODUCT, (4, 8), (2, 3)),
+    "antecedent_top_k_fwd": Target(
+        "antecedent_top_k", False, ("bf16, 1",), _PRODUCT, (4, 8), (2, 3)
+    ),
     "join_parts": Target("linear_cross_entropy", False, ("bf16",), {"BLOCK": (64, 128, 256)}),
     "linear_cross_entropy_fwd": Target(
         "linear_cross_entropy", False, _BOTH, _PRODUCT, (4, 8), (2, 3, 4)
@@ -214,23 +222,6 @@ def tuned_row(
     return entry, seconds[0] / seconds[best]
 
 
-def merged(old: Sequence[dict], new: Sequence[dict]) -> list[dict]:
-    """Rows of tuned.json, new ones in the place of old ones for the same kernel, chip and facts."""
-
-    def key(row: dict) -> tuple:
-        return row["kernel"], row["chip"], sorted(row["facts"].items())
-
-    rows = {str(key(row)): row for row in (*old, *new)}
-    return sorted(rows.values(), key=key)
-
-
-def write_rows(path: Path, new: Sequence[dict]) -> None:
-    """Merge rows into a tuned.json, one to a line."""
-    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    lines = ",\n".join(f"  {json.dumps(row)}" for row in merged(old, new))
-    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-
-
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command's options."""
     parser = argparse.ArgumentParser(
@@ -266,7 +257,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0, or 2 where there is no GPU."""
+    """0, 1 where a kernel could not be tuned, or 2 where there is no GPU."""
     options = arguments(argv)
     if not torch.cuda.is_available():
         print("tune.py: times need an NVIDIA GPU, and there is none", file=sys.stderr)
@@ -275,9 +266,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     clock, chip = clock_of("cuda"), tile_config.chip_of(torch.device("cuda"))
     jobs = [(kernel, variant) for kernel in options.kernel for variant in TARGETS[kernel].variants]
     rows: list[dict] = []
+    failed = 0
     checkers = Checkers(options.processes) if options.processes > 1 else None
     for kernel, variant in tqdm(jobs, unit=" kernels", disable=None):
-        found = tuned_row(kernel, variant, clock, chip, limit=options.candidates, checkers=checkers)
+        try:
+            found = tuned_row(
+                kernel, variant, clock, chip, limit=options.candidates, checkers=checkers
+            )
+        except torch.AcceleratorError:  # the GPU is lost to this process
+            raise
+        except RuntimeError as error:  # the other kernels are tuned
+            failed += 1
+            tqdm.write(f"{kernel}, {variant}: {error}")
+            continue
         if found is None:
             tqdm.write(f"{kernel}: {variant} does not launch it")
             continue
@@ -288,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_rows(options.output, rows)
     if checkers is not None:
         checkers.close()
-    return 0
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

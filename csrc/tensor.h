@@ -59,8 +59,8 @@ template <class... Parts>
 }
 
 // The parts of the message are not looked at where the condition holds.
-#define SPANBERT_FAST_CHECK(condition, ...) \
-  do {                                      \
+#define SPANBERT_FAST_CHECK(condition, ...)                            \
+  do {                                                                 \
     if (!(condition)) ::spanbert_fast::raise_value_error(__VA_ARGS__); \
   } while (false)
 

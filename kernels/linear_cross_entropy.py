@@ -135,16 +135,16 @@ def _join_parts_kernel(
 def linear_cross_entropy_fwd(
     inputs,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(losses, predictions, lse (2, rows), kept (rows, 0)) of the op's `LossInputs`."""
+    """(losses, predictions, lse (2, rows), saved (rows, 0)) of the op's `LossInputs`."""
     hidden, weight, bias, targets, group_sizes, with_predictions, _ = inputs
     rows, vocab = hidden.shape[0], weight.shape[0]
     device = hidden.device
     losses = torch.empty((rows,), dtype=torch.float32, device=device)
     lse = torch.empty((2, rows), dtype=torch.float32, device=device)
     predictions = torch.empty((rows * with_predictions,), dtype=torch.int64, device=device)
-    kept = torch.empty((rows, 0), dtype=hidden.dtype, device=device)
+    saved = torch.empty((rows, 0), dtype=hidden.dtype, device=device)
     if rows == 0 or vocab == 0:
-        return losses.fill_(torch.nan), predictions.zero_(), lse.fill_(-torch.inf), kept
+        return losses.fill_(torch.nan), predictions.zero_(), lse.fill_(-torch.inf), saved
     t = tile_for("linear_cross_entropy_fwd", device, itemsize=hidden.element_size())
     targets, bias = targets.contiguous(), bias.contiguous()
     weight = whole_blocks(weight.to(hidden.dtype).contiguous(), t)
@@ -186,4 +186,4 @@ def linear_cross_entropy_fwd(
         **t.blocks,
         num_warps=t.num_warps,
     )
-    return losses, predictions, lse, kept
+    return losses, predictions, lse, saved

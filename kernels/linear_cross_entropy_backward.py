@@ -83,7 +83,7 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def linear_cross_entropy_bwd(
-    dlosses: torch.Tensor, inputs, lse: torch.Tensor, kept: torch.Tensor
+    dlosses: torch.Tensor, inputs, lse: torch.Tensor, saved: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dhidden, dweight, dbias), summed in fp32, of the op's `LossInputs`."""
     hidden, weight, bias, targets, group_sizes, _, _ = inputs

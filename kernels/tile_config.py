@@ -64,6 +64,9 @@ def _one_tile(block: int, warps: int, *, chip: int, **facts: int) -> Row:
 _FP32_ATTENTION = _attention(16, 64, 8, chip=80, stages=1)
 
 TABLES: dict[str, list[Row]] = {
+    # two (64, 64) tiles of fp32 and one of numbers of distances in registers
+    "antecedent_pairs": [_product(64, 64, 64, 4, 2, chip=80, itemsize=2), _FP32_PRODUCT],
+    "antecedent_top_k_fwd": [_product(32, 64, 64, 4, 2, chip=80, itemsize=2), _FP32_PRODUCT],
     "attention_dk_dv": [
         _attention(64, 64, 4, chip=90, itemsize=2, head_block=64),
         _attention(32, 64, 4, chip=80, itemsize=2, head_block=64),
@@ -107,6 +110,7 @@ TABLES: dict[str, list[Row]] = {
     ],
     "place_sums": [Row(Tile({"SPANS": 32, "COLUMNS": 64}, 4))],
     "score_gradient": [_product(128, 128, 64, 8, 3, chip=80, itemsize=2), _FP32_PRODUCT],
+    "span_representation": [Row(Tile({"BLOCK": 256}, 2))],
     "span_boundary_gather_fwd": _WHOLE_ROWS,
     "span_boundary_gather_bwd": _WHOLE_ROWS_BACKWARD,
     "varlen_attention_fwd": [
@@ -122,6 +126,9 @@ TABLES: dict[str, list[Row]] = {
 
 # for the interpreter, whose time is the number of programs and operations
 _INTERPRETED = {
+    "antecedent_pairs": {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 16},
+    "antecedent_top_k_fwd": {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 16},
+    "span_representation": {"BLOCK": 64},
     "attention_dk_dv": {"BLOCK_M": 16, "BLOCK_N": 64},
     "attention_dq": {"BLOCK_M": 16, "BLOCK_N": 64},
     "attention_one_program": {"BLOCK_M": 16, "BLOCK_N": 64},

@@ -21,6 +21,7 @@ COMMANDS = {
     "finetune": "fine-tune on question answering, entities, relations, classification",
     "predict": "predict with a fine-tuned model, in the task's official format",
     "fill": "fill [MASK] [MASK] with the best words",
+    "export": "write a checkpoint for transformers, ONNX, in half precision",
     "import-fairseq": "convert an original SpanBERT training checkpoint",
     "env": "versions, hardware, and which implementation each op runs",
 }
@@ -63,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     try:
         command = importlib.import_module(f"spanbert_fast.commands.{name.replace('-', '_')}")
-        arguments = command.parser().parse_args(argv[1:])
+        arguments = command.parser().parse_args(_with_config(name, argv[1:]))
+    except UsageError as error:
+        print(f"spanbert-fast {name}: error: {error}", file=sys.stderr)
+        return USAGE_ERROR
     except SystemExit as stop:  # argparse has printed what is wrong, or the help
         return int(stop.code or 0)
     _quieten(debug="--debug" in argv)
@@ -86,6 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"spanbert-fast {name}: error: {_one_line(error)}", file=sys.stderr)
         return USAGE_ERROR if isinstance(error, UsageError) else FAILURE
     return 0
+
+
+def _with_config(name: str, argv: list[str]) -> list[str]:
+    if name not in ("pretrain", "finetune"):
+        return argv
+    from spanbert_fast.commands.run_file import expand
+
+    return expand(argv, {"seed": "seeds"} if name == "finetune" else None)
 
 
 @contextlib.contextmanager

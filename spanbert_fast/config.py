@@ -187,4 +187,6 @@ def _stock_name(architecture: str) -> str:
     """transformers' class that computes the same of the weights that it knows."""
     if architecture == "SpanBertForPreTraining":
         return "BertForMaskedLM"
+    if architecture == "SpanBertForCoreference":  # which transformers has not
+        return architecture
     return architecture.removeprefix("Span")

@@ -1,7 +1,7 @@
-// A matrix unit for CPUs that have none. Loaded into a process (LD_PRELOAD), it carries out each AMX
-// instruction that the CPU refuses with SIGILL, as the Intel SDM describes it (volume 2, LDTILECFG to
-// TDPBF16PS): what runs is the very code that a CPU with the unit would run, only slowly. Whatever
-// the unit would fault on ends the process with a message.
+// A matrix unit for CPUs that have none. Loaded into a process (LD_PRELOAD), it carries out each
+// AMX instruction that the CPU refuses with SIGILL, as the Intel SDM describes it (volume 2,
+// LDTILECFG to TDPBF16PS): what runs is the very code that a CPU with the unit would run, only
+// slowly. Whatever the unit would fault on ends the process with a message.
 //
 //     g++ -O3 -shared -fPIC tests/matrix_unit.cpp -o matrix_unit.so
 //
@@ -116,9 +116,9 @@ struct Instruction {
   int64_t stride;   // the scaled index
 
   int64_t value(int number) const {
-    static constexpr int kPlaces[16] = {
-        REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
-        REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+    static constexpr int kPlaces[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
+                                        REG_RSI, REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11,
+                                        REG_R12, REG_R13, REG_R14, REG_R15};
     return registers[kPlaces[number]];
   }
 
@@ -192,8 +192,7 @@ struct Instruction {
         if (reg == rm || reg == v || rm == v) fault("TDPBF16PS of one tile twice");
         multiply_add(tile(reg), tile(rm), tile(v));
         return true;
-      default:
-        return false;
+      default: return false;
     }
   }
 };

@@ -6,9 +6,11 @@ from typing import NamedTuple
 import torch
 
 from spanbert_fast._extension import _C
+from spanbert_fast.ops import antecedent_loss as antecedents
 from spanbert_fast.ops._attention_composite import AttentionInputs
 from spanbert_fast.ops._precision import product_dtype
 from spanbert_fast.ops._register import KERNELS
+from spanbert_fast.ops.antecedent_top_k import TopKInputs
 from spanbert_fast.ops.bias_gelu import BiasGeluInputs
 from spanbert_fast.ops.dropout import of_flat
 from spanbert_fast.ops.dropout_add_layer_norm import NormInputs
@@ -18,12 +20,16 @@ from spanbert_fast.ops.pad import pad, unpad  # noqa: F401  (registers their fun
 from spanbert_fast.ops.sample_spans import SpanText, span_capacity
 from spanbert_fast.ops.span_boundary_gather import GatherInputs
 from spanbert_fast.ops.span_options import SpanOptions
+from spanbert_fast.ops.span_representation import SpanInputs
 from spanbert_fast.ops.varlen_attention import varlen_attention  # noqa: F401  (registers it)
+from spanbert_fast.reference.antecedent_loss import antecedent_loss
+from spanbert_fast.reference.antecedent_top_k import antecedent_top_k
 from spanbert_fast.reference.bias_gelu import bias_gelu
 from spanbert_fast.reference.dropout_add_layer_norm import dropout_add_layer_norm
 from spanbert_fast.reference.embedding_layer_norm import embedding_layer_norm
 from spanbert_fast.reference.linear_cross_entropy import linear_cross_entropy
 from spanbert_fast.reference.span_boundary_gather import span_boundary_gather
+from spanbert_fast.reference.span_representation import span_representation
 from spanbert_fast.reference.varlen_attention import varlen_attention as reference_attention
 
 SEED = torch.tensor(-7_123_456_789_012_345)
@@ -58,7 +64,8 @@ class Case(NamedTuple):
 
     def saved(self, outputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Those of the forward's outputs that the backward takes."""
-        return outputs[{"varlen_attention": 0, "linear_cross_entropy": 2}.get(self.op, 1) :]
+        whole = {"varlen_attention": 0, "span_representation": 0, "linear_cross_entropy": 2}
+        return outputs[whole.get(self.op, 1) :]
 
 
 class IndexInputs(NamedTuple):
@@ -126,6 +133,11 @@ def cases(dtype: torch.dtype) -> dict[str, Case]:
     gather = GatherInputs(
         floats(3, 12), floats(4, 12), _ints(0, 2, 2, 6), 6, floats(12), floats(12), EPS
     )
+    pairs = (floats(9, 8).to(wide), floats(9, 8).to(wide), floats(9), floats(9, 10))
+    gold = antecedents.LossInputs(*pairs, ids(3, 9) - 1, _ints(0, 4, 4, 9))
+    best = TopKInputs(*pairs, _ints(0, 4, 4, 9), 3)
+    starts, ends = torch.tensor([4, 0, 2, 2]), torch.tensor([6, 0, 5, 3])
+    spans = SpanInputs(floats(7, 5), floats(7, 4), floats(7, 6), floats(7), starts, ends)
     plain_norm = norm._replace(x_bias=None, seed=None, rows=None, threshold=0)
     embeds = embedding._replace(
         words=floats(7, 12), input_ids=None, token_types=None, token_type_ids=None, padding_idx=-1
@@ -141,12 +153,18 @@ def cases(dtype: torch.dtype) -> dict[str, Case]:
         "attention with dropout": Case("varlen_attention", dropped, ("cu_seqlens",)),
         "loss": Case("linear_cross_entropy", loss),
         "loss that keeps nothing": Case(
-            "linear_cross_entropy", loss._replace(kept_columns=0, with_predictions=False)
+            "linear_cross_entropy", loss._replace(saved_columns=0, with_predictions=False)
         ),
         "loss that keeps all": Case(
-            "linear_cross_entropy", loss._replace(kept_columns=300 if kept else 0)
+            "linear_cross_entropy", loss._replace(saved_columns=300 if kept else 0)
         ),
         "gather": Case("span_boundary_gather", gather, ("cu_span_lengths",)),
+        "antecedents": Case("antecedent_loss", gold, ("cu_mentions", "clusters")),
+        "best antecedents": Case("antecedent_top_k", best, ("cu_mentions",)),
+        "spans": Case("span_representation", spans, ("starts", "ends")),
+        "spans of boundaries": Case(
+            "span_representation", spans._replace(inner=None, logits=None), ("starts", "ends")
+        ),
         "unpad": Case("unpad", IndexInputs(floats(6, 3), torch.tensor([5, 0, 3])), ("indices",)),
         "pad": Case("pad", PadInputs(floats(3, 3), torch.tensor([5, 0, 3]), 6), ("indices",)),
         "sample_spans": _span_case(),
@@ -198,6 +216,11 @@ REFERENCES: dict[str, Callable[[tuple], torch.Tensor]] = {
     "varlen_attention": _attention,
     "linear_cross_entropy": _loss,
     "span_boundary_gather": _gather,
+    "antecedent_loss": lambda i: antecedent_loss(*i),
+    "antecedent_top_k": lambda i: antecedent_top_k(*i)[0],
+    "span_representation": lambda i: span_representation(
+        i.firsts, i.lasts, i.starts, i.ends, inner=i.inner, logits=i.logits
+    ),
     "unpad": lambda i: i.x[i.indices],
     "pad": lambda i: i.x.new_zeros((i.rows, *i.x.shape[1:])).index_put((i.indices,), i.x),
 }
@@ -209,4 +232,6 @@ GRADIENTS: dict[str, tuple[str, ...]] = {
     "varlen_attention": ("q", "k", "v"),
     "linear_cross_entropy": ("hidden", "weight", "bias"),
     "span_boundary_gather": ("spans", "places", "weight", "bias"),
+    "antecedent_loss": ("queries", "keys", "mention_scores", "distance_scores"),
+    "span_representation": ("firsts", "lasts", "inner", "logits"),
 }

@@ -171,7 +171,11 @@ def test_reads_json_lines(tmp_path):
         ("2", ("a",), "true"),
         ("7", ("a", "b"), None),
         ("4", ("a",), None),
-        (11, "needs the column text1+text2 or sentence1+sentence2 or text or sentence, has body"),
+        (
+            11,
+            "needs the column text1+text2 or sentence1+sentence2 or premise+hypothesis or "
+            "question1+question2 or question+sentence or text or sentence, has body",
+        ),
         (13, "text must be a string, got 3"),
         (15, "the label must be a string or a number, got ['x']"),
         (17, "text has half a surrogate pair"),

@@ -59,7 +59,7 @@ USAGE = [
     (["--init-from", "."], "--init-from . holds no checkpoint (no config.json)"),
     (["--set", "max_steps=5"], "--set max_steps: give --max-steps instead"),
     (["--set", "bf16=true"], "--set bf16: give --precision instead"),
-    (["--set", "load_best_model_at_end=true"], "load_best_model_at_end must be false"),
+    (["--set", "load_best_model_at_end=true"], "--set load_best_model_at_end has no effect"),
     (["--seed", "4294967296"], "--seed must be below 2**32, got 4294967296"),
     (["--max-span-words", "257"], "--max-span-words must be at most 256, got 257"),
     (["--held-out", "1"], "--held-out must be in (0, 1), got 1"),

@@ -21,6 +21,9 @@ OPS = (
     "linear_cross_entropy",
     "linear_cross_entropy_tiles",
     "span_boundary_gather",
+    "span_representation",
+    "antecedent_loss",
+    "antecedent_top_k",
 )
 
 

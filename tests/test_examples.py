@@ -31,6 +31,14 @@ def load(name):
     return module
 
 
+def test_coreference(tmp_path, capsys):
+    page = tmp_path / "page.html"
+    found = load("coreference").main(["--html", str(page)])
+    assert all(len(mentions) > 1 for mentions in found)
+    assert f"written: {page}" in capsys.readouterr().out
+    assert page.read_text().count("<sub>") == sum(map(len, found))
+
+
 def test_drop_in_loop(capsys):
     assert load("drop_in_loop").main([]) > 0.9
     lines = capsys.readouterr().out.splitlines()

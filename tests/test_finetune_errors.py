@@ -29,8 +29,9 @@ WRONG = [
     (["--set", "bf16=true"], 2, "--set bf16: give --precision instead"),
     (["--set", "no_such=1"], 2, "no_such"),
     (["--train", "nowhere.conll"], 2, "--train nowhere.conll: no such file"),
-    (["--model", "nowhere"], 2, "--model nowhere is not a directory"),
-    (["--scheme", "bilou"], 2, "invalid choice"),
+    (["--model", "no/such/place"], 2, "--model no/such/place is not a directory, and not a name"),
+    (["--model", "nowhere"], 2, "--model nowhere: there is no directory"),
+    (["--scheme", "bmewo"], 2, "invalid choice"),
     (["--doc-stride", "3"], 2, "unrecognized arguments"),
 ]
 

@@ -228,7 +228,7 @@ def test_bad_input():
         linear_cross_entropy(hidden, weight, bias[0], targets.int())
     if _C is not None:
         forward = KERNELS["linear_cross_entropy_fwd"]
-        with pytest.raises(ValueError, match="kept_columns must be a multiple of 256 .* got 7"):
+        with pytest.raises(ValueError, match="saved_columns must be a multiple of 256 .* got 7"):
             forward(hidden, weight, bias, targets, [5, 4], False, 7)
     for wrong in (50, -1, -100):
         with pytest.raises(ValueError, match=rf"targets must be in \[0, 50\), got {wrong}"):

@@ -180,8 +180,10 @@ def test_an_unknown_type_on_dev(tmp_path):
     with pytest.raises(DataError, match=r"b:3: the entity type C is not in the training data"):
         task.check_labels(dev)
     assert task.check_labels(dev, "b", skip_bad=True) == (dev[:1], 1)
-    with pytest.raises(UsageError, match="--scheme must be one of bio, iob1, iobes, got bilou"):
-        NamedEntities(scheme="bilou")
+    with pytest.raises(
+        UsageError, match="--scheme must be one of bio, iob1, iobes, bilou, got bmewo"
+    ):
+        NamedEntities(scheme="bmewo")
     for length in (0, 2):
         with pytest.raises(UsageError, match=f"--max-seq-length must be at least 3, got {length}"):
             NamedEntities(max_seq_length=length)

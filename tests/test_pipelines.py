@@ -156,12 +156,12 @@ def test_fill_mask(tokenizer, complaints):
 
 @pytest.mark.parametrize("task", ["text-classification", "token-classification"])
 def test_a_pipeline_from_a_directory(tokenizer, complaints, tmp_path, task):
-    """As after fine-tuning: the Auto classes find our model, and its labels come along."""
+    """As after fine-tuning: it is an ordinary BERT, and its labels come along."""
     ours, stock = pair(task, **NAMED)
     ours.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     pipe = pipeline(task, model=str(tmp_path), device="cpu")
-    assert type(pipe.model) is type(ours)
+    assert type(pipe.model) is type(stock)
     wanted = pipeline(task, model=stock, tokenizer=tokenizer, device="cpu")(TEXTS)
     assert_same(pipe(TEXTS), wanted)
     labels = {row["label" if "text" in task else "entity"] for row in flat(wanted)}
@@ -222,9 +222,9 @@ def test_answer_from_a_directory(tokenizer, tmp_path):
     ours.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model = AutoModelForQuestionAnswering.from_pretrained(tmp_path)
-    assert type(model) is sb.SpanBertForQuestionAnswering
+    assert type(model) is BertForQuestionAnswering
     again = answer(model, AutoTokenizer.from_pretrained(tmp_path), "fox?", CONTEXT, **WINDOWS)
-    assert again == answer(ours, tokenizer, "fox?", CONTEXT, **WINDOWS)
+    assert again.text == answer(ours, tokenizer, "fox?", CONTEXT, **WINDOWS).text
 
 
 def test_answer_refuses_what_it_cannot_read(tokenizer):

@@ -3,6 +3,7 @@
 import json
 import logging
 import resource
+import shutil
 import signal
 import time
 
@@ -77,6 +78,10 @@ def test_a_run_leaves_what_it_should(finished):
     assert after["sbo_loss"] < 0.8 * before["sbo_loss"]
     assert "[MASK] [MASK]" in summary["example"]["masked"]
     assert "[MASK]" not in summary["example"]["filled"]
+    card = (run / "model" / "README.md").read_text()
+    tokens = sum(line["tokens"] for line in lines)
+    assert f"It saw {tokens:,}\nword pieces in 60 steps" in card and "| seed | 3 |" in card
+    assert (run / "model" / "span_boundary.safetensors").is_file()
     for text in ("masked-LM loss", "unigram model", "tokens/s", "filled:", str(run / "model")):
         assert text in out
     assert "Traceback" not in err
@@ -109,7 +114,7 @@ def test_killed_and_resumed_equals_uninterrupted(
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    finish(process, -signal.SIGKILL)
     assert len(metrics(run)) < 60, "it was killed in mid-run"
     # what a kill while a checkpoint was being written leaves
     half = run / "unfinished" / "checkpoint-40"
@@ -284,6 +289,7 @@ def test_a_run_resumes_without_the_text_that_it_has_tokenised(
     options = ["pretrain", "--output-dir", str(run)]
     assert main([*options, "--data", str(text), *small_run, "--max-steps", "1"]) == 0
     text.unlink()
+    shutil.rmtree(run / "model")  # so that there is something left to do
     code = main([*options, "--resume"])
     assert code == 0, capsys.readouterr().err
 

@@ -72,7 +72,7 @@ def model():
     torch.manual_seed(3)
     config = SpanBertConfig(
         vocab_size=96, hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=100, max_position_embeddings=130, max_span_targets=4,
+        intermediate_size=100, max_position_embeddings=130, max_span_targets=20,
         span_position_embedding_size=12,
     )  # fmt: skip
     return large_init(SpanBertForPreTraining(config))

@@ -117,7 +117,7 @@ BAD_SQUAD = [
     ({"answers": [NORMANDY], "is_impossible": True}, 'has answers and "is_impossible"'),
     ({"question": None}, '"question" must be a string, got nothing'),
     ({"question": "\ud800"}, '"question" has half a surrogate pair'),
-    ({"id": 7}, '"id" must be a string, got 7'),
+    ({"id": 7.5}, '"id" must be a string, got 7.5'),
     ({"id": "0"}, 'the id "0" has come before'),
 ]
 
@@ -195,7 +195,8 @@ def test_a_bad_line_of_mrqa(tmp_path, item, reason):
         ("", "not JSON"),
         ("What is this?\nA text.\n", "not JSON"),
         ('{"data": [', "not JSON"),
-        ("[1, 2]", 'needs an object with a list "data"'),
+        ("7", 'needs an object with a list "data"'),
+        ("[]", "there is no example in it"),
         ('{"data": {}}', 'needs an object with a list "data"'),
         ('{"data": []}', "there is no example in it"),
         ('{"header": {}}', "there is no example in it"),

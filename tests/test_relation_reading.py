@@ -48,7 +48,7 @@ def test_reads_tacred(tmp_path, as_lines):
         ({"obj_start": None}, "obj_start, obj_end and obj_type must be two whole numbers and a"),
         ({"subj_type": None}, "numbers and a string, got [0, 0, None]"),
         ({"token": ["a\ud83d"] * 7}, '"token" has half a surrogate pair'),
-        ({"subj_type": "A B"}, "an entity type must have no blanks or brackets, got 'A B'"),
+        ({"subj_type": "A[B"}, "an entity type must have letters and no brackets, got 'A[B'"),
         ({"token": "Ann left"}, '"token" must be a list of words'),
         ({"token": []}, "the entity 0 to 0 is not within"),
         ({"relation": 3}, '"relation" must be a string, got 3'),

@@ -141,6 +141,7 @@ def test_a_moved_run_is_resumed_with_its_best_weights(finetuned, tmp_path):
     """The directory that the run was started in is not in its checkpoints."""
     run = tmp_path / "elsewhere"
     shutil.copytree(finetuned, run)
+    shutil.rmtree(run / "model")  # which a run that has all of it would not make again
     assert resume("finetuned", run) == 0
     before, after = (json.loads((r / "metrics.json").read_text()) for r in (finetuned, run))
     assert before["dev"] == after["dev"] and before["best_epoch"] == after["best_epoch"]

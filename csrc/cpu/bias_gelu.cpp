@@ -36,8 +36,7 @@ Tensor bias_gelu_fwd(const Tensor& x_, const Tensor& bias_) {
   return y;
 }
 
-std::tuple<Tensor, Tensor> bias_gelu_bwd(
-    const Tensor& dy_, const Tensor& x_, const Tensor& bias_) {
+std::tuple<Tensor, Tensor> bias_gelu_bwd(const Tensor& dy_, const Tensor& x_, const Tensor& bias_) {
   const Format format = format_of("x", x_);
   check_like("dy", dy_, x_);
   const Tensor dy = as_contiguous(dy_), x = as_contiguous(x_);

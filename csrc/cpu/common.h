@@ -34,8 +34,8 @@ inline void check_dtype(const char* name, const Tensor& tensor, ScalarType dtype
 inline void check_shape(const char* name, const Tensor& tensor, const Shape& shape) {
   const auto sizes = tensor.sizes();
   SPANBERT_FAST_CHECK(
-      std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()), name,
-      " must have shape ", shape, ", got ", shape_of(tensor));
+      std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()), name, " must have shape ",
+      shape, ", got ", shape_of(tensor));
 }
 
 inline void check_like(const char* name, const Tensor& tensor, const Tensor& like) {
@@ -62,8 +62,7 @@ inline Tensor statistics(const char* name, const Tensor& tensor, int64_t rows) {
   return as_contiguous(tensor);
 }
 
-inline DropoutKey dropout_key(
-    const std::optional<Tensor>& seed, int64_t threshold, int64_t site) {
+inline DropoutKey dropout_key(const std::optional<Tensor>& seed, int64_t threshold, int64_t site) {
   SPANBERT_FAST_CHECK(
       0 <= threshold && threshold < 256, "threshold must be in [0, 256), got ", threshold);
   SPANBERT_FAST_CHECK(0 <= site && site < 65536, "site must be in [0, 65536), got ", site);

@@ -13,6 +13,7 @@
 // The levels in rising order; each can run everything that the ones before it can. A build may
 // leave out levels that its CPU does not have, and a level may have no form of its own of a kernel:
 // the tables that are not there are null, and the next lower one is taken.
+// clang-format off
 #if defined(__x86_64__)
 #define SPANBERT_FAST_LEVELS(X, ...)                                          \
   X(baseline, __VA_ARGS__) X(avx2, __VA_ARGS__) X(avx512, __VA_ARGS__)        \
@@ -33,12 +34,13 @@
 #define SPANBERT_FAST_KERNELS(name)                                            \
   ::spanbert_fast::widest_table({SPANBERT_FAST_LEVELS(SPANBERT_FAST_TABLE_OF, name)})
 #define SPANBERT_FAST_TABLE_OF(level, name) &::spanbert_fast::level::name,
+// clang-format on
 
 namespace spanbert_fast {
 
 #define SPANBERT_FAST_NAME_OF(level, _) level,
 enum class IsaLevel : int { SPANBERT_FAST_LEVELS(SPANBERT_FAST_NAME_OF, _) };
-#define SPANBERT_FAST_COUNT_ONE(level, _) + 1
+#define SPANBERT_FAST_COUNT_ONE(level, _) +1
 constexpr int kNumLevels = 0 SPANBERT_FAST_LEVELS(SPANBERT_FAST_COUNT_ONE, _);
 
 // The widest level that this build and this CPU have and that ATEN_CPU_CAPABILITY (default, avx2,

@@ -87,8 +87,8 @@ Store& store() {
   return *made;
 }
 
-// Whether PyTorch is told to fill memory that nothing has been written to with NaN: asked by looking
-// at some, as the stable ABI has no word for it.
+// Whether PyTorch is told to fill memory that nothing has been written to with NaN: asked by
+// looking at some, as the stable ABI has no word for it.
 bool fills_empty_memory() {
   const Tensor probe = empty({4}, kFloat);
   const float* values = data_of<float>(probe);

@@ -19,7 +19,7 @@ namespace spanbert_fast {
 namespace {
 
 constexpr int64_t kBlockColumns = kMostScoreColumns;  // of the vocabulary, in a task
-constexpr int64_t kForwardRows = 4096;                // in a task
+constexpr int64_t kForwardRows = 4096;  // in a task
 // Columns whose gradients are there at once in the backward: one term of dX each time.
 constexpr int64_t kPanelColumns = 2048, kPanelElements = 1 << 21;
 constexpr int64_t kInputRows = 256, kInputColumns = 384;  // of dX, in a task
@@ -73,7 +73,8 @@ struct Inputs {
   // Some of the weight's rows as the products take them; they are cast into `memory` where they
   // have to be.
   Matrix weight_rows(Range columns, const std::optional<Matrix>& memory) const {
-    const Tensor part = torch::stable::narrow(const_cast<Tensor&>(weight), 0, columns.first, columns.size);
+    const Tensor part =
+        torch::stable::narrow(const_cast<Tensor&>(weight), 0, columns.first, columns.size);
     if (!memory) return Matrix::of(part);
     Tensor to = memory->tensor;
     torch::stable::copy_(to, part);
@@ -90,7 +91,11 @@ struct Inputs {
       const int64_t begin = std::max(first, groups[group]), end = std::min(last, groups[group + 1]);
       if (begin >= end) continue;
       const ScoreBlock block = {
-          scores.row(begin - first), scores.stride(), end - begin, scores.columns(), first_column,
+          scores.row(begin - first),
+          scores.stride(),
+          end - begin,
+          scores.columns(),
+          first_column,
           data_of<float>(bias) + group * vocab_size + first_column,
           data_of<int64_t>(targets) + begin};
       kernel(block, group, begin);
@@ -105,7 +110,10 @@ struct Scan {
   std::vector<int64_t> best;
 
   Scan(int64_t blocks, int64_t rows_, bool with_best)
-      : rows(rows_), top(blocks * rows_), sum(blocks * rows_), best(with_best ? blocks * rows_ : 0) {}
+      : rows(rows_),
+        top(blocks * rows_),
+        sum(blocks * rows_),
+        best(with_best ? blocks * rows_ : 0) {}
 
   ScoreStatistics at_row(int64_t block, int64_t row, float* target_scores) {
     const int64_t offset = block * rows + row;
@@ -116,7 +124,8 @@ struct Scan {
 };
 
 // What a row's columns come to: found in the blocks' parts, in their order.
-ScoreStatistics join(Scan& found, int64_t blocks, int64_t row, float* target_scores, float* log_sum) {
+ScoreStatistics join(
+    Scan& found, int64_t blocks, int64_t row, float* target_scores, float* log_sum) {
   int64_t top_block = 0;
   for (int64_t i = 1; i < blocks; ++i) {
     const float top = *found.at_row(top_block, row, target_scores).top;
@@ -132,22 +141,22 @@ ScoreStatistics join(Scan& found, int64_t blocks, int64_t row, float* target_sco
   return best;
 }
 
-// (losses, predictions, lse, kept); see spanbert_fast/ops/linear_cross_entropy.py.
+// (losses, predictions, lse, saved); see spanbert_fast/ops/linear_cross_entropy.py.
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_fwd(
     const Tensor& hidden_, const Tensor& weight, const Tensor& bias, const Tensor& targets,
-    const std::vector<int64_t>& group_sizes, bool with_predictions, int64_t kept_columns) {
+    const std::vector<int64_t>& group_sizes, bool with_predictions, int64_t saved_columns) {
   const Inputs in(hidden_, weight, bias, targets, group_sizes);
   SPANBERT_FAST_CHECK(
-      0 <= kept_columns && kept_columns <= in.vocab_size &&
-          (kept_columns % kBlockColumns == 0 || kept_columns == in.vocab_size),
-      "kept_columns must be a multiple of ", kBlockColumns, " up to vocab_size, or vocab_size = ",
-      in.vocab_size, ", got ", kept_columns);
+      0 <= saved_columns && saved_columns <= in.vocab_size &&
+          (saved_columns % kBlockColumns == 0 || saved_columns == in.vocab_size),
+      "saved_columns must be a multiple of ", kBlockColumns,
+      " up to vocab_size, or vocab_size = ", in.vocab_size, ", got ", saved_columns);
   const auto scan = SPANBERT_FAST_KERNELS(linear_cross_entropy_kernels).scan[in.format];
   const Tensor losses = empty({in.rows}, kFloat), lse = empty({2, in.rows}, kFloat);
   float *tops = mutable_data_of<float>(lse), *log_sums = tops + in.rows;
   const Tensor predictions = empty({with_predictions ? in.rows : 0}, kLong);
-  const Tensor kept = empty_large({in.rows, kept_columns}, in.dtype());
-  const Matrix hidden = Matrix::of(in.hidden), kept_scores = Matrix::of(kept);
+  const Tensor saved = empty_large({in.rows, saved_columns}, in.dtype());
+  const Matrix hidden = Matrix::of(in.hidden), saved_scores = Matrix::of(saved);
   const std::vector<Range> blocks = blocks_of(0, in.vocab_size, kBlockColumns);
   for (const Range rows : blocks_of(0, in.rows, kForwardRows)) {
     const Matrix x = hidden.row_range(rows);
@@ -157,8 +166,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_fwd(
       const Range columns = blocks[i];
       std::optional<Matrix> cast;
       if (in.casts_weight()) cast = buffers.weight.get(columns.size, in.hidden_size, in.dtype());
-      const Matrix scores = columns.first < kept_columns
-          ? kept_scores.row_range(rows).column_range(columns)
+      const Matrix scores = columns.first < saved_columns
+          ? saved_scores.row_range(rows).column_range(columns)
           : buffers.scores.get(rows.size, columns.size, in.dtype());
       multiply(x, in.weight_rows(columns, cast).transposed(), scores);
       in.for_groups(
@@ -179,26 +188,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_fwd(
       }
     });
   }
-  return {losses, predictions, lse, kept};
+  return {losses, predictions, lse, saved};
 }
 
 // The gradients of hidden, weight and bias.
 std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_bwd(
     const Tensor& dlosses_, const Tensor& hidden_, const Tensor& weight, const Tensor& bias,
     const Tensor& targets, const std::vector<int64_t>& group_sizes, bool with_predictions,
-    int64_t kept_columns, const Tensor& lse_, const Tensor& kept_) {
+    int64_t saved_columns, const Tensor& lse_, const Tensor& saved_) {
   const Inputs in(hidden_, weight, bias, targets, group_sizes);
   const Tensor dlosses = float_vector("dlosses", dlosses_, in.rows);
   check_shape("lse", lse_, {2, in.rows});
-  check_shape("kept", kept_, {in.rows, kept_columns});
-  check_dtype("kept", kept_, in.dtype());
-  const Tensor lse = cast(lse_, kFloat), kept = as_contiguous(kept_);
+  check_shape("saved", saved_, {in.rows, saved_columns});
+  check_dtype("saved", saved_, in.dtype());
+  const Tensor lse = cast(lse_, kFloat), saved = as_contiguous(saved_);
   const float *tops = data_of<float>(lse), *log_sums = tops + in.rows;
   const auto& kernels = SPANBERT_FAST_KERNELS(linear_cross_entropy_kernels);
   const int64_t num_groups = group_sizes.size();
   std::vector<float> dhidden(in.rows * in.hidden_size), dbias(num_groups * in.vocab_size);
   const Tensor dweight = empty_large(shape_of(weight), weight.scalar_type());
-  const Matrix hidden = Matrix::of(in.hidden), kept_scores = Matrix::of(kept);
+  const Matrix hidden = Matrix::of(in.hidden), saved_scores = Matrix::of(saved);
   const Matrix dweight_rows = Matrix::of(dweight);
 
   const int64_t panel_width = std::clamp(
@@ -215,14 +224,15 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_bwd(
       const Matrix w = in.weight_rows(
           columns, cast ? std::optional<Matrix>(cast->row_range(inside)) : std::nullopt);
       const Matrix d_block = d.column_range(inside);
-      const bool is_kept = columns.first < kept_columns;
-      if (!is_kept) multiply(hidden, w.transposed(), d_block);
-      const Matrix scores = is_kept ? kept_scores.column_range(columns) : d_block;
+      const bool is_saved = columns.first < saved_columns;
+      if (!is_saved) multiply(hidden, w.transposed(), d_block);
+      const Matrix scores = is_saved ? saved_scores.column_range(columns) : d_block;
       in.for_groups(
           0, scores, columns.first, [&](const ScoreBlock& block, int64_t group, int64_t row) {
             kernels.gradient[in.format](
-                block, {tops + row, log_sums + row, data_of<float>(dlosses) + row, d_block.row(row),
-                        d_block.stride(), dbias.data() + group * in.vocab_size + columns.first});
+                block,
+                {tops + row, log_sums + row, data_of<float>(dlosses) + row, d_block.row(row),
+                 d_block.stride(), dbias.data() + group * in.vocab_size + columns.first});
           });
       const Matrix dw = dweight_rows.row_range(columns);
       if (dw.dtype() == d.dtype()) {

@@ -90,8 +90,8 @@ SPANBERT_TARGET void write_range_avx2(const Arguments& a, int64_t first, int64_t
 }
 bool has_avx2() {
   static const bool has = isa_level() >= IsaLevel::avx2 && __builtin_cpu_supports("bmi") &&
-                          __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt") &&
-                          __builtin_cpu_supports("lzcnt");
+      __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt") &&
+      __builtin_cpu_supports("lzcnt");
   return has;
 }
 #else
@@ -119,8 +119,8 @@ bool inputs_fit(const SpanInputs& in) {
   for (int64_t k = 1; k < in.num_given; ++k) {
     if (in.given_spans[2 * k] < in.given_spans[2 * k - 2]) return false;
   }
-  if (in.num_given > 0 && (in.given_spans[0] < 0 ||
-                           in.given_spans[2 * in.num_given - 2] >= in.total_tokens)) {
+  if (in.num_given > 0 &&
+      (in.given_spans[0] < 0 || in.given_spans[2 * in.num_given - 2] >= in.total_tokens)) {
     return false;
   }
   int64_t all_ids = 0;

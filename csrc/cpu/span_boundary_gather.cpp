@@ -27,8 +27,9 @@ Tensor checked_targets(
       bounds[num_spans] == num_targets, "cu_span_lengths must end at ", num_targets, ", got ",
       bounds[num_spans]);
   SPANBERT_FAST_CHECK(
-      longest <= max_span_targets, "cu_span_lengths must give no span more than max_span_targets = ",
-      max_span_targets, " targets, got ", longest);
+      longest <= max_span_targets,
+      "cu_span_lengths must give no span more than max_span_targets = ", max_span_targets,
+      " targets, got ", longest);
   return values;
 }
 

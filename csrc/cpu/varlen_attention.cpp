@@ -78,8 +78,7 @@ struct Inputs {
       int64_t site)
       : format(format_of("q", q_)) {
     SPANBERT_FAST_CHECK(
-        q_.dim() == 3, "q must have shape (total_tokens, num_heads, head_dim), got ",
-        shape_of(q_));
+        q_.dim() == 3, "q must have shape (total_tokens, num_heads, head_dim), got ", shape_of(q_));
     check_like("k", k_, q_);
     check_like("v", v_, q_);
     bounds = checked_bounds(cu_seqlens, max_seqlen, q_.size(0));
@@ -128,9 +127,8 @@ void run_tasks(std::vector<AttentionTask>& tasks, const Run& run) {
 }
 
 std::tuple<Tensor, Tensor> varlen_attention_fwd(
-    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
-    int64_t max_seqlen, double scale, const std::optional<Tensor>& seed, int64_t threshold,
-    int64_t site) {
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens, int64_t max_seqlen,
+    double scale, const std::optional<Tensor>& seed, int64_t threshold, int64_t site) {
   Inputs in(q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, site);
   AttentionArguments& a = in.arguments;
   const Tensor out = empty_as(q), lse = empty({q.size(0), a.heads}, kFloat);
@@ -163,7 +161,8 @@ std::tuple<Tensor, Tensor, Tensor> varlen_attention_bwd(
   check_like("out", out_, q);
   check_shape("lse", lse_, {q.size(0), q.size(1)});
   check_dtype("lse", lse_, kFloat);
-  const Tensor dout = Inputs::with_rows(dout_), out = as_contiguous(out_), lse = as_contiguous(lse_);
+  const Tensor dout = Inputs::with_rows(dout_), out = as_contiguous(out_),
+               lse = as_contiguous(lse_);
   const Tensor dq = empty_as(q), dk = empty_as(q), dv = empty_as(q);
   AttentionArguments& a = in.arguments;
   a.out = mutable_bytes(out);

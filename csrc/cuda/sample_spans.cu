@@ -42,8 +42,8 @@ __device__ uint64_t pack_word(const uint8_t* flags, int length, int w, int lane)
   return word;
 }
 
-__global__ void draw_kernel(const SpanInputs in, const SpanLaw law, const SpanOutputs out,
-                            const SpanScratch scratch) {
+__global__ void draw_kernel(
+    const SpanInputs in, const SpanLaw law, const SpanOutputs out, const SpanScratch scratch) {
   const int lane = threadIdx.x % kLanes;
   const int64_t thread = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   const int64_t i = thread / kLanes;
@@ -81,8 +81,7 @@ __global__ void draw_kernel(const SpanInputs in, const SpanLaw law, const SpanOu
         good &= in.given_spans[2 * k - 2] <= in.given_spans[2 * k];
       }
       if (in.num_given > 0) {
-        good &= 0 <= in.given_spans[0] &&
-                in.given_spans[2 * in.num_given - 2] < in.total_tokens;
+        good &= 0 <= in.given_spans[0] && in.given_spans[2 * in.num_given - 2] < in.total_tokens;
       }
     }
     good &= draw_spans(text, in, law, i);
@@ -93,8 +92,9 @@ __global__ void draw_kernel(const SpanInputs in, const SpanLaw law, const SpanOu
 
 struct AddCounts {
   __device__ SpanCounts operator()(const SpanCounts& a, const SpanCounts& b) const {
-    return {a.masked + b.masked, a.spans + b.spans,
-            a.spans_with_targets + b.spans_with_targets, a.targets + b.targets};
+    return {
+        a.masked + b.masked, a.spans + b.spans, a.spans_with_targets + b.spans_with_targets,
+        a.targets + b.targets};
   }
 };
 
@@ -120,8 +120,8 @@ __global__ void sum_kernel(const SpanInputs in, const SpanOutputs out, SpanCount
   }
 }
 
-__global__ void write_kernel(const SpanInputs in, const SpanLaw law, const SpanOutputs out,
-                             const SpanScratch scratch) {
+__global__ void write_kernel(
+    const SpanInputs in, const SpanLaw law, const SpanOutputs out, const SpanScratch scratch) {
   const int lane = threadIdx.x % kLanes;
   const int64_t i = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kLanes;
   if (i >= in.batch || !sequence_fits(in, i)) return;

@@ -15,8 +15,8 @@
 namespace spanbert_fast {
 namespace {
 
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-                           Tensor>;
+using Outputs =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 void check(
     const char* name, const Tensor& tensor, const Shape& shape, ScalarType dtype,
@@ -30,25 +30,28 @@ void check(
       tensor.device() == input_ids.device(), name, " must be on the device of input_ids");
 }
 
-SpanLaw law_of(int64_t budget_numerator, int64_t budget_denominator, int64_t min_span_words,
-               const std::vector<int64_t>& length_thresholds, const std::vector<int64_t>& scheme_thresholds,
-               int64_t max_span_targets, bool replace_per_token, bool internal_endpoints,
-               bool complete_words, bool unbiased_edges) {
-  SPANBERT_FAST_CHECK(0 < budget_numerator && budget_numerator <= budget_denominator &&
-                        budget_denominator <= 1'000'000,
-                    "budget_numerator / budget_denominator must be in (0, 1], got ",
-                    budget_numerator, " / ", budget_denominator);
+SpanLaw law_of(
+    int64_t budget_numerator, int64_t budget_denominator, int64_t min_span_words,
+    const std::vector<int64_t>& length_thresholds, const std::vector<int64_t>& scheme_thresholds,
+    int64_t max_span_targets, bool replace_per_token, bool internal_endpoints, bool complete_words,
+    bool unbiased_edges) {
+  SPANBERT_FAST_CHECK(
+      0 < budget_numerator && budget_numerator <= budget_denominator &&
+          budget_denominator <= 1'000'000,
+      "budget_numerator / budget_denominator must be in (0, 1], got ", budget_numerator, " / ",
+      budget_denominator);
   const int64_t lengths = static_cast<int64_t>(length_thresholds.size());
-  SPANBERT_FAST_CHECK(1 <= min_span_words && min_span_words <= kMaxSpanWords - lengths,
-                    "min_span_words must be at least 1 and the longest span at most ",
-                    kMaxSpanWords, ", got ", min_span_words, " and ", lengths, " lengths above it");
-  SPANBERT_FAST_CHECK(scheme_thresholds.size() == 3, "scheme_thresholds must be 3, got ",
-                    scheme_thresholds.size());
-  SPANBERT_FAST_CHECK(0 <= scheme_thresholds[0] && scheme_thresholds[0] < int64_t{1} << 32,
-                    "scheme_thresholds must leave a share beside given spans, got ",
-                    scheme_thresholds[0]);
-  SPANBERT_FAST_CHECK(max_span_targets >= 1, "max_span_targets must be at least 1, got ",
-                    max_span_targets);
+  SPANBERT_FAST_CHECK(
+      1 <= min_span_words && min_span_words <= kMaxSpanWords - lengths,
+      "min_span_words must be at least 1 and the longest span at most ", kMaxSpanWords, ", got ",
+      min_span_words, " and ", lengths, " lengths above it");
+  SPANBERT_FAST_CHECK(
+      scheme_thresholds.size() == 3, "scheme_thresholds must be 3, got ", scheme_thresholds.size());
+  SPANBERT_FAST_CHECK(
+      0 <= scheme_thresholds[0] && scheme_thresholds[0] < int64_t{1} << 32,
+      "scheme_thresholds must leave a share beside given spans, got ", scheme_thresholds[0]);
+  SPANBERT_FAST_CHECK(
+      max_span_targets >= 1, "max_span_targets must be at least 1, got ", max_span_targets);
   SpanLaw law = {};
   law.budget_numerator = budget_numerator;
   law.budget_denominator = budget_denominator;
@@ -89,23 +92,25 @@ Outputs sample_spans(
     const std::optional<Tensor>& special_mask_in, const std::optional<Tensor>& given_spans_in,
     const Tensor& random_token_pool_in, const Tensor& sequence_ids_in, int64_t seed,
     int64_t mask_token_id, int64_t budget_numerator, int64_t budget_denominator,
-    int64_t min_span_words, const std::vector<int64_t>& length_thresholds, const std::vector<int64_t>& scheme_thresholds,
-    int64_t max_span_targets, bool replace_per_token, bool internal_endpoints, bool complete_words,
-    bool unbiased_edges, int64_t capacity) {
-  const SpanLaw law = law_of(budget_numerator, budget_denominator, min_span_words,
-                             length_thresholds, scheme_thresholds, max_span_targets,
-                             replace_per_token, internal_endpoints, complete_words, unbiased_edges);
-  SPANBERT_FAST_CHECK(input_ids_in.dim() == 1 && cu_seqlens_in.dim() == 1 &&
-                        cu_seqlens_in.numel() > 0,
-                    "input_ids must have shape (total_tokens,) and cu_seqlens (batch + 1,), got ",
-                    shape_of(input_ids_in), " and ", shape_of(cu_seqlens_in));
+    int64_t min_span_words, const std::vector<int64_t>& length_thresholds,
+    const std::vector<int64_t>& scheme_thresholds, int64_t max_span_targets, bool replace_per_token,
+    bool internal_endpoints, bool complete_words, bool unbiased_edges, int64_t capacity) {
+  const SpanLaw law = law_of(
+      budget_numerator, budget_denominator, min_span_words, length_thresholds, scheme_thresholds,
+      max_span_targets, replace_per_token, internal_endpoints, complete_words, unbiased_edges);
+  SPANBERT_FAST_CHECK(
+      input_ids_in.dim() == 1 && cu_seqlens_in.dim() == 1 && cu_seqlens_in.numel() > 0,
+      "input_ids must have shape (total_tokens,) and cu_seqlens (batch + 1,), got ",
+      shape_of(input_ids_in), " and ", shape_of(cu_seqlens_in));
   const int64_t tokens = input_ids_in.numel(), batch = cu_seqlens_in.numel() - 1;
   const int64_t pool = random_token_pool_in.numel();
   const int64_t given = given_spans_in.has_value() ? given_spans_in->size(0) : 0;
-  SPANBERT_FAST_CHECK(tokens <= std::numeric_limits<int32_t>::max(),
-                    "input_ids must have at most 2**31 - 1 tokens, got ", tokens);
-  SPANBERT_FAST_CHECK(0 < pool && pool <= std::numeric_limits<int32_t>::max(),
-                    "random_token_pool must hold between 1 and 2**31 - 1 ids, got ", pool);
+  SPANBERT_FAST_CHECK(
+      tokens <= std::numeric_limits<int32_t>::max(),
+      "input_ids must have at most 2**31 - 1 tokens, got ", tokens);
+  SPANBERT_FAST_CHECK(
+      0 < pool && pool <= std::numeric_limits<int32_t>::max(),
+      "random_token_pool must hold between 1 and 2**31 - 1 ids, got ", pool);
   check("input_ids", input_ids_in, {tokens}, kLong, input_ids_in);
   check("cu_seqlens", cu_seqlens_in, {batch + 1}, kInt, input_ids_in);
   check("word_starts", word_starts_in, {tokens}, kBool, input_ids_in);
@@ -114,14 +119,16 @@ Outputs sample_spans(
   if (special_mask_in) check("special_mask", *special_mask_in, {tokens}, kBool, input_ids_in);
   if (given_spans_in) check("given_spans", *given_spans_in, {given, 2}, kLong, input_ids_in);
   // Without whole words no sequence masks more than its budget, rounded up.
-  const int64_t most = complete_words ? tokens
+  const int64_t most = complete_words
+      ? tokens
       : std::min(tokens, tokens * budget_numerator / budget_denominator + batch);
   SPANBERT_FAST_CHECK(capacity >= most, "capacity must be at least ", most, ", got ", capacity);
 
   const Tensor input_ids = as_contiguous(input_ids_in), cu_seqlens = as_contiguous(cu_seqlens_in);
   const Tensor word_starts = as_contiguous(word_starts_in), ids = as_contiguous(sequence_ids_in);
   const Tensor random_token_pool = as_contiguous(random_token_pool_in);
-  const auto special_mask = as_contiguous(special_mask_in), given_spans = as_contiguous(given_spans_in);
+  const auto special_mask = as_contiguous(special_mask_in),
+             given_spans = as_contiguous(given_spans_in);
 
   const auto device = input_ids.device();
   const auto longs = [&](const Shape& shape) { return empty(shape, kLong, device); };
@@ -166,8 +173,9 @@ Outputs sample_spans(
       mutable_data_of<int32_t>(counts),
       capacity,
   };
-  const SpanScratch scratch = {bit_words, bit_words + words, bit_words + 2 * words,
-                               reinterpret_cast<SpanCounts*>(mutable_data_of<int32_t>(sums))};
+  const SpanScratch scratch = {
+      bit_words, bit_words + words, bit_words + 2 * words,
+      reinterpret_cast<SpanCounts*>(mutable_data_of<int32_t>(sums))};
 #ifdef SPANBERT_FAST_WITH_CUDA
   if (input_ids.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(device.index());
@@ -178,8 +186,8 @@ Outputs sample_spans(
   {
     sample_spans_cpu(in, law, out, scratch);
   }
-  return {masked_ids, mlm_positions, mlm_targets, boundaries, starts, ends, cu_span_lengths,
-          sbo_targets, replacements, counts};
+  return {masked_ids, mlm_positions,   mlm_targets, boundaries,   starts,
+          ends,       cu_span_lengths, sbo_targets, replacements, counts};
 }
 
 }  // namespace

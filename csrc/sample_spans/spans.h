@@ -89,11 +89,12 @@ struct SequenceBits {
   SPANBERT_HOST_DEVICE int words() const { return length / 64 + 1; }
 };
 
-SPANBERT_HOST_DEVICE SequenceBits bits_of(
-    const SpanScratch& scratch, const SpanInputs& in, int64_t i) {
+SPANBERT_HOST_DEVICE SequenceBits
+bits_of(const SpanScratch& scratch, const SpanInputs& in, int64_t i) {
   const int64_t at = scratch_offset(in.cu_seqlens[i], i);
-  return {scratch.maskable + at, scratch.stops + at, scratch.masked + at,
-          in.cu_seqlens[i + 1] - in.cu_seqlens[i]};
+  return {
+      scratch.maskable + at, scratch.stops + at, scratch.masked + at,
+      in.cu_seqlens[i + 1] - in.cu_seqlens[i]};
 }
 
 // Word `w` of `stops`, from the bits of word_starts (`starts`) and all of `maskable`: tokens begin
@@ -135,8 +136,10 @@ SPANBERT_HOST_DEVICE int64_t first_given(const SpanInputs& in, int64_t row) {
   int64_t low = 0, high = in.num_given;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
-    if (in.given_spans[2 * middle] < row) low = middle + 1;
-    else high = middle;
+    if (in.given_spans[2 * middle] < row)
+      low = middle + 1;
+    else
+      high = middle;
   }
   return low;
 }
@@ -166,8 +169,8 @@ SPANBERT_HOST_DEVICE int select_maskable(
   return 64 * w + select_bit(text.maskable[w], rank);
 }
 
-// The span of one draw: `words` words from `first` on, but nothing behind `last`. In a ring the text
-// has no end.
+// The span of one draw: `words` words from `first` on, but nothing behind `last`. In a ring the
+// text has no end.
 struct DrawnSpan {
   int first, last, words;
   bool ring;
@@ -182,8 +185,8 @@ SPANBERT_HOST_DEVICE bool draw_span(
   if (scheme == kGiven) {
     if (given.count == 0) return false;
     const int64_t* span = in.given_spans + 2 * (given.first + below(word.x[3], given.count));
-    *drawn = {static_cast<int>(span[0] - begin), static_cast<int>(span[1] - begin), text.length,
-              false};
+    *drawn = {
+        static_cast<int>(span[0] - begin), static_cast<int>(span[1] - begin), text.length, false};
     return !test_bit(text.masked, drawn->first);
   }
   int anchor = select_maskable(text, range, static_cast<int>(below(word.x[1], range.count)));
@@ -238,9 +241,8 @@ SPANBERT_HOST_DEVICE bool draw_spans(
   }
   const MaskableRange range = maskable_range(text);
   if (range.count == 0) return false;
-  const int budget =
-      static_cast<int>((range.count * law.budget_numerator + law.budget_denominator - 1) /
-                       law.budget_denominator);
+  const int budget = static_cast<int>(
+      (range.count * law.budget_numerator + law.budget_denominator - 1) / law.budget_denominator);
   const uint64_t id = static_cast<uint64_t>(in.sequence_ids[sequence]);
   int spent = 0;
   for (uint32_t number = 0; spent < budget; ++number) {

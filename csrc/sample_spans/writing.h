@@ -18,9 +18,9 @@ SPANBERT_HOST_DEVICE bool next_run(
   if (run->first >= text.length) return false;
   run->last = next_bit(text.masked, run->first, text.words(), kClear) - 1;
   const int length = run->last - run->first + 1;
-  const bool has_targets =
-      law.internal_endpoints || (run->first > 0 && test_bit(text.maskable, run->first - 1) &&
-                                 test_bit(text.maskable, run->last + 1));
+  const bool has_targets = law.internal_endpoints ||
+      (run->first > 0 && test_bit(text.maskable, run->first - 1) &&
+       test_bit(text.maskable, run->last + 1));
   const int most = length < law.max_span_targets ? length : law.max_span_targets;
   run->targets = has_targets ? most : 0;
   return true;
@@ -47,13 +47,8 @@ SPANBERT_HOST_DEVICE Replacement replacement_of(uint32_t word) {
 
 // Writes all that a run says; `at` counts what the runs before it have.
 SPANBERT_HOST_DEVICE void write_run(
-    const Run& run,
-    const SpanCounts& at,
-    int64_t begin,
-    uint64_t id,
-    const SpanInputs& in,
-    const SpanLaw& law,
-    const SpanOutputs& out) {
+    const Run& run, const SpanCounts& at, int64_t begin, uint64_t id, const SpanInputs& in,
+    const SpanLaw& law, const SpanOutputs& out) {
   PhiloxWords word = draw(run.first, id, kReplacementStream, in.seed);
   Replacement replacement = replacement_of(word.x[0]);
   out.span_starts[at.spans] = begin + run.first;
@@ -85,14 +80,8 @@ SPANBERT_HOST_DEVICE void write_run(
 
 // Writes every `lanes`-th run of a sequence, from run `lane` on; `at` counts the sequences before.
 SPANBERT_HOST_DEVICE void write_runs(
-    const SequenceBits& text,
-    int64_t sequence,
-    SpanCounts at,
-    const SpanInputs& in,
-    const SpanLaw& law,
-    const SpanOutputs& out,
-    int lane,
-    int lanes) {
+    const SequenceBits& text, int64_t sequence, SpanCounts at, const SpanInputs& in,
+    const SpanLaw& law, const SpanOutputs& out, int lane, int lanes) {
   const int64_t begin = in.cu_seqlens[sequence];
   const uint64_t id = static_cast<uint64_t>(in.sequence_ids[sequence]);
   Run run;

@@ -1,16 +1,16 @@
 """The reference of the command line, out of the parsers themselves.
 
-{commands}                           a section for each command, with every option of its parser
+{commands}                           a section for each command, with every option of its
+                                     parser, and of its parsers for tasks
+{families}                           what `accelerate` knows, from its own table
 {task-options} qa                    the options that `finetune` has for one task alone
 {configuration-fields} SpanBertConfig    the fields of a class: type and default
 {recipes}                            every value of every recipe
 """
 
 import argparse
-import contextlib
 import dataclasses
 import importlib
-import io
 import textwrap
 import typing
 from collections.abc import Iterable
@@ -29,22 +29,10 @@ CLASSES = {
 }
 
 
-def parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser of a command."""
+def parser_of(command: str, task: str | None = None) -> argparse.ArgumentParser:
+    """The parser of a command; with a task, the one that knows that task's options too."""
     module = importlib.import_module(f"spanbert_fast.commands.{command.replace('-', '_')}")
-    return module.parser()
-
-
-def parser_of_task(command: str, task: str) -> argparse.ArgumentParser:
-    """The parser that a command line naming a task gets: it knows the task's options, too."""
-    parser, arguments = parser_of(command), [task]
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            parser, arguments = action.choices[task], []
-    with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
-        parser.parse_known_args(arguments)  # arguments are missing, but the options are in
-        parser.parse_args(arguments)
-    return parser
+    return module.parser() if task is None else module.task_parser(task)
 
 
 def groups_of(parser: argparse.ArgumentParser) -> list[tuple[str, str, list[argparse.Action]]]:
@@ -86,13 +74,13 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str | nodes.Node]]) -> 
     return nodes.table("", group)
 
 
-def options_of(parser: argparse.ArgumentParser, task: str | None = None) -> list[nodes.Node]:
-    """A table for each group of options: of the command, or of one task alone."""
+def options_of(parser: argparse.ArgumentParser, only: str | None = None) -> list[nodes.Node]:
+    """A table for each group of options; `only` names one group."""
     found: list[nodes.Node] = []
     for title, description, actions in groups_of(parser):
-        if title != f"options of {task}" if task else title.startswith("options of "):
+        if only is not None and title != only:
             continue
-        if task is None and title not in ("options", "positional arguments"):
+        if only is None and title not in ("options", "positional arguments"):
             found.append(nodes.rubric("", title))
         if description:
             found.append(nodes.paragraph("", description))
@@ -118,14 +106,12 @@ class Commands(SphinxDirective):
     def describe(self, name: str, purpose: str) -> nodes.section:
         """One command."""
         parser = parser_of(name)
-        content = [nodes.paragraph("", parser.description or purpose)]
-        if any(isinstance(action, argparse._SubParsersAction) for action in parser._actions):
-            parser = parser_of_task(name, NAMES[0])  # the options that all tasks have
-        content += options_of(parser)
-        if name == "finetune":
+        content = [nodes.paragraph("", parser.description or purpose), *options_of(parser)]
+        if name == "finetune":  # what all tasks have in common, then what each adds
+            content += options_of(parser_of(name, NAMES[0]), only="options")
             for task in NAMES:
                 content.append(nodes.rubric("", f"options of {task}"))
-                content += options_of(parser_of_task(name, task), task)
+                content += options_of(parser_of(name, task), only=f"options of {task}")
         if parser.epilog:
             head, _, code = parser.epilog.strip("\n").partition("\n")
             content.append(nodes.paragraph("", head[:1].upper() + head[1:]))
@@ -140,7 +126,7 @@ class TaskOptions(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         (task,) = self.arguments
-        found = options_of(parser_of_task("finetune", task), task)
+        found = options_of(parser_of("finetune", task), only=f"options of {task}")
         if not found:
             raise self.error(f"finetune has no options of {task}")
         return found

@@ -20,6 +20,7 @@ from spanbert_fast.accelerated.parts import FastEmbeddings
 from spanbert_fast.nn.key_masks import packing_of_mask, starts_are_tokens
 from spanbert_fast.nn.linear import apply_linear
 from spanbert_fast.nn.packing import Packing
+from spanbert_fast.ops._precision import is_autocast
 from spanbert_fast.ops.dropout import DropoutPlan
 
 
@@ -116,15 +117,15 @@ class FastModel(Fast):
         if stages is None and wanted is not None:
             packed = dataclasses.replace(packed, rows=wanted.rows(packing))
             last = encoder(x, packed=packed).last_hidden_state
-            hidden_states = _in_their_dtype(wanted.padded(last, packing))
+            hidden_states = self._in_their_dtype(wanted.padded(last, packing))
         else:
             last = encoder(x, packed=packed, stages=stages).last_hidden_state
-            hidden_states = _in_their_dtype(packing.unpack(last))
+            hidden_states = self._in_their_dtype(packing.unpack(last))
         output = self.row.model_output(last_hidden_state=hidden_states)
         if getattr(self, "pooler", None) is not None:
             output["pooler_output"] = self.pooler(hidden_states)
         if stages is not None:
-            early = (_in_their_dtype(packing.unpack(stage)) for stage in stages[:-1])
+            early = (self._in_their_dtype(packing.unpack(stage)) for stage in stages[:-1])
             output["hidden_states"] = (*early, hidden_states)
         if given.get("return_dict", self.config.return_dict) is False:
             return output.to_tuple()
@@ -139,6 +140,12 @@ class FastModel(Fast):
             x = packed.packing.pack(embeddings(**theirs))
         project = getattr(self, "embeddings_project", None)
         return x if project is None else apply_linear(project, x)
+
+    def _in_their_dtype(self, x: torch.Tensor) -> torch.Tensor:
+        """Under autocast, that of transformers' norms."""
+        # fp32, but on a CPU where a projection in front of the layers begins the residuals
+        is_projected = x.device.type == "cpu" and hasattr(self, "embeddings_project")
+        return x.float() if is_autocast(x.device) and not is_projected else x
 
     def _packing(self, given: dict) -> tuple[Packing | None, str | None]:
         """How the batch packs; or None and why transformers' own code has to run."""
@@ -174,11 +181,6 @@ def _names(module: nn.Module) -> list[str]:
     return list(inspect.signature(module.forward).parameters)
 
 
-def _in_their_dtype(x: torch.Tensor) -> torch.Tensor:
-    # transformers' norms give fp32 under autocast
-    return x.float() if torch.is_autocast_enabled(x.device.type) else x
-
-
 _RECORDED: set[type[nn.Module]] = set()
 
 
@@ -193,6 +195,6 @@ def _let_record(model: nn.Module) -> None:
         return
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = 0
-    with torch.device("meta"):
+    with torch._C._DisableFuncTorch(), torch.device("meta"):
         kind(config)
     _RECORDED.add(kind)

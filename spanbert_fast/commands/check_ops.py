@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 
 from spanbert_fast.ops._backend import use_backend
+from spanbert_fast.ops.antecedent_loss import antecedent_loss
+from spanbert_fast.ops.antecedent_top_k import antecedent_top_k
 from spanbert_fast.ops.bias_gelu import bias_gelu
 from spanbert_fast.ops.dropout import Dropout
 from spanbert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
@@ -15,6 +17,7 @@ from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
 from spanbert_fast.ops.pad import pad, take_tokens
 from spanbert_fast.ops.sample_spans import sample_spans
 from spanbert_fast.ops.span_boundary_gather import span_boundary_gather
+from spanbert_fast.ops.span_representation import span_representation
 from spanbert_fast.ops.varlen_attention import varlen_attention
 
 # Odd sizes and an empty sequence, so that the ends of blocks are met; large enough that every
@@ -107,6 +110,24 @@ def _gather(i: _Inputs) -> torch.Tensor:
     return span_boundary_gather(spans, places, offsets, total, weight, bias)
 
 
+def _pairs(i: _Inputs) -> tuple[torch.Tensor, ...]:
+    queries, keys = (i.values(name, TOKENS, HIDDEN) for name in ("queries", "keys"))
+    small = (i.values("mention_scores", TOKENS), i.values("distance_scores", TOKENS, 10))
+    return (queries / HIDDEN**0.5, keys, *small)
+
+
+def _antecedents(i: _Inputs) -> torch.Tensor:
+    return antecedent_loss(*_pairs(i), i.integers(60, TOKENS) - 20, i.offsets(LENGTHS))
+
+
+def _spans(i: _Inputs) -> torch.Tensor:
+    rows = [i.values(name, TOKENS, HIDDEN) for name in ("firsts", "lasts", "inner")]
+    starts = i.integers(TOKENS - 9, TOKENS)
+    ends = starts + i.integers(9, TOKENS)
+    logits = i.values("logits", TOKENS)
+    return span_representation(*rows[:2], starts, ends, inner=rows[2], logits=logits)
+
+
 def _pad(i: _Inputs) -> torch.Tensor:
     mask = torch.arange(max(LENGTHS))[None] < torch.tensor(LENGTHS)[:, None]
     indices = mask.flatten().nonzero().flatten().to(i.device)
@@ -115,6 +136,7 @@ def _pad(i: _Inputs) -> torch.Tensor:
 
 
 CASES: Mapping[str, Callable[[_Inputs], torch.Tensor]] = {
+    "antecedent_loss": _antecedents,
     "bias_gelu": lambda i: bias_gelu(i.values("x", TOKENS, HIDDEN), i.values("bias", HIDDEN)),
     "dropout_add_layer_norm": _norm,
     "embedding_layer_norm": _embedding,
@@ -124,6 +146,7 @@ CASES: Mapping[str, Callable[[_Inputs], torch.Tensor]] = {
     "linear_cross_entropy": _loss,
     "pad": _pad,
     "span_boundary_gather": _gather,
+    "span_representation": _spans,
     "varlen_attention": _attention,
 }
 
@@ -188,8 +211,26 @@ def _sampler(device: str) -> Checked:
     return Checked("sample_spans", device, "int64", error, (different or ["output"])[0])
 
 
+def _best_antecedents(device: str) -> Checked:
+    """Of whole numbers, whose sums are exact: equal bit for bit, ties included."""
+
+    def best(device: str):
+        inputs = _Inputs(torch.float32, device, torch.float32)
+        pairs = (i.round() for i in (inputs.values("", TOKENS, s) for s in (4, 4, 1, 10)))
+        queries, keys, mentions, distances = pairs
+        offsets = inputs.offsets(LENGTHS)
+        return antecedent_top_k(queries, keys, mentions[:, 0], distances, offsets, 5)
+
+    ours = best(device)
+    with use_backend("reference"):
+        expected = best("cpu")
+    same = [torch.equal(a.cpu(), b) for a, b in zip(ours, expected, strict=True)]
+    error = 0.0 if all(same) else float("inf")
+    return Checked("antecedent_top_k", device, "float32", error, "output")
+
+
 def check_ops(device: str) -> list[Checked]:
     """Every op on `device`, forward and backward, in the dtypes that it takes there."""
     dtypes = [torch.float32, torch.bfloat16] + ([torch.float16] if device == "cuda" else [])
     checked = [_checked(op, device, dtype) for op in CASES for dtype in dtypes]
-    return [*checked, _sampler(device)]
+    return [*checked, _best_antecedents(device), _sampler(device)]

@@ -3,9 +3,9 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from spanbert_fast.errors import UsageError
+from spanbert_fast.hub import check_name, folder_of
 
 DEFAULT_MODEL = "runs/first/model"  # what `make pretrain` leaves
 
@@ -27,7 +27,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("text", nargs="*", help="sentences with [MASK]; default: the lines of standard input")
-    add("--model", metavar="DIR", help=f"a checkpoint with its tokenizer (default {DEFAULT_MODEL})")
+    add(
+        "--model",
+        metavar="NAME",
+        help=f"a directory or a name of the Hub (default {DEFAULT_MODEL})",
+    )
     add("--top-k", type=int, default=5, metavar="K", help="fillings of a sentence (default 5)")
     add(
         "--head", choices=("mlm", "sbo", "both"), default="both", help="who predicts (default both)"
@@ -40,8 +44,7 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     """Print the fillings of every sentence."""
     model_dir = arguments.model or DEFAULT_MODEL
-    if not Path(model_dir).is_dir():
-        raise UsageError(f"--model {model_dir} is not a directory")
+    check_name(str(model_dir), "--model")
     if arguments.top_k < 1:
         raise UsageError(f"--top-k must be at least 1, got {arguments.top_k}")
     texts = arguments.text or [line.rstrip("\n") for line in sys.stdin if line.strip()]
@@ -52,6 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     from spanbert_fast.fill_span import FillSpan
     from spanbert_fast.models import SpanBertForMaskedLM, SpanBertForPreTraining
 
+    model_dir = folder_of(model_dir, "--model")
     tokenizer = load_tokenizer(model_dir)
     kind = SpanBertForMaskedLM if arguments.head == "mlm" else SpanBertForPreTraining
     model, report = kind.from_pretrained(model_dir, output_loading_info=True)

@@ -7,11 +7,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from spanbert_fast.commands.settings import parse_settings
+from spanbert_fast.commands.settings import parse_settings, profiles, shown
 from spanbert_fast.errors import UsageError
 from spanbert_fast.extras import TRAIN, require
-from spanbert_fast.tasks import NAMES, task_class
+from spanbert_fast.tasks import task_class
 from spanbert_fast.training.options import PRECISIONS
+
+TASKS = {
+    "qa": "answers in texts (SQuAD's formats)",
+    "ner": "named entities (CoNLL's columns)",
+    "coref": "coreference (CoNLL-2012)",
+    "relation": "the relation of two entities (TACRED, SemEval, SciERC)",
+    "classify": "classes or numbers of texts and pairs (GLUE, tables)",
+}
 
 EXAMPLES = """examples:
   spanbert-fast finetune qa --model spanbert-base-cased --train train-v2.0.json \\
@@ -23,48 +31,63 @@ EXAMPLES = """examples:
   spanbert-fast finetune classify --model spanbert-base-cased --glue-task cola \\
       --train train.tsv --dev dev.tsv --output-dir runs/cola --epochs 4
   spanbert-fast finetune ner --output-dir runs/ner --resume
+  spanbert-fast finetune qa --config runs/squad2/options.json --output-dir runs/again
 
 `spanbert-fast finetune TASK --help` lists a task's own options too.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Knows the options of the task that the command line names."""
+class _TaskParser(argparse.ArgumentParser):
+    """The options of one task, which are asked for when the command line has named it."""
 
-    def parse_args(  # type: ignore[override]  # one signature in place of its overloads
+    task = ""
+
+    def parse_known_args(  # type: ignore[override]  # one signature in place of its overloads
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> argparse.Namespace:
-        """Adds the named task's own options first, so that --help lists them."""
-        named = next((a for a in args or () if a in NAMES), None)
-        if named is not None:
-            kind = task_class(named)
-            group = self.add_argument_group(
-                f"options of {named}",
-                f"defaults: learning rate {kind.defaults.learning_rate:g}, "
-                f"{kind.defaults.epochs} epochs, batches of {kind.defaults.batch_size}, "
-                f"{kind.defaults.max_seq_length} word pieces",
-            )
-            own = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-            kind.add_arguments(own)
-            for action in own._actions:
-                group._add_action(action)
-            self.task_options = [action.dest for action in own._actions]
-        return super().parse_args(args, namespace)
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Adds the options first; those of the other tasks are never made."""
+        if self.task:
+            _add_options(self, self.task)
+            self.task = ""
+        return super().parse_known_args(args, namespace)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options; what is not given is not in the namespace."""
-    parser = _Parser(
+    parser = argparse.ArgumentParser(
         prog="spanbert-fast finetune",
         description="Fine-tune a BERT or SpanBERT checkpoint: evaluate every epoch, keep the best, "
         "predict, and write a model card.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
     )
+    tasks = parser.add_subparsers(
+        dest="task", metavar="TASK", required=True, parser_class=_TaskParser, title="tasks"
+    )
+    for name, what in TASKS.items():
+        tasks.add_parser(
+            name,
+            help=what,
+            description=f"Fine-tune on {what}.",
+            argument_default=argparse.SUPPRESS,
+        ).task = name
+    return parser
+
+
+def task_parser(task: str) -> argparse.ArgumentParser:
+    """The options of one task alone, as its --help lists them."""
+    parser = argparse.ArgumentParser(
+        prog=f"spanbert-fast finetune {task}", argument_default=argparse.SUPPRESS
+    )
+    _add_options(parser, task)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
+    """What is given, and nothing else, is in the namespace."""
     add = parser.add_argument
-    add("task", choices=NAMES, metavar="TASK", help=", ".join(NAMES))
-    add("--model", metavar="DIR", help="checkpoint with its tokenizer")
+    add("--config", metavar="FILE", help="these options from YAML or JSON; what is typed wins")
+    add("--model", metavar="NAME", help="checkpoint with its tokenizer: a directory, or the Hub's")
     for split, what in (
         ("train", "to learn from"),
         ("dev", "that chooses the best epoch"),
@@ -95,8 +118,22 @@ def parser() -> argparse.ArgumentParser:
     add("--patience", type=int, metavar="N", help="epochs with no gain until it stops (0: never)")
     add("--set", action="append", dest="training_arguments", metavar="NAME=VALUE",
         help="any further field of transformers.TrainingArguments")  # fmt: skip
+    add(
+        "--profile",
+        type=int,
+        metavar="N",
+        help="trace N steps with torch.profiler, print the widest",
+    )
     add("--debug", action="store_true", help="show the traceback of an error")
-    return parser
+    kind = task_class(task)
+    kind.add_arguments(
+        parser.add_argument_group(
+            f"options of {task}",
+            f"defaults: learning rate {kind.defaults.learning_rate:g}, "
+            f"{kind.defaults.epochs} epochs, batches of {kind.defaults.batch_size}, "
+            f"{kind.defaults.max_seq_length} word pieces",
+        )
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -108,6 +145,7 @@ def run(arguments: argparse.Namespace) -> None:
     given = vars(arguments)
     resume, overwrite = given.pop("resume", False), given.pop("overwrite", False)
     given.pop("debug", None)
+    profiled = given.pop("profile", None)
     if "output_dir" not in given:
         raise UsageError("--output-dir must be given")
     if resume:
@@ -120,7 +158,9 @@ def run(arguments: argparse.Namespace) -> None:
         options = options_of_run(given["output_dir"])
         if options.task != given["task"]:
             raise UsageError(f"the run in --output-dir is of {options.task}, not {given['task']}")
-        _report([module.finetune(options, resume=True)], options.output_dir)
+        callbacks = profiles(profiled, options.output_dir)
+        done = module.finetune(options, resume=True, callbacks=callbacks)
+        _report([done], options.output_dir)
         return
     for name in ("model", "train", "dev"):
         if name not in given:
@@ -134,7 +174,12 @@ def run(arguments: argparse.Namespace) -> None:
         given["training_arguments"] = parse_settings(given["training_arguments"])
     options = FinetuneOptions(**given, task_options=task_options, seed=seeds[0])
     runs = [options] if len(seeds) == 1 else [options.with_seed(seed) for seed in seeds]
-    results = [module.finetune(options, overwrite=overwrite) for options in runs]
+    results = [
+        module.finetune(
+            options, overwrite=overwrite, callbacks=profiles(profiled, options.output_dir)
+        )
+        for options in runs
+    ]
     _report(results, options.output_dir)
 
 
@@ -150,7 +195,7 @@ def _report(results: list[dict], output_dir: str) -> None:
         summary[split] = mean_and_deviation(results, split)
         for name, (mean, deviation) in summary[split].items():
             spread = f" +- {deviation:.4g} over {len(results)} seeds" if len(results) > 1 else ""
-            print(f"{split:<5}{name:<24}{mean:10.4f}{spread}", file=sys.stdout)
+            print(f"{split:<5}{name:<24}{shown(mean):>10}{spread}", file=sys.stdout)
     if len(results) > 1:
         path = Path(output_dir) / "seeds.json"
         path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -1,12 +1,14 @@
 """`spanbert-fast predict`."""
 
 import argparse
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from spanbert_fast.commands.settings import shown
 from spanbert_fast.errors import UsageError
+from spanbert_fast.hub import check_name, folder_of
 from spanbert_fast.tasks import NAMES
+from spanbert_fast.training.options import PRECISIONS
 
 EXAMPLES = """examples:
   spanbert-fast predict ner runs/ner/model test.conll --output predictions.conll
@@ -26,10 +28,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("task", choices=NAMES, metavar="TASK", help=", ".join(NAMES))
-    add("model", metavar="MODEL", help="directory of a model that `finetune` has left")
+    add(
+        "model", metavar="MODEL", help="what `finetune` has left: a directory, or a name of the Hub"
+    )
     add("file", metavar="FILE", help="data as in training; the answers may be missing")
     add("--output", metavar="FILE", help="default: beside FILE's name, in the current directory")
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="autocast (default fp32)")
+    add("--precision", choices=PRECISIONS, default="fp32", help="autocast (default fp32)")
     add("--tokens-per-batch", type=int, default=8192, metavar="N", help="default 8192")
     add("--skip-bad", action="store_true", help="leave bad data out, and count it")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -38,23 +42,26 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the predictions and print the figures."""
-    model_dir, file = Path(arguments.model), Path(arguments.file)
-    if not model_dir.is_dir():
-        raise UsageError(f"MODEL {model_dir} is not a directory")
+    file = Path(arguments.file)
+    check_name(arguments.model, "MODEL")
     if not file.is_file():
         raise UsageError(f"FILE {file}: no such file")
     if arguments.tokens_per_batch < 1:
         raise UsageError(f"--tokens-per-batch must be at least 1, got {arguments.tokens_per_batch}")
+    model_dir = folder_of(arguments.model, "MODEL")
     import torch
 
     from spanbert_fast.data.tokenizer import load_tokenizer
     from spanbert_fast.tasks.predict import predictions
     from spanbert_fast.training.finetune_models import finetuned_model
     from spanbert_fast.training.finetune_run import load_task
+    from spanbert_fast.training.precision import resolved_precision
 
     task = load_task(model_dir, arguments.task)
     examples, skipped = task.read(file, skip_bad=arguments.skip_bad)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = resolved_precision(arguments.precision, device)
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
     tokenizer = load_tokenizer(model_dir)
     examples, misfits = task.fitting(examples, tokenizer, file, skip_bad=arguments.skip_bad)
     model = finetuned_model(model_dir, task, tokenizer).to(device)
@@ -63,11 +70,9 @@ def run(arguments: argparse.Namespace) -> None:
         task,
         examples,
         tokenizer,
-        autocast=lambda: torch.autocast(
-            device.type, torch.bfloat16, enabled=arguments.precision == "bf16"
-        ),
+        autocast=lambda: torch.autocast(device.type, half, enabled=precision != "fp32"),
         tokens_per_batch=arguments.tokens_per_batch,
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
     output = Path(arguments.output or f"{file.name.split('.')[0]}.{task.predictions_file}")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     written = task.write(output, examples, made)
     if to_measure:
         for name, value in task.metrics(examples, to_measure).items():
-            print(f"{name:<24}{value:10.4f}")
+            print(f"{name:<24}{shown(value):>10}")
     if skipped + misfits:
         print(f"bad examples left out: {skipped + misfits:,}")
     print("written: " + ", ".join(map(str, written)))

@@ -2,11 +2,11 @@
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from spanbert_fast.errors import UsageError
 from spanbert_fast.extras import require
+from spanbert_fast.hub import folder_of
 
 logger = logging.getLogger("spanbert_fast")
 
@@ -35,7 +35,11 @@ def parser() -> argparse.ArgumentParser:
         help="as for `pretrain`; default: the embedded corpus",
     )
     add("--output-dir", required=True, metavar="DIR", help="where the shards are written")
-    add("--tokenizer", metavar="DIR", help="a fast WordPiece tokenizer; default: train one")
+    add(
+        "--tokenizer",
+        metavar="NAME",
+        help="a fast WordPiece tokenizer, a directory or a name of the Hub; default: train one",
+    )
     add(
         "--vocab-size",
         type=int,
@@ -71,13 +75,14 @@ def run(arguments: argparse.Namespace) -> None:
             raise UsageError(f"--output-dir {output} already holds shards; add --overwrite")
         documents = documents_of(tuple(arguments.data), arguments.max_line_bytes)
         if arguments.tokenizer:
-            tokenizer = load_tokenizer(arguments.tokenizer)
+            folder = folder_of(arguments.tokenizer, "--tokenizer", weights=False)
+            tokenizer = load_tokenizer(folder)
         else:
             logger.info("training a WordPiece vocabulary of %d", arguments.vocab_size)
             tokenizer = train_wordpiece(documents["text"], arguments.vocab_size)
         # All input has been read. Without it the shards are leftovers, which prepare replaces.
         (output / MANIFEST).unlink(missing_ok=True)
-        prepare(documents, tokenizer, output, progress=sys.stderr.isatty())
+        prepare(documents, tokenizer, output)
     shards = open_shards(output, tokenizer_fingerprint(tokenizer))
     tokens = sum(len(shard.tokens) for shard in shards)
     print(f"{len(documents):,} documents, {tokens:,} tokens in {len(shards)} shards: {output}")

@@ -7,7 +7,7 @@ import sys
 import typing
 from pathlib import Path
 
-from spanbert_fast.commands.settings import parse_settings
+from spanbert_fast.commands.settings import parse_settings, profiles
 from spanbert_fast.errors import UsageError
 from spanbert_fast.extras import TRAIN, require
 from spanbert_fast.training.options import PRECISIONS, PretrainOptions, resumed_options
@@ -21,6 +21,7 @@ EXAMPLES = """examples:
       --max-steps 20000 --learning-rate 5e-5 --precision bf16 --output-dir runs/papers
       turn a BERT into a SpanBERT of your field
   spanbert-fast pretrain --output-dir runs/papers --resume
+  spanbert-fast pretrain --config run.yaml --learning-rate 1e-4
   torchrun --nproc-per-node 8 -m spanbert_fast pretrain --gradient-accumulation-steps 1 ...
 """
 
@@ -38,13 +39,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--output-dir", metavar="DIR", help="where the run is written (required)")
+    add("--config", metavar="FILE", help="these options from YAML or JSON; what is typed wins")
     add(
         "--data",
         nargs="+",
         metavar="PATH",
         help=".txt (blank line between documents), .txt.gz/.xz/.zst, .jsonl or .parquet with a "
         "`text` field, a saved Hugging Face dataset, or directories made by `spanbert-fast "
-        "prepare`; default: the embedded corpus",
+        "prepare`, or hf://OWNER/NAME[/CONFIG][:SPLIT]; default: the embedded corpus",
     )
     add(
         "--max-line-bytes",
@@ -52,8 +54,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="refuse longer lines, of text or JSON (default 67108864)",
     )
-    add("--tokenizer", metavar="DIR", help="a fast WordPiece tokenizer; default: train one")
-    add("--init-from", metavar="DIR", help="start from a BERT or SpanBERT checkpoint")
+    add(
+        "--tokenizer",
+        metavar="NAME",
+        help="a fast WordPiece tokenizer, a directory or a name of the Hub; default: train one",
+    )
+    add(
+        "--init-from",
+        metavar="NAME",
+        help="start from a BERT or SpanBERT checkpoint, a directory or a name of the Hub",
+    )
     add(
         "--recipe",
         dest="recipe_name",
@@ -99,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
         help="any other field of transformers.TrainingArguments, e.g. torch_compile=true",
     )
     _add_recipe_options(parser)
+    add("--profile", type=int, metavar="N", help="trace N steps with torch.profiler")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -132,7 +143,7 @@ def options_of(arguments: argparse.Namespace, world_size: int) -> PretrainOption
         UsageError: an option is missing or cannot be.
     """
     given = dict(vars(arguments))
-    for name in ("debug", "overwrite"):
+    for name in ("debug", "overwrite", "profile"):
         given.pop(name, None)
     resume = given.pop("resume", False)
     if "output_dir" not in given:
@@ -140,7 +151,7 @@ def options_of(arguments: argparse.Namespace, world_size: int) -> PretrainOption
     recipe_fields = {field.name for field in dataclasses.fields(Recipe)}
     overrides = {name: given.pop(name) for name in list(given) if name in recipe_fields}
     if "data" in given:
-        given["data"] = tuple(str(Path(path)) for path in given["data"])
+        given["data"] = tuple(_data_name(path) for path in given["data"])
     if "training_arguments" in given:
         given["training_arguments"] = parse_settings(given["training_arguments"])
     if resume:
@@ -149,6 +160,10 @@ def options_of(arguments: argparse.Namespace, world_size: int) -> PretrainOption
     options = PretrainOptions(**given, overrides=overrides)
     options.recipe.check()
     return options
+
+
+def _data_name(path: str) -> str:
+    return path if path.startswith("hf://") else str(Path(path))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -162,6 +177,7 @@ def run(arguments: argparse.Namespace) -> None:
         options,
         resume=getattr(arguments, "resume", False),
         overwrite=getattr(arguments, "overwrite", False),
+        callbacks=profiles(getattr(arguments, "profile", None), options.output_dir),
     )
     if int(os.environ.get("RANK", "0")) == 0:
         print(report(summary, options.output_dir), file=sys.stdout)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from spanbert_fast.errors import UsageError
@@ -23,3 +24,23 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             values[name] = value  # a bare word is a string
     return values
+
+
+def shown(figure: float) -> str:
+    """A figure with four decimals; a count, which is a whole number by its type, without any."""
+    return f"{figure:,}" if isinstance(figure, int) else f"{figure:.4f}"
+
+
+def profiles(steps: int | None, output_dir: str) -> list:
+    """The callbacks of `--profile`; none where it is not given.
+
+    Raises:
+        UsageError: there are no steps to trace.
+    """
+    if steps is None:
+        return []
+    if steps < 1:
+        raise UsageError(f"--profile must be at least 1, got {steps}")
+    from spanbert_fast.training.profile import Profile
+
+    return [Profile(steps, Path(output_dir) / "trace.json")]

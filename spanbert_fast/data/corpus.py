@@ -6,7 +6,7 @@ import logging
 import mmap
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from datasets import Dataset, load_from_disk
 
+from spanbert_fast.data.hub_dataset import SCHEME, HubDataset
 from spanbert_fast.data.text_files import (
     MOST_LINE_BYTES,
     OPENERS,
@@ -23,6 +24,7 @@ from spanbert_fast.data.text_files import (
     plain_suffix,
 )
 from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.meter import metered
 from spanbert_fast.schema import regular_file
 
 logger = logging.getLogger("spanbert_fast")
@@ -62,10 +64,16 @@ def load_documents(
         DataError: a file cannot be decoded or lacks its text, a line is too long, or there is no
             document at all.
     """
-    files = [file for path in paths for file in _files(Path(path))]
+    files: list[Path | HubDataset] = []
+    for path in paths:
+        if str(path).startswith(SCHEME):
+            files.append(HubDataset.of(str(path)))
+        else:
+            files += _files(Path(path))
     with tempfile.TemporaryFile() as file:
         with pa.ipc.new_stream(file, _SCHEMA) as writer:
-            for texts in _batches(_documents(files, max_line_bytes)):
+            documents = metered(_documents(files, max_line_bytes), "read", unit="documents")
+            for texts in _batches(documents):
                 writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], _SCHEMA))
         file.flush()
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -112,12 +120,12 @@ def _files(path: Path) -> list[Path]:
 _Lines = Iterator[str | None]
 
 
-def _documents(files: Sequence[Path], max_line_bytes: int) -> Iterator[str]:
-    """The text of each document. A reader yields the lines of its file, stripped and not empty, and
-    None at the end of a document."""
+def _documents(files: Sequence[Path | HubDataset], max_line_bytes: int) -> Iterator[str]:
+    """The text of each document. What reads a file yields its lines, stripped and not empty, and
+    None where a document ends."""
     empty = True
     for path in files:
-        read = _read_saved_dataset if path.is_dir() else _READERS[plain_suffix(path)]
+        read = _reader_of(path)
         text, size, is_said = io.StringIO(), 0, False
         for line in chain(_hinted(read(path, max_line_bytes)), [None]):
             is_too_long = line is not None and size + len(line) > max_line_bytes
@@ -198,6 +206,22 @@ _READERS = {
     ".json": _read_jsonl,
     ".parquet": _read_parquet,
 }
+
+
+def _reader_of(path: Path | HubDataset) -> Callable[..., _Lines]:
+    if isinstance(path, HubDataset):
+        return _read_hub
+    return _read_saved_dataset if path.is_dir() else _READERS[plain_suffix(path)]
+
+
+def _read_hub(dataset: HubDataset, max_line_bytes: int) -> _Lines:
+    for text in dataset.texts():
+        if len(text) > max_line_bytes:
+            raise TooLong(
+                f"{dataset}: a row's text must have at most {max_line_bytes:,} characters, has "
+                f"{len(text):,}"
+            )
+        yield from _lines_in(text)
 
 
 def _read_saved_dataset(path: Path, max_line_bytes: int) -> _Lines:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import tokenizers
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.data.finished_shards import (
@@ -30,6 +29,7 @@ from spanbert_fast.data.tokenizer import (
     word_start_table,
 )
 from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.meter import metered
 from spanbert_fast.schema import FILE_NAME, TEXT, check, list_of, one_of, read_json, whole
 
 logger = logging.getLogger("spanbert_fast")
@@ -69,9 +69,9 @@ def prepare(
         documents: rows with a `text` (`load_documents`). They are read twice if an interrupted run
             is continued.
         tokenizer: a fast WordPiece tokenizer. A special token's name in the text is plain text.
-        output_dir: created if missing; must not hold a prepared corpus yet.
-        shard_tokens: approximate size of a shard, which holds whole documents.
-        progress: show a progress bar over the documents.
+        output_dir: made if missing; must not hold a prepared corpus yet.
+        shard_tokens: about the tokens of a shard, which holds whole documents.
+        progress: show how many documents are done, where the package's log lines are shown.
 
     Returns:
         The files of the shards in the order of the corpus. The number of threads does not change
@@ -210,7 +210,9 @@ class _Rows:
         self._digests: list[bytes] = []
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
-        bar = tqdm(self._documents, desc="tokenise", unit=" documents", disable=not self._progress)
+        total = len(self._documents) if hasattr(self._documents, "__len__") else None
+        bar = metered(self._documents, "tokenise", total, "documents")
+        bar = bar if self._progress else self._documents
         for number, row in enumerate(bar):
             if number >= self._skip:
                 self._digests.append(text_digest(row["text"]))

@@ -18,6 +18,7 @@ from tokenizers.trainers import WordPieceTrainer
 
 from spanbert_fast.data.text_files import pieces
 from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.meter import metered
 from spanbert_fast.schema import (
     OBJECT,
     TEXT,
@@ -73,7 +74,8 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     if iter(texts) is texts:
         raise TypeError(f"texts must be read twice, got the iterator {type(texts).__name__}")
     normalizer, pre_tokenizer = BertNormalizer(lowercase=False), BertPreTokenizer()
-    alphabet = _alphabet(texts, normalizer)
+    total = len(texts) if hasattr(texts, "__len__") else None
+    alphabet = _alphabet(metered(texts, "characters", total, "documents"), normalizer)
     continuing = [
         _PREFIX + character
         for character in alphabet
@@ -96,8 +98,9 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         limit_alphabet=len(alphabet),
         continuing_subword_prefix=_PREFIX,
     )
-    # short parts, because the trainer keeps hundreds of its inputs in memory
-    parts = (part for text in texts for part in pieces(text, _PIECE))
+    # the trainer holds hundreds of its inputs at once
+    counted = metered(texts, "vocabulary", total, "documents")
+    parts = (part for text in counted for part in pieces(text, _PIECE))
     trained.train_from_iterator(parts, trainer)
     vocab = sorted(trained.get_vocab().items(), key=lambda item: item[1])
     return BertTokenizer(vocab=dict(vocab), do_lower_case=False)

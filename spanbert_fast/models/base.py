@@ -24,6 +24,8 @@ from spanbert_fast.nn.heads import MaskedLMHead, SpanBoundaryHead
 
 logger = logging.getLogger("spanbert_fast")
 
+_TASK_HEADS = ("classifier", "qa_outputs")
+
 # What reading a missing, truncated or corrupt checkpoint may raise.
 UNREADABLE = (
     AssertionError,
@@ -67,6 +69,7 @@ class SpanBertPreTrainedModel(PreTrainedModel):
         *model_args,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
+        new_head: bool = False,
         **kwargs,
     ):
         """Load from a directory or the Hub, as every Hugging Face model does.
@@ -80,7 +83,8 @@ class SpanBertPreTrainedModel(PreTrainedModel):
             ignore_mismatched_sizes: initialise tensors of another shape instead of raising.
             output_loading_info: return (model, info). `info["missing_keys"]` is the set of
                 parameters that the checkpoint lacks and that were initialised,
-                `info["unexpected_keys"]` the set of those that the model does not have.
+                `info["unexpected_keys"]` of those that the model has no place for.
+            new_head: initialise a task's head though the checkpoint has one, of another task.
 
         Raises:
             DataError: a tensor of the encoder is missing, left over, of another shape, or not
@@ -119,6 +123,11 @@ class SpanBertPreTrainedModel(PreTrainedModel):
             path = span_boundary_file.head_file(pretrained_model_name_or_path, **kwargs)
             if path is not None:
                 info["missing_keys"] -= _read_head(where, model, path)
+        if new_head:
+            info["missing_keys"] |= model.initialize_head()
+            info["mismatched_keys"] = {
+                found for found in info["mismatched_keys"] if found[0] not in info["missing_keys"]
+            }
         missing, unexpected = info["missing_keys"], info["unexpected_keys"]
         _refuse(where, loading.encoder_fault(missing, unexpected, model.config.num_hidden_layers))
         if info["mismatched_keys"] and not ignore_mismatched_sizes:
@@ -169,6 +178,17 @@ class SpanBertPreTrainedModel(PreTrainedModel):
         if isinstance(module, StartToEndHead):
             # a candidate in fifty is a mention: learning that first would take many steps
             init.constant_(module.width_scores, -4.0)
+
+    @torch.no_grad()
+    def initialize_head(self) -> set[str]:
+        """Draw the weights of a task's head anew; returns their names."""
+        names = set()
+        for name, module in self.named_children():
+            if name in _TASK_HEADS:
+                module.weight.normal_(std=self.config.initializer_range)
+                module.bias.zero_()
+                names |= {f"{name}.weight", f"{name}.bias"}
+        return names
 
     def wants_hidden_states(self, argument: bool | None) -> bool:
         """The caller's choice, or else that of the configuration."""

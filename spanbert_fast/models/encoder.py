@@ -15,6 +15,7 @@ from spanbert_fast.nn.embeddings import EmbeddingTables, PackedIds, embed
 from spanbert_fast.nn.layer import NormOptions, TransformerLayer
 from spanbert_fast.nn.linear import apply_linear
 from spanbert_fast.nn.packing import Packing
+from spanbert_fast.ops._precision import is_autocast
 from spanbert_fast.ops.dropout import DropoutPlan
 
 
@@ -44,7 +45,7 @@ class SpanBertEmbeddings(nn.Module):
         ids = PackedIds(
             inputs.input_ids, inputs.position_ids, inputs.token_type_ids, inputs.inputs_embeds
         )
-        autocast = torch.is_autocast_enabled(inputs.position_ids.device.type)
+        autocast = is_autocast(inputs.position_ids.device)
         return embed(
             tables,
             ids,

@@ -1,6 +1,7 @@
 """From the attention masks of Hugging Face models to packed tokens."""
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from spanbert_fast.nn.packing import Packing
 
@@ -28,7 +29,13 @@ def packing_of_mask(
         attention_mask = _keys_that_all_queries_see(attention_mask, shape)
     if attention_mask is None or tuple(attention_mask.shape) != shape:
         return None
+    if _has_no_data(attention_mask):
+        return Packing.of_padded(shape, None, device)
     packing = Packing.of_padded(shape, attention_mask.to(device), device)
+    if torch.compiler.is_compiling():
+        # the graph has to hold for every mask that has a token
+        torch._check(packing.total_tokens > 0)
+        return packing
     if packing.total_tokens == shape[0] * shape[1]:
         return Packing.of_padded(shape, None, device)  # nothing to gather
     return packing
@@ -37,12 +44,28 @@ def packing_of_mask(
 def starts_are_tokens(packing: Packing) -> bool:
     """Whether no sequence of a padded batch is padded in front; stops a GPU's host. Of a sequence
     without any token, nothing is asked."""
-    if packing.indices is None or packing.padded_shape is None or packing.total_tokens == 0:
+    if packing.indices is None or packing.padded_shape is None:
         return True
+    if torch.compiler.is_compiling():
+        torch._assert_async(
+            _are_starts(packing), "a compiled model's sequences must be padded behind"
+        )
+        return True
+    if packing.total_tokens == 0:
+        return True
+    return bool(_are_starts(packing))
+
+
+def _are_starts(packing: Packing) -> torch.Tensor:
     batch, seqlen = packing.padded_shape
     starts = torch.arange(batch, device=packing.indices.device) * seqlen
     is_empty = packing.cu_seqlens.diff() == 0
-    return bool(((packing.indices[packing.first_rows()] == starts) | is_empty).all())
+    return ((packing.indices[packing.first_rows()] == starts) | is_empty).all()
+
+
+def _has_no_data(mask: torch.Tensor) -> bool:
+    """Whether only shapes are asked for, which no mask changes."""
+    return mask.device.type == "meta" or isinstance(mask, FakeTensor)
 
 
 def _keys_that_all_queries_see(mask: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor | None:

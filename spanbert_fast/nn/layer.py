@@ -9,6 +9,7 @@ from spanbert_fast.nn.attention import PackedSelfAttention
 from spanbert_fast.nn.linear import linear_gelu, linear_without_bias, reset_linear
 from spanbert_fast.nn.packing import Packing
 from spanbert_fast.ops import _checks
+from spanbert_fast.ops._precision import is_autocast
 from spanbert_fast.ops.dropout import Dropout, DropoutPlan
 from spanbert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 
@@ -63,7 +64,7 @@ class DropoutAddLayerNorm(nn.LayerNorm):
             dropout = None
         elif dropout is None and self.options.dropout:
             dropout = DropoutPlan.draw(x.device).after_attention(0, self.options.dropout)
-        in_fp32 = self.options.residual_in_fp32 and torch.is_autocast_enabled(x.device.type)
+        in_fp32 = self.options.residual_in_fp32 and is_autocast(x.device)
         y = dropout_add_layer_norm(
             x.reshape(-1, x.shape[-1]),
             residual.reshape(-1, residual.shape[-1]),

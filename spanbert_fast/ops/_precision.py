@@ -7,9 +7,14 @@ from spanbert_fast._extension import _C
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
     """The dtype of an op's output: autocast's if autocast is on, else that of x."""
-    if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
+    if x.is_floating_point() and is_autocast(x.device):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
+
+
+def is_autocast(device: torch.device) -> bool:
+    """Whether autocast is on for tensors of `device`; never on the meta device, which has none."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def opmath_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -95,7 +95,7 @@ class TopKInputs(NamedTuple):
     k: int
 
 
-def _composite(inputs: TopKInputs) -> tuple[torch.Tensor, torch.Tensor]:
+def _composite_fwd(inputs: TopKInputs) -> tuple[torch.Tensor, torch.Tensor]:
     queries, k = inputs.queries, inputs.k
     mentions, opmath = queries.shape[0], opmath_dtype(queries.dtype)
     first_of_document = documents_of(inputs.cu_mentions, mentions)
@@ -114,10 +114,10 @@ def _composite(inputs: TopKInputs) -> tuple[torch.Tensor, torch.Tensor]:
     return best, antecedents.masked_fill_(best == -torch.inf, -1)
 
 
-def _fake(inputs: TopKInputs):
+def _fake_fwd(inputs: TopKInputs):
     shape = (inputs.queries.shape[0], inputs.k)
     best = inputs.queries.new_empty(shape, dtype=opmath_dtype(inputs.queries.dtype))
     return best, torch.empty_like(best, dtype=torch.int64)
 
 
-_top_k = register("antecedent_top_k_fwd", _composite, _fake)
+_top_k = register("antecedent_top_k_fwd", _composite_fwd, _fake_fwd)

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from spanbert_fast.ops import _checks
 from spanbert_fast.ops._backend import runs_reference
-from spanbert_fast.ops._precision import compute_dtype, product_dtype
+from spanbert_fast.ops._precision import compute_dtype, is_autocast, product_dtype
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -34,7 +34,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if runs_reference() or product_dtype(dtype, x.device) == dtype:
         return F.linear(x, weight, bias)
     _checks.check_floating("x", x)
-    if not torch.is_autocast_enabled(x.device.type):  # as PyTorch does, on every CPU
+    if not is_autocast(x.device):  # as PyTorch does, on every CPU
         for name, tensor in (("weight", weight), ("bias", bias)):
             if tensor is not None and tensor.dtype != dtype:
                 raise TypeError(f"{name} must be {dtype} as x is, got {tensor.dtype}")

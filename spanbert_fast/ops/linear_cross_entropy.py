@@ -123,7 +123,7 @@ def linear_cross_entropy(
             targets,
             [hidden.shape[0]] if group_sizes is None else list(group_sizes),
             return_predictions,
-            _kept_columns(hidden, weight, bias),
+            _saved_columns(hidden, weight, bias),
         )
     )
     return LinearCrossEntropy(losses, predictions if return_predictions else None)
@@ -132,7 +132,7 @@ def linear_cross_entropy(
 class LossInputs(NamedTuple):
     """What the registered functions take.
 
-    kept_columns: number of columns whose scores a compiled forward keeps for the backward.
+    saved_columns: the columns whose scores a compiled forward saves for the backward.
     """
 
     hidden: torch.Tensor
@@ -141,7 +141,7 @@ class LossInputs(NamedTuple):
     targets: torch.Tensor
     group_sizes: list[int]
     with_predictions: bool
-    kept_columns: int
+    saved_columns: int
 
 
 def _runs_compiled(*tensors: torch.Tensor) -> bool:
@@ -150,8 +150,8 @@ def _runs_compiled(*tensors: torch.Tensor) -> bool:
     )
 
 
-def _kept_columns(hidden: torch.Tensor, *parameters: torch.Tensor) -> int:
-    """For how many columns the forward keeps the scores."""
+def _saved_columns(hidden: torch.Tensor, *parameters: torch.Tensor) -> int:
+    """The columns whose scores the forward is to keep for the backward."""
     tensors = (hidden, *parameters)
     differentiates = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if not (differentiates and _runs_compiled(*tensors)):
@@ -196,12 +196,12 @@ def _locate(targets: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.
 def _composite_fwd(
     inputs: LossInputs,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(losses, predictions, lse, kept); predictions are (0,) unless asked for.
+    """(losses, predictions, lse, saved); predictions are (0,) where not asked for.
 
     lse: (2, rows), two numbers whose sum is lse. A compiled forward keeps each row's largest score
         and the log of the remaining sum apart, since adding them would round digits away.
-    kept: (rows, kept_columns) in the dtype of hidden, X W^T of the first columns; this composite
-        keeps none, (rows, 0).
+    saved: (rows, saved_columns) in the dtype of hidden, X W^T of the first columns; this composite
+        saves none, (rows, 0).
     """
     hidden, weight, bias, targets, group_sizes, with_predictions, _ = inputs
     _checks.check_ids("targets", targets, weight.shape[0])
@@ -228,7 +228,7 @@ def _composite_fwd(
 
 
 def _composite_bwd(
-    dlosses: torch.Tensor, inputs: LossInputs, lse: torch.Tensor, kept: torch.Tensor
+    dlosses: torch.Tensor, inputs: LossInputs, lse: torch.Tensor, saved: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dhidden, dweight, dbias), summed in fp32."""
     hidden, weight, bias, targets, group_sizes, *_ = inputs
@@ -256,11 +256,11 @@ def _fake_fwd(inputs: LossInputs):
     hidden, rows = inputs.hidden, inputs.hidden.shape[0]
     losses = hidden.new_empty((rows,), dtype=opmath_dtype(hidden.dtype))
     predictions = inputs.targets.new_empty((rows if inputs.with_predictions else 0,))
-    kept = hidden.new_empty((rows, inputs.kept_columns))
-    return losses, predictions, losses.new_empty((2, rows)), kept
+    saved = hidden.new_empty((rows, inputs.saved_columns))
+    return losses, predictions, losses.new_empty((2, rows)), saved
 
 
-def _fake_bwd(dlosses, inputs: LossInputs, lse, kept):
+def _fake_bwd(dlosses, inputs: LossInputs, lse, saved):
     return tuple(t.new_empty(t.shape) for t in (inputs.hidden, inputs.weight, inputs.bias))
 
 

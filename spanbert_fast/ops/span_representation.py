@@ -179,7 +179,7 @@ def _fake_bwd(dy, inputs: SpanInputs, y, lse):
         firsts.new_empty(firsts.shape),
         lasts.new_empty(lasts.shape),
         firsts.new_empty((0,) if inner is None else inner.shape),
-        lse.new_empty((0,) if logits is None else logits.shape),
+        lse.new_empty((0,)) if logits is None else logits.new_empty(logits.shape),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,9 +44,9 @@ class Classification(Task[Text, Prediction]):
     Texts that are longer than a window lose word pieces at their ends; of two texts, the longer one
     loses them. The figure `truncated` counts such examples.
 
-    The figures are in percent. For classes: accuracy; f1, which with two classes is that of the
-    second in `labels` (1 after 0), with more their mean; and Matthews' mcc. For numbers: the
-    correlations pearson and spearman. `score` chooses the best checkpoint. It is the mean of
+    The figures are percent. Classes: accuracy; f1, of two classes that of the second in the order
+    of `labels` (1 after 0 or -1), of more the mean over them; and Matthews' mcc. Numbers: the
+    correlations pearson and spearman. `score`, which chooses the best checkpoint, is the mean of
     `score_figures`: on GLUE those of its leaderboard (cola mcc, mrpc and qqp accuracy and f1, stsb
     pearson and spearman, else accuracy); elsewhere accuracy, or pearson and spearman.
 
@@ -238,7 +239,7 @@ def _longest_first(texts: Sequence[list[int]], room: int) -> list[list[int]]:
 
 
 def _order(label: str) -> tuple:
-    is_number = label.isdecimal() and len(label) < 1000  # int() has its limit
+    is_number = re.fullmatch(r"[+-]?\d{1,1000}", label)  # int() has its limit
     return (0, int(label), label) if is_number else (1, 0, label)
 
 

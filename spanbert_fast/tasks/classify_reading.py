@@ -15,7 +15,17 @@ from spanbert_fast.tasks.base import Bad, Example
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
 LABEL_COLUMN = "label"
-TEXT_COLUMNS = (("text1", "text2"), ("sentence1", "sentence2"), ("text",), ("sentence",))
+TEXT_COLUMNS = (
+    ("text1", "text2"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text",),
+    ("sentence",),
+)
+# what pandas, R and databases write where there is no value
+_MISSING = {"nan", "NaN", "null", "NULL", "None", "<NA>", "#N/A"}
 _ID_COLUMNS = ("index", "id", "idx")
 _COLA = ("source", "label", "star", "sentence")  # its training and dev files have no header
 _COLA_TEST = ["index", "sentence"]
@@ -77,14 +87,15 @@ def read_texts(
     """The texts of a file in order.
 
     Args:
-        path: its suffix gives the format. .csv and .tsv have a header (only .csv has quotes);
-            .jsonl has an object per line; .txt has label TAB text, label TAB text TAB text, or a
-            text on each line. A column index, id or idx gives the id of a row; the default is its
-            number, from 0. A row without the label column has no label.
-        glue_task: a key of `GLUE`. The file is then read as GLUE's .tsv, whatever its suffix.
-        text_columns: one or two names; None for those of the task, or the first that fit of
-            `TEXT_COLUMNS`.
-        label_column: None for that of the task, or `LABEL_COLUMN`.
+        path: its suffix says what it is: .csv and .tsv with a header (quotes are quotes in .csv
+            alone; a .csv may be separated by semicolons or tabs, as Excel writes it, and may have
+            blanks behind its separators), .jsonl with an object per line, or .txt with label TAB
+            text, label TAB text TAB text, or a text alone on each line. Rows have the id that a
+            column index, id or idx says, else their number from 0. A row without the label column
+            has no label.
+        glue_task: a key of `GLUE`; the file is GLUE's .tsv then, whatever its suffix.
+        text_columns: one or two names; None for the task's, or the first of `TEXT_COLUMNS`.
+        label_column: None for the task's, or `LABEL_COLUMN`.
         regression: labels are numbers.
 
     Raises:
@@ -140,7 +151,14 @@ def _tsv(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.reader(decoded_lines(path), strict=True)
+    header = first_line(path)
+    separator = next((s for s in ",;\t" if s in header), ",")
+    reader = csv.reader(
+        decoded_lines(path),
+        strict=True,
+        delimiter=separator,
+        skipinitialspace=f"{separator} " in header,
+    )
     while True:
         place = f"{path}:{reader.line_num + 1}"
         try:
@@ -160,7 +178,9 @@ def _named(rows: Iterator[tuple[str, Any]], names: Sequence[str] | None) -> Iter
         if names is None:
             if isinstance(row, _BadItem):
                 raise DataError(f"{place}: {row}")
-            if len(set(row)) < len(row):
+            row = [name.strip() for name in row]
+            named = [name for name in row if name]  # Excel writes empty columns, pandas an index
+            if len(set(named)) < len(named):
                 raise DataError(f"{place}: the header has a column twice: {', '.join(row)}")
             names = row
         elif isinstance(row, _BadItem):
@@ -207,6 +227,8 @@ def _text(
     if not any(map(str.strip, texts)):
         raise _BadItem(f"{' and '.join(columns)} must not be blank")
     label = row.get(label_column)
+    if isinstance(label, float) and math.isnan(label):  # as null, which json.dumps of pandas avoids
+        label = None
     own_name = next((row[key] for key in _ID_COLUMNS if key in row), number)
     name = " ".join(str(own_name).split())  # on one line, without tabs
     return Text(name, place, texts, None if label is None else _label(label, regression))
@@ -217,6 +239,10 @@ def _label(value: Any, regression: bool) -> str | float:
         value = json.dumps(value)
     if not isinstance(value, str) or not value.strip():
         raise _BadItem(f"the label must be a string or a number, got {value!r:.60}")
+    if not regression and value.strip() in _MISSING:
+        raise _BadItem(
+            f"the label is missing ({value.strip()}): leave the row out, or rename the class"
+        )
     if not regression:
         return value.strip()
     try:

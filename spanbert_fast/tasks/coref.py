@@ -2,9 +2,10 @@
 
 import argparse
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,11 +14,57 @@ from spanbert_fast.tasks.base import Bad, Defaults, DocumentTask
 from spanbert_fast.tasks.coref_documents import Cluster, Document
 from spanbert_fast.tasks.coref_metrics import coreference_scores
 from spanbert_fast.tasks.coref_reading import FORMATS, format_of, read_documents
+from spanbert_fast.tasks.coref_text import sentences_of
 from spanbert_fast.tasks.coref_writing import write_documents
 
 logger = logging.getLogger("spanbert_fast")
 
 HEADS = ("start-to-end", "coarse-to-fine")
+
+
+class Resolved(NamedTuple):
+    """What `resolve` returns.
+
+    Attributes:
+        words: of the text, in order.
+        clusters: mentions by their first and last word, both inclusive.
+    """
+
+    words: list[str]
+    clusters: list[Cluster]
+
+    def texts(self) -> list[list[str]]:
+        """The clusters' mentions in words."""
+        return [
+            [" ".join(self.words[start : end + 1]) for start, end in cluster]
+            for cluster in self.clusters
+        ]
+
+
+def resolve(
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    max_seq_length: int = 384,
+    singletons: bool = False,
+) -> Resolved:
+    """Who is who in a plain text of any length.
+
+    Args:
+        model: a SpanBertForCoreference.
+        text: split into sentences and words by the rules of `coref_text`; a blank line ends a
+            paragraph.
+        max_seq_length: word pieces of a segment, as in training.
+        singletons: also return mentions that nothing else refers to.
+    """
+    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text)]
+    sentences = [sentence for part in paragraphs for sentence in sentences_of(part)]
+    if not sentences:
+        return Resolved([], [])
+    document = Document("text", "text", "0", sentences, None)
+    task = Coreference(max_seq_length=max_seq_length, singletons=singletons)
+    return Resolved(document.words, next(task.predictions(model, [document], tokenizer)))
 
 
 class Coreference(DocumentTask):

@@ -22,9 +22,9 @@ _WORD = re.compile(
     re.VERBOSE,
 )
 _ABBREVIATIONS = frozenset(
-    "mr mrs ms dr st prof rev gen col capt lieut lt sgt maj hon esq jr sr messrs mme mlle mt no "
-    "nos vol vols fig figs eq eqs cf vs etc al inc ltd co corp dept est approx jan feb mar apr jun "
-    "jul aug sep sept oct nov dec".split()
+    "mr mrs ms dr st prof rev gen col capt lieut lt sgt maj hon esq jr sr messrs mme mlle mt "
+    "no nos vol vols fig figs eq eqs cf vs etc al inc ltd co corp dept est approx "
+    "jan feb mar apr jun jul aug sep sept oct nov dec".split()
 )
 _ENDS = frozenset(".!?…")
 _CLOSING = frozenset("\"'”’)]}»''")

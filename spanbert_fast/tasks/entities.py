@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SCHEMES = ("bio", "iob1", "iobes")
+SCHEMES = ("bio", "iob1", "iobes", "bilou")
 
 
 def scheme_of(sentences: Sequence[Sequence[str]]) -> str:
-    """The scheme of tagged sentences: IOBES where there is an E- or S-; IOB1 where an entity begins
+    """The scheme of tagged sentences: IOBES where there is an E- or S-, BILOU where there is an L-
+    or U-; IOB1 where an entity begins
     with an I-; else BIO."""
     begins_with_i = False
     for tags in sentences:
@@ -16,6 +17,8 @@ def scheme_of(sentences: Sequence[Sequence[str]]) -> str:
         for tag in tags:
             if tag[:2] in ("E-", "S-"):
                 return "iobes"
+            if tag[:2] in ("L-", "U-"):
+                return "bilou"
             if tag.startswith("I-") and (previous == "O" or previous[2:] != tag[2:]):
                 begins_with_i = True
             previous = tag
@@ -28,6 +31,13 @@ def to_bio(tags: Sequence[str], scheme: str) -> list[str]:
     Raises:
         ValueError: a tag is none of the scheme's.
     """
+    if scheme == "bilou":  # IOBES by other letters
+        known = {"B": "B", "I": "I", "L": "E", "U": "S"}
+        for tag in tags:
+            if tag != "O" and (tag[:1] not in known or tag[1:2] != "-" or len(tag) < 3):
+                raise ValueError(f"a tag must be O or one of B/I/L/U-TYPE, got {tag!r}")
+        tags = [tag if tag == "O" else known[tag[0]] + tag[1:] for tag in tags]
+        scheme = "iobes"
     prefixes = {"bio": "BI", "iob1": "BI", "iobes": "BIES"}[scheme]
     bio: list[str] = []
     previous = "O"

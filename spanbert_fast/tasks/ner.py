@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from spanbert_fast.data.text_files import decoded_lines
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks import entities
 from spanbert_fast.tasks.base import Bad, Defaults, Example, Task
+from spanbert_fast.tasks.ner_lines import has_tag, is_json
 from spanbert_fast.tasks.writing import whole_file
 
 if TYPE_CHECKING:
@@ -111,15 +113,24 @@ class NamedEntities(Task[Sentence, list[str]]):
         rows: list[list[str]] = []
         first, number, count = 1, 0, 0
         for number, line in enumerate(decoded_lines(path), start=1):
+            if number == 1 and is_json(line):
+                raise DataError(
+                    f"{path}:1: is JSON; ner reads columns: a word, a blank or tab, and its tag on "
+                    "each line, and a blank line between sentences"
+                )
             if not line.strip() or line.startswith("-DOCSTART-"):
                 if rows:
                     yield self._sentence(rows, path, first, count)
                     rows, count = [], count + 1
                 continue
-            if not rows:
-                first = number
             line = line.rstrip("\r\n")
-            rows.append(line.split("\t") if "\t" in line else line.split())
+            # a no-break space is part of a word: it keeps "10 000" one token
+            row = line.split("\t") if "\t" in line else re.split("[ \f\v]+", line.strip(" \f\v"))
+            if not rows:
+                if line.startswith("#") and not has_tag(row, self.tag_column):
+                    continue  # a comment: CoNLL-U, OntoNotes and the WNUT sets have them
+                first = number
+            rows.append(row)
         if rows:
             yield self._sentence(rows, path, first, count)
 
@@ -228,6 +239,16 @@ class NamedEntities(Task[Sentence, list[str]]):
         outputs: Sequence[dict[str, np.ndarray]],
     ) -> list[str]:
         """BIO tags, one per word; a word without pieces is O."""
+        scores = self.word_scores(example, windows, outputs)
+        return entities.best_path(scores, self.learnt_labels())
+
+    def word_scores(
+        self,
+        example: Sentence,
+        windows: Sequence[dict],
+        outputs: Sequence[dict[str, np.ndarray]],
+    ) -> np.ndarray:
+        """fp32 (words, labels): each word's logits where it has the most context around it."""
         labels = self.learnt_labels()
         scores = np.full((len(example.words), len(labels)), -np.inf, np.float32)
         scores[:, 0] = 0.0
@@ -242,7 +263,7 @@ class NamedEntities(Task[Sentence, list[str]]):
                 if min(left, right) > context[word]:
                     context[word] = min(left, right)
                     scores[word] = logits[i]
-        return entities.best_path(scores, labels)
+        return scores
 
     def metrics(
         self, examples: Sequence[Sentence], predictions: Sequence[list[str]]

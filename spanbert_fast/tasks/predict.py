@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from spanbert_fast.meter import Meter
 from spanbert_fast.models.base import SpanBertPreTrainedModel
 from spanbert_fast.models.evaluation_mode import evaluation_mode
 from spanbert_fast.tasks.base import DocumentTask, Example, Task
@@ -53,9 +53,9 @@ def predictions(
     """Yield one prediction per example, in order, each as soon as it and those before are made.
 
     Args:
-        model: a model with the task's head. Our models get packed batches, others padded ones.
-        tokens_per_batch: the most word pieces of one forward, with padding.
-        progress: show a bar.
+        model: with the task's head; ours gets packed batches, any other padded ones.
+        tokens_per_batch: most word pieces of one forward, its padding counted.
+        progress: show how many are done, where the package's log lines are shown.
 
     Memory grows with the outputs of one example, not with the file.
 
@@ -105,8 +105,8 @@ def predictions(
             outputs = [output for output in opened.outputs if output is not None]
             made[opened.index] = task.decode(example, opened.windows, outputs)
 
-    bar = tqdm(total=len(examples), unit="example", disable=not progress)
-    with evaluation_mode(model), bar:
+    shown = Meter("predict", len(examples), "examples") if progress else None
+    with evaluation_mode(model), shown or contextlib.nullcontext():
         for index, example in enumerate(examples):
             opened = _Open(index)
             for window in task.windows(example, tokenizer):
@@ -116,8 +116,9 @@ def predictions(
                 if len(waiting) >= _WAITING:
                     run_waiting()
             opened.all_made = True
-            close(opened)  # its last window may have just been run
-            bar.update()
+            close(opened)  # where its last window has just been run
+            if shown is not None:
+                shown.add()
             while following in made:
                 yield made.pop(following)
                 following += 1

@@ -17,6 +17,7 @@ from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Bad, Defaults, Task
 from spanbert_fast.tasks.qa_decoding import Prediction, best_answers
 from spanbert_fast.tasks.qa_metrics import squad_figures
+from spanbert_fast.tasks.qa_offsets import answer_pieces, take_accents
 from spanbert_fast.tasks.qa_reading import Question, read_questions
 from spanbert_fast.tasks.writing import JsonObject, whole_file
 
@@ -127,7 +128,7 @@ class QuestionAnswering(Task[Question, Prediction]):
         pieces, offsets = self._context_pieces(example.context, tokenizer)
         head = [tokenizer.cls_token_id, *question, tokenizer.sep_token_id]
         room = self.max_seq_length - len(question) - _SPECIAL
-        answer = None if example.span is None else _answer_pieces(offsets, *example.span)
+        answer = None if example.span is None else answer_pieces(offsets, *example.span)
         for first in count(step=min(self.doc_stride, room)):
             end = min(first + room, len(pieces))
             own = pieces[first:end]
@@ -161,6 +162,7 @@ class QuestionAnswering(Task[Question, Prediction]):
                 verbose=False,  # of a text longer than the model: it is cut into windows here
             )
             offsets = np.asarray(encoded["offset_mapping"], np.int32).reshape(-1, 2)
+            take_accents(offsets, context)
             self._tokenized = (context, tokenizer, (encoded["input_ids"], offsets))
         return self._tokenized[2]
 
@@ -250,13 +252,6 @@ def _refuse_unknown_answers(examples: Sequence[Question]) -> None:
     unknown = next((example for example in examples if example.answers is None), None)
     if unknown is not None:
         raise DataError(f"{unknown.place}: the file does not say what its answers are")
-
-
-def _answer_pieces(offsets: np.ndarray, start: int, end: int) -> tuple[int, int] | None:
-    """The first and the last piece of context[start:end]; None if it has no piece."""
-    first = int(np.searchsorted(offsets[:, 1], start, side="right"))
-    last = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1
-    return (first, last) if first <= last else None
 
 
 def answer(

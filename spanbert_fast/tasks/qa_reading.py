@@ -37,9 +37,10 @@ def read_questions(path: Path) -> Iterator[Question | Bad]:
     """The questions of a file in order.
 
     Args:
-        path: SQuAD's JSON, nested (data, paragraphs, qas) or flat (data of id, question, context,
-            answers), or MRQA's JSON lines. The content tells which. A file of lines has the suffix
-            .jsonl, or begins with a header or a context.
+        path: SQuAD's JSON, nested (data, paragraphs, qas) or flat (data, or a list, of id,
+            question, context, answers); the same objects as lines of JSON, as the Hub's data sets
+            have them; or MRQA's JSON lines; told apart by what they hold. A file of lines has the
+            suffix .jsonl or begins with a header or a context. Ids may be whole numbers.
 
     Raises:
         DataError: the file has neither form.
@@ -62,7 +63,11 @@ def _has_lines(path: Path) -> bool:
         item = json.loads(first_line(path))
     except (ValueError, RecursionError):
         return False
-    return isinstance(item, dict) and ("header" in item or {"context", "qas"} <= item.keys())
+    if not isinstance(item, dict):
+        return False
+    return "header" in item or any(
+        {"context", other} <= item.keys() for other in ("qas", "question")
+    )
 
 
 # SQuAD
@@ -74,7 +79,7 @@ def _squad(path: Path) -> Iterator[Question | Bad]:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:  # a number or a nesting may be too long
         raise DataError(f"{path}: not JSON ({error})") from error
-    data = content.get("data") if isinstance(content, dict) else None
+    data = content.get("data") if isinstance(content, dict) else content
     if not isinstance(data, list):
         raise DataError(f'{path}: needs an object with a list "data", as SQuAD has it')
     for number, item in enumerate(data):
@@ -102,10 +107,13 @@ def _paragraphs(article: dict, path: Path, place: str) -> Iterator[Question | Ba
 
 def _squad_question(item: Any, paragraph: dict, path: Path, place: str) -> Question | Bad:
     try:
-        name = _text(_object(item), "id")
+        name = _id(_object(item), "id")
         place = f"{path}, question {name}"
         question, context = _text(item, "question"), _context(paragraph)
         starts = None
+        if "answers.text" in item:  # a table's names of the columns
+            columns = {key: item.get(f"answers.{key}") for key in ("text", "answer_start")}
+            item = {**item, "answers": columns}
         if item.get("answers") is not None:
             starts = _columns(item["answers"])
         elif item.get("is_impossible"):
@@ -157,6 +165,9 @@ def _mrqa(path: Path) -> Iterator[Question | Bad]:
             item = _object(json.loads(line))
             if "header" in item:
                 continue
+            if "qas" not in item and "question" in item:
+                yield _squad_question(item, item, path, place)
+                continue
             context, questions = _context(item), _list(item, "qas")
         except _BadItem as error:
             yield Bad(place, str(error))
@@ -169,7 +180,7 @@ def _mrqa(path: Path) -> Iterator[Question | Bad]:
 
 def _mrqa_question(item: Any, context: str, place: str) -> Question | Bad:
     try:
-        name = _text(_object(item), "qid" if "qid" in item else "id")
+        name = _id(_object(item), "qid" if "qid" in item else "id")
         question = _text(item, "question")
         answers = spans = None
         if item.get("detected_answers") is not None:
@@ -230,6 +241,11 @@ def _context(item: dict) -> str:
     if not context.strip():
         raise _BadItem('"context" is blank')
     return context
+
+
+def _id(item: dict, key: str) -> str:
+    value = item.get(key)
+    return str(value) if type(value) is int else _text(item, key)
 
 
 def _text(item: dict, key: str) -> str:

@@ -268,8 +268,9 @@ def _mention(span: Sequence, offsets: Sequence[tuple[int, int]], first: int) -> 
     if not first <= start <= end < first + len(offsets):
         inside = f"{first} to {first + len(offsets) - 1}"
         raise _BadItem(f"the entity {start} to {end} is not within its sentence, {inside}")
-    if not re.fullmatch(r"[^\s\[\]]+", kind):
-        raise _BadItem(f"an entity type must have no blanks or brackets, got {kind!r}")
+    kind = "_".join(kind.split())  # it becomes part of a token, which has no blanks
+    if not re.fullmatch(r"[^\[\]]+", kind):
+        raise _BadItem(f"an entity type must have letters and no brackets, got {kind!r}")
     return Mention(offsets[start - first][0], offsets[end - first][1], kind)
 
 

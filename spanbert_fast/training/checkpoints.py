@@ -38,6 +38,17 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name.removeprefix("checkpoint-"))
 
 
+def ended_whole(run: Path, steps: int) -> bool:
+    """Whether a run of so many steps has left its model and its last checkpoint, and all that it
+    has left is whole."""
+    found = checkpoints(run)
+    return (
+        bool(found)
+        and checkpoint_step(found[-1]) == steps
+        and all(digests.damage(folder) is None for folder in (run / "model", *found))
+    )
+
+
 def checkpoint_to_resume(run: Path, state: "PartialState") -> Path | None:
     """The newest whole checkpoint, the same in every process; None if the run has none yet.
 

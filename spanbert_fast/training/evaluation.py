@@ -10,6 +10,7 @@ from torch import nn
 
 from spanbert_fast.data.blocks import BlockDataset
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
+from spanbert_fast.meter import Meter
 from spanbert_fast.models.evaluation_mode import evaluation_mode
 
 
@@ -43,6 +44,10 @@ class HeldOut:
         if batch:
             yield self.collator(batch)
 
+    def num_blocks(self) -> int:
+        """Blocks that are measured."""
+        return len(self._sample())
+
     def _sample(self) -> list[int]:
         blocks = len(self.dataset)
         mean = float(np.mean(self.dataset.lengths))
@@ -73,8 +78,9 @@ def held_out_losses(
         sbo_count. Losses in nats.
     """
     sums = torch.zeros(6, dtype=torch.float64, device=device)
-    with evaluation_mode(model):
+    with evaluation_mode(model), Meter("held-out text", held_out.num_blocks(), "blocks") as meter:
         for number, batch in enumerate(held_out.batches()):
+            meter.add(len(batch["cu_seqlens"]) - 1)
             if number % world_size != rank:
                 continue
             batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}

@@ -2,18 +2,21 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
-from transformers import Trainer, TrainingArguments, set_seed
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from spanbert_fast.data.locks import locked
 from spanbert_fast.data.tokenizer import load_tokenizer
-from spanbert_fast.errors import DataError
-from spanbert_fast.tasks.base import Task
+from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.hub import folder_of
+from spanbert_fast.tasks.base import Example, Examples, Task
 from spanbert_fast.tasks.windows import WindowDataset
 from spanbert_fast.training import finetune_run, run_directory
 from spanbert_fast.training.checkpoints import checkpoint_to_resume
@@ -22,12 +25,21 @@ from spanbert_fast.training.finetune_options import FinetuneOptions
 from spanbert_fast.training.finetune_report import draw_finetuning, write_model_card
 from spanbert_fast.training.finetune_trainer import make_trainer, training_arguments
 from spanbert_fast.training.precision import with_precision
+from spanbert_fast.training.result import RunResult
 
 logger = logging.getLogger("spanbert_fast")
 
 
-def finetune(options: FinetuneOptions, *, resume: bool = False, overwrite: bool = False) -> dict:
-    """Run or resume a fine-tuning; returns the content of its metrics.json.
+def finetune(
+    options: FinetuneOptions,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+    model: nn.Module | None = None,
+    data: Mapping[str, Sequence[Example]] | None = None,
+) -> RunResult:
+    """Run (or go on with) a fine-tuning; returns what its metrics.json holds.
 
     Works in one process, and under torchrun with one call per process. There batch_size is that of
     each process; the first process writes, and all return the same figures.
@@ -38,8 +50,12 @@ def finetune(options: FinetuneOptions, *, resume: bool = False, overwrite: bool 
 
     Args:
         options: for a resumed run, as `options_of_run` gives them.
-        resume: continue from the last whole checkpoint.
-        overwrite: replace a run that is in the directory.
+        resume: go on from the last whole checkpoint.
+        overwrite: replace a run that the directory holds.
+        callbacks: of the Trainer, beside its own.
+        model: ready to train, with the task's head, in place of one made from `options.model`,
+            which then gives the tokenizer alone.
+        data: ready examples by split ("train", "dev", "test"), in place of the files' own.
 
     Raises:
         UsageError: the options cannot be met, or another process writes there.
@@ -51,36 +67,52 @@ def finetune(options: FinetuneOptions, *, resume: bool = False, overwrite: bool 
     arguments = training_arguments(options)
     processes = PartialState()
     with locked(options.output_dir) if processes.is_main_process else nullcontext():
-        return _finetune(options, arguments, processes, resume=resume, overwrite=overwrite)
+        given = Given(callbacks, model, data)
+        return _finetune(options, arguments, processes, given, resume=resume, overwrite=overwrite)
+
+
+class Given(NamedTuple):
+    """What a program hands to `finetune` beside the options."""
+
+    callbacks: Sequence[TrainerCallback]
+    model: nn.Module | None
+    data: Mapping[str, Sequence[Example]] | None
 
 
 def _finetune(
     options: FinetuneOptions,
     arguments: TrainingArguments,
     processes: PartialState,
+    given: Given,
     *,
     resume: bool,
     overwrite: bool,
-) -> dict:
+) -> RunResult:
     run = Path(options.output_dir)
+    if resume and (done := finetune_run.finished(run)) is not None:
+        logger.info("the run in %s is finished: nothing is trained", run)
+        return RunResult(done, run)
     if not resume and processes.is_main_process:
         finetune_run.check_run(run, options, overwrite=overwrite)
     task = options.make_task()
-    data = read_all(task, options)
-    tokenizer = load_tokenizer(options.model)
-    new_tokens = task.special_tokens(data["train"])
+    data = read_all(task, options, given.data or {})
+    start = folder_of(options.model, "--model")
+    tokenizer = load_tokenizer(start)
+    new_tokens = data["new_tokens"]
     if new_tokens:
         tokenizer.add_tokens(new_tokens, special_tokens=True)
     keep_fitting(task, data, tokenizer, options)
     set_seed(options.seed)  # of the head's weights
-    model = initial_model(
-        options.model,
-        task,
-        tokenizer,
-        engine=options.engine,
-        dropout=options.dropout,
-        new_tokens=new_tokens,
-    )
+    model = given.model
+    if model is None:
+        model = initial_model(
+            start,
+            task,
+            tokenizer,
+            engine=options.engine,
+            dropout=options.dropout,
+            new_tokens=new_tokens,
+        )
     windows = WindowDataset(task, data["train"], tokenizer)
     checkpoint = checkpoint_to_resume(run, processes) if resume else None
     if not resume and processes.is_main_process:
@@ -94,6 +126,8 @@ def _finetune(
         f"{len(data['dev']):,}",
     )
     trainer = make_trainer(options, arguments, task, model, tokenizer, windows, data["dev"])
+    for callback in given.callbacks:
+        trainer.add_callback(callback)
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - began
@@ -108,6 +142,7 @@ def _finetune(
                 path = finetune_run.predictions_path(run, split, task)
                 task.write(path, data[split], predictions)
     result["best_epoch"] = _best_epoch(trainer)
+    result["steps"] = trainer.state.global_step
     result["seconds"] = round(seconds, 1)
     result["skipped"] = data["skipped"]
     if processes.is_main_process:
@@ -120,22 +155,35 @@ def _finetune(
 
     trainer.export(run / "model", finish)
     processes.wait_for_everyone()
-    return result
+    return RunResult(result, run)
 
 
-def read_all(task: Task, options: FinetuneOptions) -> dict:
-    """The examples of each given split, and under `skipped` the numbers of bad ones."""
+def read_all(
+    task: Task, options: FinetuneOptions, ready: Mapping[str, Sequence[Example]] = {}
+) -> dict:
+    """The examples of each split that is given, and under `skipped` how many were bad.
+
+    Args:
+        ready: splits that need not be read.
+    """
     data: dict = {"skipped": {}}
+    for split in ("train", "dev"):
+        if split not in ready and getattr(options, split) is None:
+            raise UsageError(f"--{split} must be given")
     for split in ("train", "dev", "test"):
         path = getattr(options, split)
-        if path is None:
+        if split in ready:
+            examples, path = Examples(list(ready[split]), 0), f"data[{split!r}]"
+        elif path is None:
             continue
-        examples = task.read(path, skip_bad=options.skip_bad)
+        else:
+            examples = task.read(path, skip_bad=options.skip_bad)
         most = {"train": options.max_train, "dev": options.max_dev}.get(split)
         data[split] = _evenly(examples.items, most)
         _count_skipped(data, split, examples.skipped, path)
-        if split == "train":
-            task.learn(data[split])
+        if split == "train":  # of all of it, whatever part is used: dev may have its rare labels
+            task.learn(examples.items)
+            data["new_tokens"] = task.special_tokens(examples.items)
         else:
             known = task.check_labels(data[split], path, skip_bad=options.skip_bad)
             data[split] = known.items
@@ -149,7 +197,7 @@ def keep_fitting(task: Task, data: dict, tokenizer, options: FinetuneOptions) ->
     """Remove from the data of `read_all`, in place, what does not fit; or raise DataError."""
     for split in ("train", "dev", "test"):
         if split in data:
-            path = getattr(options, split)
+            path = getattr(options, split) or f"data[{split!r}]"
             examples = task.fitting(data[split], tokenizer, path, skip_bad=options.skip_bad)
             data[split] = examples.items
             _count_skipped(data, split, examples.skipped, path)
@@ -181,5 +229,7 @@ def mean_and_deviation(results: Sequence[dict], split: str) -> dict[str, tuple[f
     for name in results[0][split]:
         values = torch.tensor([result[split][name] for result in results], dtype=torch.float64)
         spread = values.std().item() if len(values) > 1 else 0.0
-        figures[name] = (values.mean().item(), spread)
+        first = results[0][split][name]
+        is_one_count = isinstance(first, int) and spread == 0.0
+        figures[name] = (first if is_one_count else values.mean().item(), spread)
     return figures

@@ -1,8 +1,10 @@
 """Models for fine-tuning: a checkpoint's encoder with the task's head, for either engine."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import transformers
 from torch import nn
 from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +20,14 @@ from spanbert_fast.models import (
 )
 from spanbert_fast.tasks.base import DocumentTask, Task
 
+logger = logging.getLogger("spanbert_fast")
+
+_KINDS = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForCoreference",
+)
 _HEADS = {
     "coreference": SpanBertForCoreference,
     "question-answering": SpanBertForQuestionAnswering,
@@ -27,20 +37,51 @@ _HEADS = {
 
 
 def _label_fields(task: Task) -> dict:
+    """What the head decides of a configuration: all of it, so that nothing is left of the task
+    that the checkpoint was fine-tuned on before."""
     if isinstance(task, DocumentTask):
         return task.config_fields()
-    if task.head == "question-answering":
-        return {}
-    if task.labels is None:  # a number is predicted
-        return {"num_labels": 1, "problem_type": "regression"}
+    kind: str | None = None
+    labels = ["LABEL_0", "LABEL_1"]
+    if task.head != "question-answering":
+        kind, labels = "regression", ["LABEL_0"]
+        if task.labels is not None:
+            is_of_texts = task.head == "sequence-classification"
+            kind, labels = "single_label_classification" if is_of_texts else None, task.labels
     return {
-        "id2label": dict(enumerate(task.labels)),
-        "label2id": {label: i for i, label in enumerate(task.labels)},
+        "problem_type": kind,
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
     }
 
 
+def _goes_on(stored: BertConfig, task: Task) -> bool:
+    """Whether a checkpoint's head is of this very task: the same kind, the same labels in order."""
+    kind = _HEADS[task.head].__name__.removeprefix("SpanBert")
+    if not any(name.endswith(kind) for name in stored.architectures or ()):
+        return False
+    fields = _label_fields(task)
+    if isinstance(task, DocumentTask) or task.head == "question-answering":
+        return True
+    if task.labels is None:
+        return stored.problem_type == "regression"
+    return stored.id2label == fields["id2label"]
+
+
+def _needs_new_head(directory: Path, task: Task) -> bool:
+    """Whether the checkpoint has a head of another task, or none; says which."""
+    stored = SpanBertConfig.from_pretrained(directory)
+    tasks = [n for n in stored.architectures or () if n.endswith((*_KINDS,))]
+    if _goes_on(stored, task):
+        logger.info("%s: its head is of the same labels, and is gone on with", directory)
+        return False
+    if tasks:
+        logger.info("%s: its head is of another task (%s): a new one", directory, tasks[0])
+    return True
+
+
 def initial_model(
-    directory: str,
+    directory: str | Path,
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -76,7 +117,12 @@ def initial_model(
             f"positions, got {task.max_seq_length}"
         )
     check_fits(tokenizer, config.vocab_size, directory, new_tokens)
-    model = _HEADS[task.head].from_pretrained(directory, config=config)
+    model = _HEADS[task.head].from_pretrained(
+        directory,
+        config=config,
+        dtype=torch.float32,  # whatever it is stored in: small steps are lost in half precision
+        new_head=_needs_new_head(Path(directory), task),
+    )
     if vocabulary_size(tokenizer) > config.vocab_size:
         model.resize_token_embeddings(vocabulary_size(tokenizer))
     return model if engine == "spanbert_fast" else _in_transformers(model)

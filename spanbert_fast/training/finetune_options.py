@@ -6,14 +6,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spanbert_fast import hub
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.schema import check, rules_of
-from spanbert_fast.tasks import NAMES, task_class
+from spanbert_fast.tasks import names, task_class
 from spanbert_fast.tasks.base import Task
+from spanbert_fast.training.no_effect import refuse_without_effect
 from spanbert_fast.training.options import PRECISIONS
 from spanbert_fast.training.run_directory import OPTIONS, read_object, was_started
 
 ENGINES = ("spanbert_fast", "transformers")
+_OWN_CHOICE = "a run keeps the checkpoint of its best epoch, by the task's figure"
+_WITHOUT_EFFECT = {
+    **dict.fromkeys(
+        ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _OWN_CHOICE
+    ),
+    "per_device_eval_batch_size": "predictions are made in batches of a number of tokens",
+    "eval_strategy": "a run evaluates after every epoch",
+    "save_strategy": "a run saves after every epoch",
+    "do_eval": "a run evaluates after every epoch",
+}
 
 
 @dataclass(frozen=True)
@@ -21,10 +33,11 @@ class FinetuneOptions:
     """All options of a fine-tuning run. A hyper-parameter of None takes the task's default.
 
     Attributes:
-        task: "qa", "ner", "relation", "classify" or "coref".
-        model: directory of a BERT or SpanBERT checkpoint with its tokenizer.
-        train, dev, test: data files; dev chooses the best checkpoint, test is optional.
-        output_dir: the directory of the run.
+        task: "qa", "ner", "relation", "classify", "coref", or one of `tasks.register`.
+        model: a BERT or SpanBERT checkpoint with its tokenizer: a directory, or a name of the Hub.
+        train, dev, test: data files; dev chooses the best checkpoint, test is optional. None where
+            the program that calls `finetune` has the examples ready.
+        output_dir: where everything is written.
         task_options: keyword arguments of the task.
         learning_rate, head_learning_rate, epochs, batch_size: see `tasks.base.Defaults`.
         gradient_accumulation_steps: number of batches in one optimiser step.
@@ -43,8 +56,8 @@ class FinetuneOptions:
 
     task: str
     model: str
-    train: str
-    dev: str
+    train: str | None
+    dev: str | None
     output_dir: str
     test: str | None = None
     task_options: dict[str, Any] = field(default_factory=dict)
@@ -67,7 +80,7 @@ class FinetuneOptions:
     training_arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, allowed in (("task", NAMES), ("precision", PRECISIONS), ("engine", ENGINES)):
+        for name, allowed in (("task", names()), ("precision", PRECISIONS), ("engine", ENGINES)):
             if getattr(self, name) not in allowed:
                 raise UsageError(
                     f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)}"
@@ -101,12 +114,12 @@ class FinetuneOptions:
             option = renamed.get(name, name)
             if option in own:
                 raise UsageError(f"--set {name}: give --{option.replace('_', '-')} instead")
+        refuse_without_effect(self.training_arguments, _WITHOUT_EFFECT)
         for name in ("train", "dev", "test"):
             path = getattr(self, name)
             if path is not None and not Path(path).is_file():
                 raise UsageError(f"--{name} {path}: no such file")
-        if not Path(self.model).is_dir():
-            raise UsageError(f"--model {self.model} is not a directory")
+        hub.check_name(self.model, "--model")
 
     def make_task(self) -> Task:
         """The task, with the user's options."""

@@ -1,16 +1,12 @@
 """What a fine-tuning run leaves for a reader: its curves and the model card."""
 
-import hashlib
-import platform
+import re
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
-
-import torch
-import transformers
 
 from spanbert_fast.tasks.base import Task
 from spanbert_fast.training.finetune_options import FinetuneOptions
+from spanbert_fast.training.model_card import data_table, table, versions, write_card
 
 _HYPER_PARAMETERS = (
     "learning_rate",
@@ -56,62 +52,61 @@ def draw_finetuning(path: Path, log_history: Sequence[dict], metric: str) -> Pat
 
 def write_model_card(model_dir: Path, options: FinetuneOptions, task: Task, result: dict) -> Path:
     """README.md beside the weights: data, figures, hyper-parameters, versions."""
-    lines = [
-        "---",
-        "library_name: transformers",
-        *(f"pipeline_tag: {tag}" for tag in _PIPELINES.get(task.head, ())),
-        "tags: [spanbert]",
-        "---",
-        "",
-        f"# {Path(options.model).name}, fine-tuned on {Path(options.train).name} ({task.name})",
-        "",
-        f"Made by `spanbert-fast finetune {task.name}` from `{Path(options.model).name}`. The "
-        f"weights are those of epoch {result['best_epoch']:g}, the best by dev {task.metric}.",
-        "",
-        "## Figures",
-        "",
-        "| figure | " + " | ".join(s for s in ("dev", "test") if s in result) + " |",
-        "|---|" + "---:|" * sum(s in result for s in ("dev", "test")),
-    ]
-    for name in result["dev"]:
-        values = [f"{result[s][name]:.4g}" for s in ("dev", "test") if s in result]
-        lines.append(f"| {name} | " + " | ".join(values) + " |")
-    lines += ["", "## Data", "", "| split | file | sha256 |", "|---|---|---|"]
-    for split in ("train", "dev", "test"):
-        path = getattr(options, split)
-        if path is not None:
-            lines.append(f"| {split} | {Path(path).name} | `{_sha256(path)}` |")
-    lines += ["", "## Hyper-parameters", "", "| name | value |", "|---|---|"]
+    splits = [split for split in ("dev", "test") if split in result]
+    figures = [(name, *(_shown(result[s][name]) for s in splits)) for name in result["dev"]]
+    values = []
     for name in _HYPER_PARAMETERS:
         value = getattr(options, name)
         if value is None and name in _WITH_DEFAULTS:
             value = options.value(name)
         if value is None and name == "head_learning_rate":  # that of the encoder
             continue
-        lines.append(f"| {name} | {'as in the checkpoint' if value is None else value} |")
-    lines.append(f"| max_seq_length | {task.max_seq_length} |")
-    lines += [
-        "",
-        "## Versions",
-        "",
-        f"spanbert_fast {version('spanbert-fast')}, transformers {transformers.__version__}, torch "
-        f"{torch.__version__}, Python {platform.python_version()}",
+        values.append((name, "as in the checkpoint" if value is None else value))
+    values.append(("max_seq_length", task.max_seq_length))
+    files = {split: getattr(options, split) for split in ("train", "dev", "test")}
+    cut = [
+        f"Only {most:,} examples of {split} were used, drawn at even distances."
+        for split, most in (("train", options.max_train), ("dev", options.max_dev))
+        if most is not None
     ]
-    path = model_dir / "README.md"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+    cut += [
+        f"{count:,} bad examples of {s} were left out." for s, count in result["skipped"].items()
+    ]
+    data = "examples of a program" if options.train is None else Path(options.train).name
+    body = f"""# SpanBERT fine-tuned on {data} ({task.name})
+
+Made by `spanbert-fast finetune {task.name}` from `{options.model}`. The weights are those of epoch
+{result["best_epoch"]:g}, the best by dev {task.metric}.
+
+## Figures
+
+{table(("figure", *splits), figures)}
+
+## Data
+
+{data_table({split: path for split, path in files.items() if path is not None})}
+
+{" ".join(cut)}
+
+## Hyper-parameters
+
+{table(("name", "value"), values)}
+
+## Versions
+
+{versions()}
+"""
+    fields = {"pipeline_tag": _PIPELINES.get(task.head), "tags": ["spanbert"]}
+    return write_card(model_dir, fields, options.model, re.sub(r"\n{3,}", "\n\n", body))
+
+
+def _shown(value: float) -> str:
+    """A count as it is, a figure with four digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 _PIPELINES = {
-    "question-answering": ("question-answering",),
-    "sequence-classification": ("text-classification",),
-    "token-classification": ("token-classification",),
+    "question-answering": "question-answering",
+    "sequence-classification": "text-classification",
+    "token-classification": "token-classification",
 }
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

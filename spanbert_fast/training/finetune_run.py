@@ -4,15 +4,28 @@ import shutil
 from pathlib import Path
 
 from spanbert_fast.errors import DataError, UsageError
-from spanbert_fast.schema import check, one_of, read_json, rules_of, whole
-from spanbert_fast.tasks import NAMES, task_class
+from spanbert_fast.schema import OBJECT, check, one_of, read_json, rules_of, whole
+from spanbert_fast.tasks import names, task_class
 from spanbert_fast.tasks.base import Task
 from spanbert_fast.training import run_directory
-from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints, damaged_checkpoints
+from spanbert_fast.training.checkpoints import (
+    UNFINISHED,
+    checkpoints,
+    damaged_checkpoints,
+    ended_whole,
+)
 from spanbert_fast.training.finetune_options import FinetuneOptions
 
 METRICS = "metrics.json"
 TASK_FILE = "task.json"  # beside a fine-tuned model, for `predict`
+
+
+def finished(run: Path) -> dict | None:
+    """What metrics.json of a run says that has ended; None where there is more to do."""
+    if not (run / METRICS).is_file():
+        return None
+    content = check(run / METRICS, read_json(run / METRICS), {"dev": OBJECT})
+    return content if ended_whole(run, content.get("steps")) else None
 
 
 def check_run(run: Path, options: FinetuneOptions, *, overwrite: bool) -> None:
@@ -63,7 +76,7 @@ def load_task(model_dir: Path, name: str | None = None) -> Task:
     path = model_dir / TASK_FILE
     if not path.exists():
         raise DataError(f"{path}: there is no such file; is this a model of `finetune`?")
-    state = dict(check(path, read_json(path), {"task": one_of(*NAMES)}))
+    state = dict(check(path, read_json(path), {"task": one_of(*names())}))
     kind = state.pop("task")
     rules = {**rules_of(task_class(kind).__init__), "max_seq_length": whole(1, 1 << 20)}
     check(path, state, rules, all_of_them=False)

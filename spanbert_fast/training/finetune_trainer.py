@@ -56,7 +56,14 @@ class FinetuneTrainer(WholeCheckpoints):
         autocast = self.accelerator.autocast
         own = examples[rank::processes]
         try:
-            made = predict(self.model, self.task, own, self.processing_class, autocast=autocast)
+            made = predict(
+                self.model,
+                self.task,
+                own,
+                self.processing_class,
+                autocast=autocast,
+                progress=True,
+            )
         except FloatingPointError as error:
             raise self.not_a_number(str(error)) from error
         if processes == 1:
@@ -115,6 +122,7 @@ def training_arguments(options: FinetuneOptions) -> TrainingArguments:
         "greater_is_better": True,
         "logging_steps": 0.02,  # a share of the steps
         "logging_nan_inf_filter": False,
+        "restore_callback_states_from_checkpoint": True,  # patience goes on where it was
         "remove_unused_columns": False,
         "disable_tqdm": True,
         "report_to": "none",

@@ -8,6 +8,7 @@ from pathlib import Path
 from spanbert_fast.data.text_files import MOST_LINE_BYTES
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.schema import check, rules_of, whole
+from spanbert_fast.training.no_effect import refuse_without_effect
 from spanbert_fast.training.recipes import Recipe, recipe_named
 from spanbert_fast.training.run_directory import OPTIONS, read_object, was_started
 
@@ -22,6 +23,14 @@ _OPTION_OF = {
     "dataloader_num_workers": "num_workers",
     "num_train_epochs": "max_steps",
     "per_device_train_batch_size": "tokens_per_batch",
+}
+_LAST_WEIGHTS = "a run ends with its last weights, and the losses at each evaluation are in its log"
+_WITHOUT_EFFECT = {
+    "load_best_model_at_end": _LAST_WEIGHTS,
+    "metric_for_best_model": _LAST_WEIGHTS,
+    "greater_is_better": _LAST_WEIGHTS,
+    "label_smoothing_factor": "the losses are those of the span objectives",
+    "per_device_eval_batch_size": "batches hold a number of tokens: --tokens-per-batch",
 }
 
 
@@ -97,11 +106,7 @@ class PretrainOptions:
             if option in own:
                 option = "--" + option.replace("_", "-")
                 raise UsageError(f"--set {name}: give {option} instead, which the run goes by")
-        if self.training_arguments.get("load_best_model_at_end"):
-            raise UsageError(
-                "--set load_best_model_at_end must be false: a run ends with its last weights, and "
-                "the losses at each evaluation are in its log"
-            )
+        refuse_without_effect(self.training_arguments, _WITHOUT_EFFECT)
         if self.save_total_limit < 1:
             raise UsageError(f"--save-total-limit must be at least 1, got {self.save_total_limit}")
         if self.init_from is not None:
@@ -135,8 +140,12 @@ class PretrainOptions:
 
     @property
     def recipe(self) -> Recipe:
-        """The preset, with the user's values in place of its own."""
-        return recipe_named(self.recipe_name).override(**self.overrides)
+        """The preset with the user's values in it; the learning rate of a warm start rises over a
+        tenth of its own steps, unless the user says otherwise."""
+        recipe = recipe_named(self.recipe_name).override(**self.overrides)
+        if self.init_from is not None and "warmup_steps" not in self.overrides:
+            recipe = recipe.override(warmup_steps=recipe.max_steps // 10)
+        return recipe
 
     def steps_between(self, name: str) -> int:
         """save_steps or logging_steps; 0 is replaced by its default."""

@@ -1,15 +1,16 @@
 """A pre-training run: trains or resumes a SpanBERT, measures it, and leaves a checkpoint."""
 
 import logging
-import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import TrainingArguments
+from datasets import Dataset
+from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -17,9 +18,9 @@ from spanbert_fast.data.blocks import BlockDataset
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
 from spanbert_fast.data.locks import locked
 from spanbert_fast.data.static_shapes import StaticShapes
-from spanbert_fast.errors import UsageError
 from spanbert_fast.fill_span import FillSpan
 from spanbert_fast.models import SpanBertForPreTraining
+from spanbert_fast.models.span_boundary_file import set_apart
 from spanbert_fast.schema import OBJECT, number
 from spanbert_fast.training import run_directory
 from spanbert_fast.training.captured_step import CapturedStep
@@ -28,7 +29,10 @@ from spanbert_fast.training.evaluation import HeldOut, unigram_cross_entropy
 from spanbert_fast.training.fitted_length import fitted, seconds_per_step
 from spanbert_fast.training.options import PretrainOptions
 from spanbert_fast.training.precision import with_precision
+from spanbert_fast.training.pretrain_arguments import check_device, training_arguments
+from spanbert_fast.training.pretrain_card import write_pretraining_card
 from spanbert_fast.training.progress import MetricsFile, Progress
+from spanbert_fast.training.result import RunResult
 from spanbert_fast.training.sources import (
     check_paths,
     initial_model,
@@ -40,15 +44,28 @@ from spanbert_fast.training.trainer import SpanPretrainingTrainer
 logger = logging.getLogger("spanbert_fast")
 
 
-def pretrain(options: PretrainOptions, *, resume: bool = False, overwrite: bool = False) -> dict:
-    """Run or resume a pre-training; returns the content of its summary.json.
+def pretrain(
+    options: PretrainOptions,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+    model: SpanBertForPreTraining | None = None,
+    documents: Dataset | None = None,
+) -> RunResult:
+    """Run (or go on with) a pre-training run; returns what its summary.json holds.
 
     Works in one process and, one call per process, under torchrun and `accelerate launch`.
 
     Args:
         options: for a resumed run, as `resumed_options` gives them.
-        resume: continue from the last whole checkpoint; on a CPU bit for bit.
-        overwrite: replace a run that is in the directory.
+        resume: go on from the last whole checkpoint, bit for bit on the CPU.
+        overwrite: replace a run that the directory holds.
+        callbacks: of the Trainer, beside its own.
+        model: ready to train, in place of a new one or of `options.init_from`; its tokenizer is
+            `options.tokenizer`.
+        documents: a `datasets.Dataset` with a column `text`, a document a row, in place of
+            `options.data`.
 
     Raises:
         UsageError: the options cannot be met, or another process writes there.
@@ -60,21 +77,34 @@ def pretrain(options: PretrainOptions, *, resume: bool = False, overwrite: bool 
     check_paths(options, resume=resume)
     arguments = training_arguments(options)
     if options.cuda_graph:
-        _check_device(arguments)
+        check_device(arguments)
     state = PartialState()  # the arguments have joined the other processes
     with locked(options.output_dir) if state.is_main_process else nullcontext():
-        return _pretrain(options, arguments, state, resume=resume, overwrite=overwrite)
+        given = Given(callbacks, model, documents)
+        return _pretrain(options, arguments, state, given, resume=resume, overwrite=overwrite)
+
+
+class Given(NamedTuple):
+    """What a program hands to `pretrain` beside the options."""
+
+    callbacks: Sequence[TrainerCallback]
+    model: SpanBertForPreTraining | None
+    documents: Dataset | None
 
 
 def _pretrain(
     options: PretrainOptions,
     arguments: TrainingArguments,
     state: PartialState,
+    given: Given,
     *,
     resume: bool,
     overwrite: bool,
-) -> dict:
+) -> RunResult:
     run = Path(options.output_dir)
+    if resume and (done := run_directory.finished(run)) is not None:
+        logger.info("the run in %s is finished: nothing is trained", run)
+        return RunResult(done, run)
     checkpoint = None
     if resume:
         checkpoint = checkpoint_to_resume(run, state)
@@ -85,7 +115,7 @@ def _pretrain(
         run_directory.forget_after(run, checkpoint_step(checkpoint) if checkpoint else 0)
 
     with state.main_process_first():
-        shards, tokenizer = text_and_tokenizer(options, run)
+        shards, tokenizer = text_and_tokenizer(options, run, given.documents)
     recipe = options.recipe
     blocks = BlockDataset(
         shards,
@@ -102,7 +132,7 @@ def _pretrain(
             recipe.max_steps,
         )
     training_blocks, held_out_blocks = blocks.split(options.held_out, options.seed)
-    model = initial_model(options, tokenizer)
+    model = initial_model(options, tokenizer) if given.model is None else given.model
     if options.max_minutes is not None:
         options = _fitted(options, model, tokenizer, training_blocks, state)
         arguments, recipe = training_arguments(options), options.recipe
@@ -124,6 +154,8 @@ def _pretrain(
         recipe.tokens_per_batch,
     )
     trainer = make_trainer(options, arguments, model, tokenizer, training_blocks, held_out)
+    for callback in given.callbacks:
+        trainer.add_callback(callback)
     logger.info(
         "%s parameters, %s blocks (%s tokens) to train on, %s held out",
         f"{sum(p.numel() for p in model.parameters()):,}",
@@ -146,11 +178,17 @@ def _pretrain(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     summary["held_out_after"] = _without_prefix(trainer.evaluate(metric_key_prefix="after"))
-    trainer.export(run / "model")
+
+    def finish(folder: Path) -> None:
+        set_apart(folder)
+        tokens = sum(line.get("tokens", 0) for line in run_directory.read_metrics(run))
+        write_pretraining_card(folder, options, summary, tokens)
+
+    trainer.export(run / "model", finish)
     if state.is_main_process:
         _finish(run, summary, options, tokenizer, held_out, trainer.args.device)
     state.wait_for_everyone()
-    return summary
+    return RunResult(summary, run)
 
 
 def _fitted(options, model, tokenizer, blocks, state: PartialState) -> PretrainOptions:
@@ -214,67 +252,6 @@ def make_trainer(
     tensorboard.logging_dir = str(run / "tensorboard")
     trainer.add_callback(tensorboard)
     return trainer
-
-
-def training_arguments(options: PretrainOptions) -> TrainingArguments:
-    """The Trainer's arguments; joins the process group under torchrun.
-
-    Raises:
-        UsageError: a field of `options.training_arguments` is unknown or cannot be.
-    """
-    recipe = options.recipe
-    on_gpu = torch.cuda.is_available()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    fields = {
-        "output_dir": options.output_dir,
-        "max_steps": recipe.max_steps,
-        "warmup_steps": recipe.warmup_steps,
-        "lr_scheduler_type": "linear",
-        "learning_rate": recipe.learning_rate,
-        "adam_beta1": recipe.adam_beta1,
-        "adam_beta2": recipe.adam_beta2,
-        "adam_epsilon": recipe.adam_epsilon,
-        "weight_decay": recipe.weight_decay,
-        "max_grad_norm": recipe.max_grad_norm,
-        "optim": "adamw_torch_fused",
-        "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
-        "bf16": options.precision == "bf16",
-        "fp16": options.precision == "fp16",
-        "seed": options.seed,
-        "data_seed": options.seed,
-        "use_cpu": not on_gpu,
-        "ddp_backend": "gloo" if processes > 1 and not on_gpu else None,
-        "ddp_find_unused_parameters": False,
-        "logging_steps": options.steps_between("logging_steps"),
-        "logging_nan_inf_filter": False,
-        "save_steps": options.steps_between("save_steps"),
-        "save_total_limit": options.save_total_limit,
-        "eval_strategy": "steps" if options.eval_steps else "no",
-        "eval_steps": options.eval_steps or None,
-        "dataloader_num_workers": options.num_workers,
-        "remove_unused_columns": False,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "log_level": "error",
-    }
-    try:
-        arguments = TrainingArguments(**{**fields, **options.training_arguments})
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--set: {str(error).splitlines()[0]}") from error
-    if arguments.n_gpu > 1:  # DataParallel would cut a packed batch into pieces
-        logger.info(
-            "one of %d GPUs is used: torchrun --nproc-per-node %d -m spanbert_fast pretrain ... "
-            "uses all of them", arguments.n_gpu, arguments.n_gpu,
-        )  # fmt: skip
-        arguments._n_gpu = 1
-    return arguments
-
-
-def _check_device(arguments: TrainingArguments) -> None:
-    if arguments.world_size > 1:
-        raise UsageError(f"--cuda-graph needs a single process, got {arguments.world_size}")
-    if arguments.device.type != "cuda":
-        raise UsageError(f"--cuda-graph needs a CUDA device, got {arguments.device.type}")
 
 
 def _without_prefix(metrics: dict) -> dict:

@@ -15,6 +15,7 @@ _LOGGED = (
     "sbo_loss",
     "learning_rate",
     "tokens_per_second",
+    "tokens",
     "masked_tokens",
     "spans",
     "grad_norm",

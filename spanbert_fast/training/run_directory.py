@@ -7,7 +7,12 @@ from pathlib import Path
 
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.schema import Rule, check, read_json, whole
-from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints, damaged_checkpoints
+from spanbert_fast.training.checkpoints import (
+    UNFINISHED,
+    checkpoints,
+    damaged_checkpoints,
+    ended_whole,
+)
 
 OPTIONS = "options.json"
 METRICS = "metrics.jsonl"
@@ -37,6 +42,13 @@ def read_object(path: Path, rules: Mapping[str, Rule], *, all_of_them: bool = Tr
 def was_started(run: Path) -> bool:
     """Whether there is a run to resume."""
     return (run / OPTIONS).exists()
+
+
+def finished(run: Path) -> dict | None:
+    """What summary.json of a run says that has ended; None where there is more to do."""
+    path = run / SUMMARY
+    content = check(path, read_json(path), {}) if path.is_file() else {}
+    return content if "example" in content and ended_whole(run, content.get("steps")) else None
 
 
 def has_results(run: Path) -> bool:

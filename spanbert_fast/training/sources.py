@@ -1,9 +1,9 @@
 """The beginning of a run: its tokenizer, its tokenised text and its first model."""
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,8 +21,12 @@ from spanbert_fast.data.tokenizer import (
     vocabulary_size,
 )
 from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.hub import check_name, folder_of
 from spanbert_fast.models import SpanBertForPreTraining
 from spanbert_fast.training.options import PretrainOptions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger("spanbert_fast")
 
@@ -35,13 +39,16 @@ def check_paths(options: PretrainOptions, *, resume: bool = False) -> None:
     A resumed run has tokenised its text already, so its data need not exist.
     """
     for data in () if resume else options.data:
-        if not Path(data).exists():
+        if not data.startswith("hf://") and not Path(data).exists():
             raise UsageError(f"--data {data} does not exist")
     for option, path in (("tokenizer", options.tokenizer), ("init-from", options.init_from)):
-        if path is not None and not Path(path).is_dir():
-            raise UsageError(f"--{option} {path} is not a directory")
-    if options.init_from is not None and not (Path(options.init_from) / "config.json").is_file():
-        raise UsageError(f"--init-from {options.init_from} holds no checkpoint (no config.json)")
+        if path is not None:
+            check_name(path, f"--{option}")
+    if options.init_from is not None and Path(options.init_from).is_dir():
+        if not (Path(options.init_from) / "config.json").is_file():
+            raise UsageError(
+                f"--init-from {options.init_from} holds no checkpoint (no config.json)"
+            )
 
 
 def documents_of(paths: tuple[str, ...], max_line_bytes: int):
@@ -54,9 +61,12 @@ def documents_of(paths: tuple[str, ...], max_line_bytes: int):
 
 
 def text_and_tokenizer(
-    options: PretrainOptions, run: Path
+    options: PretrainOptions, run: Path, ready: "Dataset | None" = None
 ) -> tuple[list[Shard], PreTrainedTokenizerBase]:
     """(shards, tokenizer) of the run. Text that is not prepared is tokenised now.
+
+    Args:
+        ready: documents in place of `options.data`.
 
     Raises:
         UsageError: prepared data is mixed with raw text or has another tokenizer than asked for.
@@ -65,8 +75,11 @@ def text_and_tokenizer(
     prepared = [is_prepared(path) for path in options.data]
     if any(prepared) and not all(prepared):
         raise UsageError("--data must be all prepared directories or none of them, got both")
-    # a checkpoint's embeddings belong to its own tokenizer
-    named = options.tokenizer or options.init_from
+    # a checkpoint's own tokenizer is the one that its embeddings belong to
+    named = None
+    if options.tokenizer or options.init_from:
+        option = "--tokenizer" if options.tokenizer else "--init-from"
+        named = folder_of(options.tokenizer or options.init_from, option, weights=False)
     if options.data and all(prepared):
         tokenizer = load_tokenizer(named or options.data[0])
         fingerprint = tokenizer_fingerprint(tokenizer)
@@ -79,7 +92,9 @@ def text_and_tokenizer(
         shards = open_shards(shards_dir, tokenizer_fingerprint(tokenizer))
         _check_shards(shards, tokenizer)
         return shards, tokenizer
-    documents = documents_of(options.data, options.max_line_bytes)
+    documents = ready
+    if documents is None:
+        documents = documents_of(options.data, options.max_line_bytes)
     if named:
         tokenizer = load_tokenizer(named)
     else:
@@ -87,7 +102,7 @@ def text_and_tokenizer(
         logger.info("training a WordPiece vocabulary of %d on %d documents", size, len(documents))
         tokenizer = train_wordpiece(documents["text"], size)
     logger.info("tokenising %d documents into %s", len(documents), shards_dir)
-    prepare(documents, tokenizer, shards_dir, progress=sys.stderr.isatty())
+    prepare(documents, tokenizer, shards_dir)
     return open_shards(shards_dir, tokenizer_fingerprint(tokenizer)), tokenizer
 
 
@@ -119,11 +134,13 @@ def initial_model(
     given = set(options.overrides)
     if "dropout" in given:
         given |= {"hidden_dropout_prob", "attention_probs_dropout_prob"}
+    start = folder_of(options.init_from, "--init-from")
     model = SpanBertForPreTraining.from_pretrained(
-        options.init_from,
+        start,
+        dtype=torch.float32,  # whatever it is stored in: small steps are lost in half precision
         **{name: value for name, value in fields.items() if name in given},
     )
-    _warn_of_another_vocabulary(options.init_from, tokenizer)
+    _warn_of_another_vocabulary(start, tokenizer)
     check_fits(tokenizer, model.config.vocab_size, f"--init-from {options.init_from}")
     if recipe.max_seq_length > model.config.max_position_embeddings:
         raise UsageError(
@@ -133,7 +150,7 @@ def initial_model(
     return model
 
 
-def _warn_of_another_vocabulary(checkpoint: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def _warn_of_another_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     try:
         own = tokenizer_fingerprint(load_tokenizer(checkpoint))
     except UsageError:  # the checkpoint came without a tokenizer: nothing to compare

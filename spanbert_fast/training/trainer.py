@@ -148,6 +148,7 @@ class SpanPretrainingTrainer(WholeCheckpoints):
             logs["mlm_loss"] = mlm_loss / max(mlm, 1)
             logs["sbo_loss"] = sbo_loss / max(sbo, 1)
             logs["tokens_per_second"] = round(tokens / seconds, 1)
+            logs["tokens"] = int(tokens)
             logs["masked_tokens"] = int(mlm)
             logs["spans"] = int(spans)
             self._reset_tracked()

@@ -93,6 +93,16 @@ def test_a_step_trains_every_parameter(name):
     assert session.peak_memory() > 50
 
 
+def test_what_a_gpu_captures_is_the_same_step():
+    """But for its shapes, which depend on no data; the capture itself needs a GPU."""
+    case = dataclasses.replace(CASE, dtype="fp32", dropout=0.0)
+    session = training_worker.Session("ours", case, threads=torch.get_num_threads())
+    filled, model = session.static_batch(), session.provider.model
+    assert len(filled["cu_seqlens"]) > 4 and int(filled["num_tokens"]) == 50
+    own, ours = model(**session.batch.packed).loss, model(**filled).loss
+    torch.testing.assert_close(ours, own, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("name", ["ours", "hf-sdpa-masked-rows", "reference"])
 def test_fp32(name, truth_file, allowed):
     case = dataclasses.replace(CASE, dtype="fp32")

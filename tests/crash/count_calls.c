@@ -1,5 +1,5 @@
-/* Preloaded into a process: counts the calls that change files, and at one of them kills the process
-   or lets the disk be full. `crash_arm` chooses; until then every call goes through. */
+/* Preloaded into a process: counts the calls that change files, and at one of them kills the
+   process or lets the disk be full. `crash_arm` chooses; until then every call goes through. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -42,16 +42,16 @@ static int is_full(int descriptor) {
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
-ssize_t write(int descriptor, const void *data, size_t size) {
+ssize_t write(int descriptor, const void* data, size_t size) {
   return is_full(descriptor) ? -1 : REAL(write)(descriptor, data, size);
 }
-ssize_t writev(int descriptor, const struct iovec *parts, int count_of_parts) {
+ssize_t writev(int descriptor, const struct iovec* parts, int count_of_parts) {
   return is_full(descriptor) ? -1 : REAL(writev)(descriptor, parts, count_of_parts);
 }
-ssize_t pwrite(int descriptor, const void *data, size_t size, off_t at) {
+ssize_t pwrite(int descriptor, const void* data, size_t size, off_t at) {
   return is_full(descriptor) ? -1 : REAL(pwrite)(descriptor, data, size, at);
 }
-ssize_t pwrite64(int descriptor, const void *data, size_t size, off64_t at) {
+ssize_t pwrite64(int descriptor, const void* data, size_t size, off64_t at) {
   return is_full(descriptor) ? -1 : REAL(pwrite64)(descriptor, data, size, at);
 }
 
@@ -61,24 +61,24 @@ ssize_t pwrite64(int descriptor, const void *data, size_t size, off64_t at) {
     return REAL(name) arguments;                     \
   }
 
-COUNTED(int, rename, (const char *a, const char *b), (a, b))
-COUNTED(int, renameat, (int x, const char *a, int y, const char *b), (x, a, y, b))
-COUNTED(int, unlink, (const char *a), (a))
-COUNTED(int, unlinkat, (int x, const char *a, int flags), (x, a, flags))
-COUNTED(int, rmdir, (const char *a), (a))
-COUNTED(int, mkdir, (const char *a, mode_t mode), (a, mode))
+COUNTED(int, rename, (const char* a, const char* b), (a, b))
+COUNTED(int, renameat, (int x, const char* a, int y, const char* b), (x, a, y, b))
+COUNTED(int, unlink, (const char* a), (a))
+COUNTED(int, unlinkat, (int x, const char* a, int flags), (x, a, flags))
+COUNTED(int, rmdir, (const char* a), (a))
+COUNTED(int, mkdir, (const char* a, mode_t mode), (a, mode))
 COUNTED(int, fsync, (int descriptor), (descriptor))
 COUNTED(int, ftruncate, (int descriptor, off_t size), (descriptor, size))
 COUNTED(int, ftruncate64, (int descriptor, off64_t size), (descriptor, size))
 
-#define OPENS(name)                                           \
-  int name(const char *path, int flags, ...) {                \
-    va_list rest;                                             \
-    va_start(rest, flags);                                    \
+#define OPENS(name)                                                         \
+  int name(const char* path, int flags, ...) {                              \
+    va_list rest;                                                           \
+    va_start(rest, flags);                                                  \
     mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0; \
-    va_end(rest);                                             \
-    if (flags & O_CREAT) count();                             \
-    return REAL(name)(path, flags, mode);                     \
+    va_end(rest);                                                           \
+    if (flags & O_CREAT) count();                                           \
+    return REAL(name)(path, flags, mode);                                   \
   }
 
 OPENS(open)

@@ -9,6 +9,7 @@ import argparse
 import collections
 import contextlib
 import faulthandler
+import itertools
 import os
 import random
 import resource
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--first", type=int, default=0, metavar="N", help="number of the first call (default 0)")
     add("--call", type=int, metavar="N", help="only this one, with its arguments printed")
     add("--chosen", action="store_true", help="valid calls of chosen shapes in their place")
+    add("--every", type=int, default=1, metavar="N", help="with --chosen: each N-th of them alone")
     add("--threads", type=int, default=1, metavar="N", help="PyTorch's (default 1)")
     add("--workers", type=int, default=1, metavar="N", help="Python threads (default 1)")
     add(
@@ -76,7 +78,7 @@ def child(options: argparse.Namespace) -> int:
     faulthandler.register(signal.SIGXCPU, chain=True)
     only = options.call
     if options.chosen:
-        calls = chosen_calls()
+        calls = itertools.islice(chosen_calls(), 0, None, options.every)
     else:
         last = options.first + options.calls
         numbers = range(options.first, last) if only is None else (only,)
@@ -143,7 +145,7 @@ def main() -> int:
         while first < last or options.chosen:
             log.write_text("")
             command = [sys.executable, "-m", "hostile", "--child", str(log)]
-            for name in ("seed", "threads", "workers"):
+            for name in ("seed", "threads", "workers", "every"):
                 command += [f"--{name}", str(getattr(options, name))]
             command += ["--first", str(first), "--calls", str(last - first)]
             command += ["--chosen"] * options.chosen

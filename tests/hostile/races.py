@@ -57,6 +57,7 @@ def main() -> int:
         began = time.monotonic()
         expected = ["--expect", "baseline", str(BUILD / "lib")]
         command = [sys.executable, "-m", "hostile", "--chosen", "--workers", str(workers)]
+        command += ["--every", "5"]
         done = subprocess.run(
             [*command, *expected], capture_output=True, text=True, env=environment
         )

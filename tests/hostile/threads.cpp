@@ -1,6 +1,6 @@
-// PyTorch's parallel loops for the extension alone, on threads that the thread sanitizer can follow:
-// OpenMP's runtime is built without it, so that it takes the end of every loop for a race. Preloaded,
-// it takes the place of the two functions through which the extension asks for threads.
+// PyTorch's parallel loops for the extension alone, on threads that the thread sanitizer can
+// follow: OpenMP's runtime is built without it, so that it takes the end of every loop for a race.
+// Preloaded, it takes the place of the two functions through which the extension asks for threads.
 #include <algorithm>
 #include <cstdint>
 #include <thread>

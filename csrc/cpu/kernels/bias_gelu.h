@@ -9,8 +9,8 @@
 namespace spanbert_fast {
 
 // y = GELU(x + bias)
-using BiasGeluForward = void(
-    const void* x, const float* bias, void* y, int64_t rows, int64_t features);
+using BiasGeluForward =
+    void(const void* x, const float* bias, void* y, int64_t rows, int64_t features);
 
 // dx = dy GELU'(x + bias); dbias (features,), zeroed by the caller, gains the rows' sum of dx.
 using BiasGeluBackward = void(

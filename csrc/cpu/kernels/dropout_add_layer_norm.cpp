@@ -25,8 +25,8 @@ void forward(
     const uint8_t* keep = dropout.keep_row(op.rows == nullptr ? row : op.rows[row]);
     vfloat total = {};
     for_vectors(size, [&](int64_t c, auto count) SPANBERT_FAST_INLINE_BODY {
-      const vfloat kept = keep_where(keep_mask(keep + c), load(x + c, count) +
-                                                              load(op.x_bias + c, count));
+      const vfloat kept =
+          keep_where(keep_mask(keep + c), load(x + c, count) + load(op.x_bias + c, count));
       const vfloat value = kept * dropout.scale + load(residual + c, count);
       store(z + c, value, count);
       total += value;
@@ -58,8 +58,8 @@ void backward(
     const float mean = op.mean[row], rstd = op.rstd[row];
     vfloat sum_g = {}, sum_gn = {};
     for_vectors(size, [&](int64_t c, auto count) SPANBERT_FAST_INLINE_BODY {
-      const vfloat kept = keep_where(keep_mask(keep + c), load(x + c, count) +
-                                                              load(op.x_bias + c, count));
+      const vfloat kept =
+          keep_where(keep_mask(keep + c), load(x + c, count) + load(op.x_bias + c, count));
       const vfloat z = kept * dropout.scale + load(residual + c, count);
       const vfloat n = (z - mean) * rstd, d = load(dy + c, count);
       const vfloat gain = d * load(op.weight + c, count);  // 0 beyond the end, as d is

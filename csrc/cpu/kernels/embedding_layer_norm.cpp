@@ -40,8 +40,8 @@ float embed(const EmbeddingLayerNorm& op, int64_t token, int64_t last, float* z)
   const bool typed = op.token_types.data != nullptr;
   switch (op.format) {
     case Format::bfloat16:
-      return (typed ? embed_as<bfloat16, true> : embed_as<bfloat16, false>)(
-          op, token, next_token, z);
+      return (typed ? embed_as<bfloat16, true> : embed_as<bfloat16, false>)(op, token, next_token,
+                                                                            z);
     case Format::float16:
       return (typed ? embed_as<float16, true> : embed_as<float16, false>)(op, token, next_token, z);
     default:
@@ -71,8 +71,8 @@ void forward(
 
 template <class T>
 void backward(
-    const EmbeddingLayerNorm& op, const void* dy_data, float* dz_data, float* dweight,
-    float* dbias, int64_t first, int64_t last, float* scratch) {
+    const EmbeddingLayerNorm& op, const void* dy_data, float* dz_data, float* dweight, float* dbias,
+    int64_t first, int64_t last, float* scratch) {
   const int64_t size = op.hidden_size;
   float *z = scratch, *g = scratch + size;
   const HiddenDropout dropout(op.dropout, size, scratch + 2 * size);
@@ -110,8 +110,8 @@ SPANBERT_FAST_INLINE void accumulate(float* to, const float* from, int64_t size)
 
 template <class T>
 void gradient_rows(
-    const EmbeddingGradient& op, int64_t first_row, int64_t last_row, int64_t column,
-    int64_t width, float* scratch) {
+    const EmbeddingGradient& op, int64_t first_row, int64_t last_row, int64_t column, int64_t width,
+    float* scratch) {
   // Tokens are added 64 at a time: thousands in one chain would lose digits to rounding.
   constexpr int64_t kBlock = 64;
   float *total = scratch, *part = scratch + width;

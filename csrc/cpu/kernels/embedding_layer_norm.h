@@ -44,8 +44,8 @@ struct EmbeddingGradient {
   void* out;
 };
 using EmbeddingGradientRows = void(
-    const EmbeddingGradient& op, int64_t first_row, int64_t last_row, int64_t column,
-    int64_t width, float* scratch);
+    const EmbeddingGradient& op, int64_t first_row, int64_t last_row, int64_t column, int64_t width,
+    float* scratch);
 
 struct EmbeddingLayerNormKernels {
   PerFormat<EmbeddingLayerNormForward> forward;        // by y's format

@@ -11,8 +11,8 @@ struct RowStatistics {
 
 // mean, and 1 / sqrt(variance + eps), of z (size,) whose sum is `total`. The variance takes a
 // second pass over the row, which lies in cache, so that a large mean cannot cancel it.
-SPANBERT_FAST_INLINE RowStatistics row_statistics(
-    const float* z, int64_t size, float total, float eps) {
+SPANBERT_FAST_INLINE RowStatistics
+row_statistics(const float* z, int64_t size, float total, float eps) {
   const float mean = total / size;
   vfloat squares = {};
   for_vectors(size, [&](int64_t c, auto count) SPANBERT_FAST_INLINE_BODY {

@@ -37,9 +37,13 @@ SPANBERT_FAST_INLINE void store(T* to, vfloat x, int64_t count) {
 // A whole vector, as a count known to the compiler: loads and stores of it are the plain ones.
 struct Whole {};
 template <class T>
-SPANBERT_FAST_INLINE vfloat load(const T* from, Whole) { return load(from); }
+SPANBERT_FAST_INLINE vfloat load(const T* from, Whole) {
+  return load(from);
+}
 template <class T>
-SPANBERT_FAST_INLINE void store(T* to, vfloat x, Whole) { store(to, x); }
+SPANBERT_FAST_INLINE void store(T* to, vfloat x, Whole) {
+  store(to, x);
+}
 
 SPANBERT_FAST_INLINE vuint lane_numbers() {
   vuint lanes;

@@ -45,20 +45,23 @@ inline void tile_zero() {
 // Rows are `stride` dwords apart.
 template <int kTile>
 inline void tile_load(const void* from, int64_t stride) {
-  __asm__ volatile(
-      "tileloadd\t(%0,%1,1), %%tmm%c2" : : "r"(from), "r"(4 * stride), "i"(kTile) : "memory");
+  __asm__ volatile("tileloadd\t(%0,%1,1), %%tmm%c2"
+                   :
+                   : "r"(from), "r"(4 * stride), "i"(kTile)
+                   : "memory");
 }
 
 template <int kTile>
 inline void tile_store(void* to, int64_t stride) {
-  __asm__ volatile(
-      "tilestored\t%%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(4 * stride), "i"(kTile) : "memory");
+  __asm__ volatile("tilestored\t%%tmm%c2, (%0,%1,1)"
+                   :
+                   : "r"(to), "r"(4 * stride), "i"(kTile)
+                   : "memory");
 }
 
 template <int kC, int kA, int kB>
 inline void tile_multiply_add() {
-  __asm__ volatile(
-      "tdpbf16ps\t%%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kC), "i"(kA), "i"(kB));
+  __asm__ volatile("tdpbf16ps\t%%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kC), "i"(kA), "i"(kB));
 }
 
 }  // namespace spanbert_fast::SPANBERT_FAST_ISA

@@ -22,7 +22,7 @@ struct AttentionArguments {
   uint64_t seed;
   uint32_t site, threshold;  // threshold 0: no dropout
   void* out;                 // (tokens, heads, head_dim), contiguous
-  float* lse;                // (tokens, heads), contiguous: log of each row's softmax denominator
+  float* lse;  // (tokens, heads), contiguous: log of each row's softmax denominator
   // of the backward alone
   TokenRows dout;
   void *dq, *dk, *dv;  // contiguous as out
@@ -42,8 +42,8 @@ static inline int64_t dq_width(int64_t head_dim) { return (head_dim + 31) / 32 *
 // Memory of the calling thread, of at least `bytes`, 64-byte aligned; valid until the next call.
 using ReserveScratch = char*(int64_t bytes);
 
-using AttentionTaskKernel = void(
-    const AttentionArguments&, const AttentionTask&, ReserveScratch* reserve);
+using AttentionTaskKernel =
+    void(const AttentionArguments&, const AttentionTask&, ReserveScratch* reserve);
 
 // dq of one head of one sequence out of its `parts`, which follow one another at task.dq_part.
 using AttentionSumKernel = void(const AttentionArguments&, const AttentionTask&, int64_t parts);

@@ -158,16 +158,17 @@ void backward(const AttentionArguments& a, const AttentionTask& task, ReserveScr
           if (a.threshold) dropout.keep_words(i0 + i, j0 + j, to.keep);
           gradients(to, i, m);
         }
-        if (const int64_t more = round_up(rows, Kind::kDepth) / Kind::kPair - row_dwords; more > 0) {
+        if (const int64_t more = round_up(rows, Kind::kDepth) / Kind::kPair - row_dwords;
+            more > 0) {
           std::memset(to.p + row_dwords * kKeys, 0, more * kKeys * sizeof(uint32_t));
           std::memset(to.ds + row_dwords * kKeys, 0, more * kKeys * sizeof(uint32_t));
         }
         product<Kind>(
-            valid, padded, row_dwords, {to.p, 1, kKeys}, to.dout_tokens, padded,
-            to.dv + j * padded, padded, 1.0f, i0 > 0);
+            valid, padded, row_dwords, {to.p, 1, kKeys}, to.dout_tokens, padded, to.dv + j * padded,
+            padded, 1.0f, i0 > 0);
         product<Kind>(
-            valid, padded, row_dwords, {to.ds, 1, kKeys}, to.q_tokens, padded,
-            to.dk + j * padded, padded, 1.0f, i0 > 0);
+            valid, padded, row_dwords, {to.ds, 1, kKeys}, to.q_tokens, padded, to.dk + j * padded,
+            padded, 1.0f, i0 > 0);
         product<Kind>(
             rows, padded, key_dwords, {to.ds_keys, kKeys / Kind::kPair, 1},
             to.k_tokens + j / Kind::kPair * padded, padded, to.dq + i0 * padded, padded, 1.0f,

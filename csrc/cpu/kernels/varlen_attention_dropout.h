@@ -61,8 +61,8 @@ class KeepRow {
     const vuint bits = load_bits<vuint>(bits_ + key);
 #if defined(__AVX512F__)
     const __m512i four = _mm512_castsi128_si512(load_bits<__m128i>(words_));
-    const __m512i word = _mm512_permutexvar_epi32(
-        bit_cast<__m512i>(lane_numbers() >> 1 & 3u), four);
+    const __m512i word =
+        _mm512_permutexvar_epi32(bit_cast<__m512i>(lane_numbers() >> 1 & 3u), four);
     const __mmask16 kept = _mm512_test_epi32_mask(word, bit_cast<__m512i>(bits));
     return bit_cast<vfloat>(_mm512_maskz_mov_ps(kept, bit_cast<__m512>(x)));
 #else

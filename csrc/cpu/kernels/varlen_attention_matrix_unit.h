@@ -25,7 +25,8 @@ SPANBERT_FAST_INLINE void load_left_tile(Broadcast a, int64_t m, int64_t k, uint
   tile_load<4>(scratch, kTileSide);
 }
 
-// 16 rows of c = a b, or of c += a b, kColumns tiles wide; tiles 0 to 3 are c, 4 is a, 5 to 7 are b.
+// 16 rows of c = a b, or of c += a b, kColumns tiles wide; tiles 0 to 3 are c, 4 is a, 5 to 7 are
+// b.
 template <int kColumns>
 void tile_rows(
     Broadcast a, int64_t m, const uint32_t* b, int64_t b_stride, int64_t k, bool add, float* c,
@@ -66,7 +67,8 @@ SPANBERT_FAST_INLINE void copy_rows(
     const float* from, int64_t from_stride, int64_t rows, float factor, float* to,
     int64_t to_stride) {
   for (int64_t row = 0; row < rows; ++row, from += from_stride, to += to_stride) {
-    for (int64_t n = 0; n < kColumns * kTileSide; n += kWidth) store(to + n, load(from + n) * factor);
+    for (int64_t n = 0; n < kColumns * kTileSide; n += kWidth)
+      store(to + n, load(from + n) * factor);
   }
 }
 

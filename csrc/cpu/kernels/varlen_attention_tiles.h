@@ -26,7 +26,9 @@ SPANBERT_FAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : 
 SPANBERT_FAST_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 template <class X>
-SPANBERT_FAST_INLINE void store_bits(void* to, X x) { std::memcpy(to, &x, sizeof(x)); }
+SPANBERT_FAST_INLINE void store_bits(void* to, X x) {
+  std::memcpy(to, &x, sizeof(x));
+}
 
 // ---- The two kinds of operands
 
@@ -72,8 +74,8 @@ struct BfloatPair {
   struct Unit {};
 
   SPANBERT_FAST_INLINE vfloat multiply_add(vfloat sum, vuint a, vuint b) {
-    return bit_cast<vfloat>(_mm512_dpbf16_ps(
-        bit_cast<__m512>(sum), bit_cast<__m512bh>(a), bit_cast<__m512bh>(b)));
+    return bit_cast<vfloat>(
+        _mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(a), bit_cast<__m512bh>(b)));
   }
 
   SPANBERT_FAST_INLINE vuint row(const bfloat16* from, int64_t count) {

@@ -45,8 +45,12 @@ typedef uint16_t vhalf __attribute__((vector_size(2 * kWidth)));
 typedef int8_t vflags __attribute__((vector_size(kWidth)));
 
 // Storage types; arithmetic is in float.
-struct bfloat16 { uint16_t bits; };
-struct float16 { uint16_t bits; };
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
 
 template <class To, class From>
 SPANBERT_FAST_INLINE To bit_cast(const From& from) {

@@ -1,0 +1,241 @@
+"""Triton kernels of `antecedent_loss`: scores of pairs are made in tiles and never stored."""
+
+import torch
+import triton
+import triton.language as tl
+
+from spanbert_fast.kernels.antecedent_common import (
+    bounds,
+    is_gold,
+    join,
+    pair_arguments,
+    pair_scores,
+    tile_of,
+)
+from spanbert_fast.kernels.product import product
+
+
+@triton.jit(do_not_specialize=["mentions"])
+def _antecedent_loss_fwd_kernel(
+    queries,
+    keys,
+    mention_scores,
+    distance_scores,
+    clusters,
+    firsts,
+    losses,
+    lse,
+    gold_lse,
+    mentions,
+    width,
+    WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """loss_i = log sum over candidates and none of exp s - the same over the gold ones.
+
+    One program takes BLOCK_M queries through the keys before them in tiles (BLOCK_M, BLOCK_N).
+    Grid: (mentions / BLOCK_M,). mentions^2 width FLOPs. Lee et al. 2017 (arXiv 1707.07045).
+    """
+    first_row = tl.program_id(0) * BLOCK_M
+    row = first_row + tl.arange(0, BLOCK_M)
+    begin = tl.min(tl.load(firsts + row, mask=row < mentions, other=mentions), 0).to(tl.int32)
+    high = tl.zeros((BLOCK_M,), tl.float32)  # none, whose score is 0
+    total = tl.full((BLOCK_M,), 1.0, tl.float32)
+    gold_high = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    gold_total = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(begin, tl.minimum(first_row + BLOCK_M, mentions), BLOCK_N):
+        column = start + tl.arange(0, BLOCK_N)
+        s, _ = pair_scores(
+            queries, keys, mention_scores, distance_scores, firsts, row, column, mentions, width,
+            WIDEN, BLOCK_K,
+        )  # fmt: skip
+        gold = tl.where(is_gold(clusters, row, column, s, mentions), s, float("-inf"))
+        high, total = join(high, total, tl.max(s, 1), s)
+        gold_high, gold_total = join(gold_high, gold_total, tl.max(gold, 1), gold)
+    all_lse = high + tl.log(total)
+    some = gold_total > 0
+    found = tl.where(some, gold_high + tl.log(tl.where(some, gold_total, 1.0)), 0.0)
+    tl.store(losses + row, all_lse - found, mask=row < mentions)
+    tl.store(lse + row, all_lse, mask=row < mentions)
+    tl.store(gold_lse + row, found, mask=row < mentions)
+
+
+@triton.jit
+def _pair_gradients(
+    queries, keys, mention_scores, distance_scores, clusters, firsts, dlosses, lse, gold_lse, row,
+    column, mentions, width, WIDEN: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """(d, bucket) of a tile: d = dloss (exp(s - lse) - [gold] exp(s - gold_lse)), fp32."""
+    s, bucket = pair_scores(
+        queries, keys, mention_scores, distance_scores, firsts, row, column, mentions, width,
+        WIDEN, BLOCK_K,
+    )  # fmt: skip
+    real = row < mentions
+    dloss = tl.load(dlosses + row, mask=real, other=0.0).to(tl.float32)
+    d = tl.exp(s - tl.load(lse + row, mask=real, other=0.0)[:, None])
+    gold = tl.where(is_gold(clusters, row, column, s, mentions), s, float("-inf"))
+    d -= tl.exp(gold - tl.load(gold_lse + row, mask=real, other=0.0)[:, None])
+    return d * dloss[:, None], bucket
+
+
+@triton.jit(do_not_specialize=["mentions"])
+def _antecedent_dqueries_kernel(
+    queries,
+    keys,
+    mention_scores,
+    distance_scores,
+    clusters,
+    firsts,
+    dlosses,
+    lse,
+    gold_lse,
+    dqueries,
+    dscores,
+    ddistances,
+    mentions,
+    width,
+    WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """dqueries = D K, and the sums of D's rows, all of them and those of each distance.
+
+    One program makes BLOCK_K columns of BLOCK_M queries' gradients, and makes their scores for it.
+    Grid: (mentions / BLOCK_M, width / BLOCK_K); the first column of programs stores the sums.
+    """
+    first_row = tl.program_id(0) * BLOCK_M
+    row = first_row + tl.arange(0, BLOCK_M)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    begin = tl.min(tl.load(firsts + row, mask=row < mentions, other=mentions), 0).to(tl.int32)
+    total = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    sums = tl.zeros((BLOCK_M,), tl.float32)
+    lane = tl.arange(0, 16)
+    of_distances = tl.zeros((BLOCK_M, 16), tl.float32)
+    for start in range(begin, tl.minimum(first_row + BLOCK_M, mentions), BLOCK_N):
+        column = start + tl.arange(0, BLOCK_N)
+        d, bucket = _pair_gradients(
+            queries, keys, mention_scores, distance_scores, clusters, firsts, dlosses, lse,
+            gold_lse, row, column, mentions, width, WIDEN, BLOCK_K,
+        )  # fmt: skip
+        c = tl.minimum(column, mentions - 1).to(tl.int64)
+        key = tl.load(keys + c[:, None] * width + k[None, :])
+        total = product(d.to(key.dtype), key, total, WIDEN)
+        sums += tl.sum(d, 1)
+        for b in tl.static_range(1, 10):
+            of_bucket = tl.sum(tl.where(bucket == b, d, 0.0), 1)
+            of_distances += tl.where(lane[None, :] == b, of_bucket[:, None], 0.0)
+    real = row < mentions
+    at = row.to(tl.int64)[:, None] * width + k[None, :]
+    tl.store(dqueries + at, total, mask=real[:, None])
+    is_first = real & (tl.program_id(1) == 0)
+    tl.store(dscores + row, sums, mask=is_first)
+    at = row.to(tl.int64)[:, None] * 10 + lane[None, :]
+    tl.store(ddistances + at, of_distances, mask=is_first[:, None] & (lane < 10)[None, :])
+
+
+@triton.jit(do_not_specialize=["mentions"])
+def _antecedent_dkeys_kernel(
+    queries,
+    keys,
+    mention_scores,
+    distance_scores,
+    clusters,
+    firsts,
+    lasts,
+    dlosses,
+    lse,
+    gold_lse,
+    dkeys,
+    dscores,
+    mentions,
+    width,
+    WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """dkeys = D^T Q, and the sums of D's columns.
+
+    One program makes BLOCK_K columns of BLOCK_N keys' gradients from the queries behind them.
+    Grid: (mentions / BLOCK_N, width / BLOCK_K); the first column of programs stores the sums.
+    """
+    first_column = tl.program_id(0) * BLOCK_N
+    column = first_column + tl.arange(0, BLOCK_N)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    end = tl.max(tl.load(lasts + column, mask=column < mentions, other=0), 0).to(tl.int32)
+    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    sums = tl.zeros((BLOCK_N,), tl.float32)
+    for start in range(first_column, end, BLOCK_M):
+        row = start + tl.arange(0, BLOCK_M)
+        d, _ = _pair_gradients(
+            queries, keys, mention_scores, distance_scores, clusters, firsts, dlosses, lse,
+            gold_lse, row, column, mentions, width, WIDEN, BLOCK_K,
+        )  # fmt: skip
+        r = tl.minimum(row, mentions - 1).to(tl.int64)
+        query = tl.load(queries + r[:, None] * width + k[None, :])
+        total = product(tl.trans(d).to(query.dtype), query, total, WIDEN)
+        sums += tl.sum(d, 0)
+    real = column < mentions
+    at = column.to(tl.int64)[:, None] * width + k[None, :]
+    tl.store(dkeys + at, total, mask=real[:, None])
+    tl.store(dscores + column, sums, mask=real & (tl.program_id(1) == 0))
+
+
+def antecedent_loss_fwd(inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(losses, lse, gold_lse) of the op's `LossInputs`."""
+    mentions, device = inputs.queries.shape[0], inputs.queries.device
+    losses, lse, gold_lse = (
+        torch.empty((mentions,), dtype=torch.float32, device=device) for _ in range(3)
+    )
+    if mentions == 0:
+        return losses, lse, gold_lse
+    tile, passed = tile_of("antecedent_pairs", inputs.queries)
+    arguments = pair_arguments(inputs, tile)
+    firsts, _ = bounds(inputs.cu_mentions, mentions)
+    _antecedent_loss_fwd_kernel[(triton.cdiv(mentions, tile.blocks["BLOCK_M"]),)](
+        *arguments,
+        inputs.clusters.contiguous(),
+        firsts,
+        losses,
+        lse,
+        gold_lse,
+        mentions,
+        arguments[0].shape[1],
+        **passed,
+    )
+    return losses, lse, gold_lse
+
+
+def antecedent_loss_bwd(
+    dlosses: torch.Tensor, inputs, lse: torch.Tensor, gold_lse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(dqueries, dkeys, dmention_scores, ddistance_scores) of the op's `LossInputs`."""
+    queries, keys, mention_scores, distance_scores = inputs[:4]
+    mentions, features = queries.shape
+    if mentions == 0 or features == 0:
+        return tuple(torch.zeros_like(t) for t in inputs[:4])
+    tile, passed = tile_of("antecedent_pairs", queries)
+    arguments = pair_arguments(inputs, tile)
+    width = arguments[0].shape[1]
+    firsts, lasts = bounds(inputs.cu_mentions, mentions)
+    dqueries, dkeys = (torch.empty_like(t) for t in arguments[:2])
+    of_queries, of_keys = (torch.empty_like(lse) for _ in range(2))
+    ddistances = torch.empty((mentions, 10), dtype=torch.float32, device=queries.device)
+    common = (dlosses.contiguous(), lse.contiguous(), gold_lse.contiguous())
+    clusters, columns = inputs.clusters.contiguous(), width // tile.blocks["BLOCK_K"]
+    _antecedent_dqueries_kernel[(triton.cdiv(mentions, tile.blocks["BLOCK_M"]), columns)](
+        *arguments, clusters, firsts, *common, dqueries, of_queries, ddistances, mentions, width,
+        **passed,
+    )  # fmt: skip
+    _antecedent_dkeys_kernel[(triton.cdiv(mentions, tile.blocks["BLOCK_N"]), columns)](
+        *arguments, clusters, firsts, lasts, *common, dkeys, of_keys, mentions, width, **passed
+    )
+    return (
+        dqueries[:, :features].contiguous(),
+        dkeys[:, :features].contiguous(),
+        (of_queries + of_keys).to(mention_scores.dtype),
+        ddistances.to(distance_scores.dtype),
+    )

@@ -1,0 +1,178 @@
+"""Checkpoints for others: an ordinary BERT, half precision, ONNX; each checked in a process that
+has never loaded this package."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from spanbert_fast import models
+from spanbert_fast.config import SpanBertConfig
+from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.extras import require
+
+KINDS = ("bert", "safetensors-fp16", "safetensors-bf16", "onnx")
+_DTYPES = {"safetensors-fp16": torch.float16, "safetensors-bf16": torch.bfloat16}
+# of the largest output: fp32 in another order of sums, and a few roundings of half precision
+_TOLERANCES = {"bert": 1e-4, "onnx": 1e-4, "safetensors-fp16": 2e-2, "safetensors-bf16": 1e-1}
+_OUTPUTS = ("logits", "start_logits", "last_hidden_state")
+_COPIED = ("*token*.json", "vocab.txt", "task.json", "README.md")
+
+# What runs in the other process: no name of this package is in it.
+_WITH_TRANSFORMERS = """
+import sys, numpy, torch, transformers
+folder, kind, ids, out = sys.argv[1:]
+model = getattr(transformers, kind).from_pretrained(folder).eval()
+with torch.no_grad():
+    found = model(torch.from_numpy(numpy.load(ids)))
+numpy.save(out, (found[next(n for n in %r if n in found)]).float().numpy())
+"""
+_WITH_ONNXRUNTIME = """
+import sys, numpy, onnxruntime
+folder, kind, ids, out = sys.argv[1:]
+session = onnxruntime.InferenceSession(folder + "/model.onnx")
+ids = numpy.load(ids)
+inputs = {"input_ids": ids, "attention_mask": numpy.ones_like(ids)}
+numpy.save(out, session.run(None, inputs)[0])
+"""
+
+
+class Exported(NamedTuple):
+    """What `export` has written.
+
+    Attributes:
+        folder: where.
+        kind: transformers' class of it.
+        error: largest difference of an output in the other process, of the largest output.
+    """
+
+    folder: Path
+    kind: str
+    error: float
+
+
+def export(directory: str | Path, output: str | Path, to: str) -> Exported:
+    """Write a checkpoint for other software, then load it in another process and compare.
+
+    Args:
+        directory: a checkpoint of this package, of any age, or a BERT's.
+        output: a folder that is not there yet, or empty.
+        to: one of KINDS.
+
+    Raises:
+        UsageError: `to` or `output` cannot be.
+        MissingExtra: ONNX's libraries are not installed.
+        DataError: the checkpoint is not what it should be, or what was written gives other numbers.
+    """
+    directory, output = Path(directory), Path(output)
+    if to not in KINDS:
+        raise UsageError(f"--to must be one of {', '.join(KINDS)}, got {to}")
+    if to == "onnx":
+        require("--to onnx", "onnx", ("onnx", "onnxruntime", "onnxscript"))
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"OUT {output} is there already and not empty")
+    model = _our_model(directory)
+    shape = (2, min(24, model.config.max_position_embeddings))
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, model.config.vocab_size, shape, generator=draw)
+    with torch.no_grad():
+        found = model(ids)
+    expected = found[next(name for name in _OUTPUTS if name in found)].float().numpy()
+    output.mkdir(parents=True, exist_ok=True)
+    for pattern in _COPIED:
+        for path in directory.glob(pattern):
+            shutil.copyfile(path, output / path.name)
+    if to == "onnx":
+        kind = _write_onnx(model, output)
+    else:
+        model.to(_DTYPES.get(to, torch.float32)).save_pretrained(output, span_boundary_apart=True)
+        (kind,) = json.loads((output / "config.json").read_text())["architectures"]
+    script = _WITH_ONNXRUNTIME if to == "onnx" else _WITH_TRANSFORMERS % (_OUTPUTS,)
+    got = _elsewhere(script, output, kind, ids)
+    error = float(np.abs(got - expected).max() / np.abs(expected).max())
+    if not error <= _TOLERANCES[to]:
+        raise DataError(
+            f"{output}: {kind} gives outputs that differ by {error:.3g} of the largest, more than "
+            f"{_TOLERANCES[to]:g}"
+        )
+    return Exported(output, kind, error)
+
+
+def _our_model(directory: Path) -> PreTrainedModel:
+    """The checkpoint in our class of its kind, in fp32."""
+    config = SpanBertConfig.from_pretrained(directory)
+    (stored, *_) = config.architectures or ["BertForMaskedLM"]
+    name = stored if stored.startswith("Span") else f"Span{stored}"
+    if name == "SpanBertForMaskedLM":
+        name = "SpanBertForPreTraining"  # it may have the other head, too
+    kind = getattr(models, name, None)
+    if kind is None:
+        raise UsageError(f"{directory}: {stored} is no kind of model that can be exported")
+    model, info = kind.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    lacking = {name for name in info["missing_keys"] if "pooler" not in name}
+    if name == "SpanBertForPreTraining" and all("span_boundary" in n for n in lacking) and lacking:
+        masked = models.SpanBertForMaskedLM
+        model, info = masked.from_pretrained(
+            directory, dtype=torch.float32, output_loading_info=True
+        )
+        lacking = info["missing_keys"]
+    if lacking:
+        raise UsageError(f"{directory} lacks {min(lacking)}")
+    return model.eval()
+
+
+def _stock(model: PreTrainedModel) -> PreTrainedModel:
+    """transformers' model of the same weights, with attention in plain operators."""
+    name = type(model).__name__.removeprefix("Span").replace("ForPreTraining", "ForMaskedLM")
+    fields = {**model.config.to_dict(), "model_type": "bert"}
+    config = transformers.BertConfig.from_dict(fields, attn_implementation="eager")
+    stock = getattr(transformers, name)(config)
+    state = {key: t for key, t in model.state_dict().items() if "span_boundary" not in key}
+    stock.load_state_dict(state)
+    return stock.eval()
+
+
+def _write_onnx(model: PreTrainedModel, output: Path) -> str:
+    stock = _stock(model)
+    longest = model.config.max_position_embeddings
+    ids = torch.ones((2, min(16, longest)), dtype=torch.int64)
+    shapes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=longest)}
+    torch.onnx.export(
+        stock,
+        (),
+        str(output / "model.onnx"),
+        kwargs={"input_ids": ids, "attention_mask": ids},
+        input_names=["input_ids", "attention_mask"],
+        dynamic_shapes={"input_ids": shapes, "attention_mask": shapes},
+        dynamo=True,
+        verbose=False,
+        external_data=False,
+    )
+    stock.config.architectures = [type(stock).__name__]
+    stock.config.save_pretrained(output)
+    return type(stock).__name__
+
+
+def _elsewhere(script: str, folder: Path, kind: str, ids: torch.Tensor) -> np.ndarray:
+    """The first output in a process of its own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        given, made = Path(scratch, "ids.npy"), Path(scratch, "out.npy")
+        np.save(given, ids.numpy())
+        arguments = [str(folder), kind, str(given), str(made)]
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], capture_output=True, text=True
+        )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise DataError(f"{folder}: another process cannot load it: {last}")
+        if "LOAD REPORT" in done.stdout + done.stderr and kind != "BertModel":
+            raise DataError(f"{folder}: {kind} misses tensors, or has no place for some")
+        return np.load(made)

@@ -1,0 +1,74 @@
+"""accelerate(): every model class of every family in the table, against transformers' own."""
+
+import copy
+
+import pytest
+import torch
+
+import spanbert_fast as sb
+from accelerate_cases import results
+from family_cases import (
+    BY_NAME,
+    EVERY,
+    NAMES,
+    inputs_of,
+    model,
+    only_tokens,
+    stock_classes,
+)
+from spanbert_fast.accelerated.registry import is_fast
+from spanbert_fast.testing import assert_models_agree
+
+
+def real_of(inputs):
+    given = inputs.get("attention_mask")
+    return given.bool() if given is not None and given.dim() == 2 else None
+
+
+def encoder_of(name):
+    """The name of the family's headless class."""
+    return next(iter(stock_classes(name)))
+
+
+@pytest.mark.parametrize(("name", "head"), EVERY)
+def test_outputs_and_gradients_equal(name, head):
+    """While training: of the last layer, only what the head reads is computed."""
+    ours = model(name, head)
+    truth = copy.deepcopy(ours).double()
+    inputs = only_tokens(inputs_of(ours), head)
+
+    def run(made):
+        return results(made, inputs, real_of(inputs))
+
+    theirs = run(ours)
+    sb.accelerate(ours, full_logits=True)
+    assert_models_agree(run(ours), theirs, truth, run)
+    assert sum(is_fast(type(part)) for part in ours.modules()) >= 9
+    if BY_NAME[name].lm_head and head.endswith("ForMaskedLM"):
+        sb.accelerate(ours)
+        alone = run(ours)
+        assert "logits" not in alone
+        theirs.pop("logits")
+        run_alone = lambda made: {k: v for k, v in run(made).items() if k != "logits"}  # noqa: E731
+        assert_models_agree(alone, theirs, truth, run_alone)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bf16_autocast(name):
+    ours = model(name, encoder_of(name))
+    truth, theirs = copy.deepcopy(ours).double(), copy.deepcopy(ours)
+    inputs = inputs_of(ours)
+    real = inputs["attention_mask"].bool()
+    sb.accelerate(ours)
+    exact = results(truth, inputs, real)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, expected = (results(made, inputs, real) for made in (ours, theirs))
+    assert got.keys() == exact.keys()
+    for key in ("last_hidden_state", "gradients"):
+        names = [key] if key in exact else [n for n in exact if "weight" in n or "bias" in n]
+        errors = [
+            sum((x[n].double() - exact[n]).square().sum() for n in names) for x in (got, expected)
+        ]
+        # C5's factor on the root of the squared error: residuals are bf16 here, fp32 there
+        assert errors[0] ** 0.5 <= 2 * errors[1] ** 0.5, key
+        assert all(got[n].dtype == expected[n].dtype for n in names)

@@ -1,0 +1,81 @@
+"""Random and hostile calls of every op, a few; `make check-sanitize-all` makes 20,000."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from op_cases import cases
+from spanbert_fast._extension import _C
+from spanbert_fast.ops._register import KERNELS
+
+HERE = Path(__file__).parent
+needs_extension = pytest.mark.skipif(_C is None, reason="of compiled code")
+
+
+def hostile(*arguments, folders=(HERE,)) -> subprocess.CompletedProcess:
+    path = os.pathsep.join(map(str, folders))
+    return subprocess.run(
+        [sys.executable, "-m", "hostile", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_each_call_returns_or_raises():
+    done = hostile("--calls", "300", "--seed", "7")
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.stdout.startswith("300 calls") and "raised" in done.stdout
+
+
+def test_what_kills_the_process_or_is_wrong_is_a_failure(tmp_path):
+    """The first call ends the process, the others go on."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if '--child' in sys.orig_argv:\n"
+        "    import dataclasses, os\n"
+        "    from hostile import calls\n"
+        "    first = sys.orig_argv[sys.orig_argv.index('--first') + 1] == '0'\n"
+        "    def wrong(): raise calls.Wrong('other numbers')\n"
+        "    def drawn(draw, make=calls.drawn_call):\n"
+        "        return dataclasses.replace(make(draw), make=os.abort if first else wrong)\n"
+        "    calls.drawn_call = drawn\n"
+    )
+    done = hostile("--calls", "3", folders=(tmp_path, HERE))
+    assert done.returncode == 1, done.stdout + done.stderr[-3000:]
+    assert "the process ended with -6\n  --seed 0 --call 0" in done.stdout
+    assert "other numbers\n  --seed 0 --call 2" in done.stdout
+    assert "1 died, 2 wrong" in done.stdout
+
+
+@needs_extension
+@pytest.mark.parametrize("seed", [torch.zeros(0, dtype=torch.int64), torch.tensor(1.0)])
+@pytest.mark.parametrize("name", ["attention with dropout", "norm", "embedding"])
+def test_a_seed_is_one_integer(name, seed):
+    case = cases(torch.float32)[name]
+    with pytest.raises(ValueError, match="seed must be a 0-dim int64 tensor, got torch"):
+        case.outputs(case.inputs._replace(seed=seed))
+
+
+@needs_extension
+@pytest.mark.parametrize("sizes", [[2**62] * 4, [2**63 - 1, 1], [8, -1]])
+def test_groups_whose_sum_no_integer_holds(sizes):
+    inputs = cases(torch.float32)["loss"].inputs
+    rows = torch.zeros(len(sizes), 300)
+    with pytest.raises(ValueError, match="group_sizes must"):
+        KERNELS["linear_cross_entropy_fwd"](*inputs._replace(group_sizes=sizes, bias=rows))
+
+
+@needs_extension
+def test_span_lengths_that_no_integer_holds():
+    case = cases(torch.float32)["sample_spans"]
+    names = list(case.inputs._fields)
+    law = names.index("number2")  # the first of SpanLaw's fields
+    arguments = list(case.inputs)
+    arguments[law + 2] = 2**63 - 1  # min_span_words
+    with pytest.raises(ValueError, match="min_span_words must be at least 1"):
+        case.outputs(tuple(arguments))

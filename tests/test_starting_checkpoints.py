@@ -1,0 +1,96 @@
+"""What a fine-tuning takes over from the checkpoint that it starts from, and what it does not."""
+
+import logging
+
+import pytest
+import torch
+
+from finetune_cases import write_folder
+from spanbert_fast import models
+from spanbert_fast.data.tokenizer import load_tokenizer
+from spanbert_fast.tasks.classify import Classification
+from spanbert_fast.tasks.ner import NamedEntities
+from spanbert_fast.tasks.qa import QuestionAnswering
+from spanbert_fast.testing import assert_bitwise_equal
+from spanbert_fast.training.finetune_models import initial_model
+from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.sources import initial_model as initial_pretraining_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("finetune"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return load_tokenizer(folder / "model")
+
+
+def classification(labels, **options):
+    return Classification(labels=labels, max_seq_length=32, **options)
+
+
+def start(where, task, tokenizer, **options):
+    return initial_model(where, task, tokenizer, engine="spanbert_fast", **options)
+
+
+def test_weights_in_half_precision_are_trained_in_fp32(folder, tokenizer, tmp_path):
+    half = models.SpanBertForPreTraining.from_pretrained(folder / "model", dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    tuned = start(tmp_path, classification(["a", "b"]), tokenizer)
+    options = PretrainOptions(output_dir="", init_from=str(tmp_path))
+    options = PretrainOptions(
+        output_dir="", init_from=str(tmp_path), overrides={"max_seq_length": 32}
+    )
+    continued = initial_pretraining_model(options, tokenizer)
+    for model in (tuned, continued):
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    weight = half.bert.embeddings.word_embeddings.weight
+    assert_bitwise_equal(continued.bert.embeddings.word_embeddings.weight, weight.float())
+
+
+def test_a_head_of_the_same_labels_goes_on_and_another_does_not(
+    folder, tokenizer, tmp_path, caplog
+):
+    first = start(folder / "model", classification(["no", "yes"]), tokenizer)
+    first.save_pretrained(tmp_path)
+    with caplog.at_level(logging.INFO, "spanbert_fast"):
+        again = start(tmp_path, classification(["no", "yes"]), tokenizer)
+    assert_bitwise_equal(again.classifier.weight, first.classifier.weight)
+    assert "its head is of the same labels, and is gone on with" in caplog.text
+    caplog.clear()
+    for task in (
+        classification(["yes", "no"]),  # as many labels, of another meaning
+        classification(["a", "b", "c"]),
+        classification(None, regression=True),
+        NamedEntities(max_seq_length=32, labels=["O", "B-X"]),
+        QuestionAnswering(max_seq_length=32, max_query_length=8, doc_stride=4),
+    ):
+        with caplog.at_level(logging.INFO, "spanbert_fast"):
+            other = start(tmp_path, task, tokenizer)
+        head = getattr(other, "classifier", None) or other.qa_outputs
+        assert head.weight.shape != first.classifier.weight.shape or not torch.equal(
+            head.weight, first.classifier.weight
+        )
+        assert (
+            "its head is of another task (BertForSequenceClassification): a new one" in caplog.text
+        )
+        caplog.clear()
+        weight = first.bert.embeddings.word_embeddings.weight
+        assert_bitwise_equal(other.bert.embeddings.word_embeddings.weight, weight)
+
+
+def test_nothing_of_an_earlier_task_is_left_in_the_configuration(folder, tokenizer, tmp_path):
+    numbers = start(folder / "model", classification(None, regression=True), tokenizer)
+    assert (numbers.config.problem_type, numbers.config.num_labels) == ("regression", 1)
+    numbers.save_pretrained(tmp_path)
+    classes = start(tmp_path, classification(["no", "yes", "?"]), tokenizer).config
+    assert classes.problem_type == "single_label_classification"
+    assert classes.id2label == {0: "no", 1: "yes", 2: "?"}
+    entities = start(tmp_path, NamedEntities(max_seq_length=32, labels=["O", "B-X"]), tokenizer)
+    assert (entities.config.problem_type, entities.config.num_labels) == (None, 2)
+    options = {"max_seq_length": 32, "max_query_length": 8, "doc_stride": 4}
+    answers = start(tmp_path, QuestionAnswering(**options), tokenizer).config
+    assert (answers.problem_type, answers.num_labels) == (None, 2)
