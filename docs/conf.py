@@ -41,16 +41,22 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 napoleon_custom_sections = [("Shapes", "params_style")]
 
-# pages that some versions have: the contents list those that are there
-_OPTIONAL_PAGES = ("coreference", "gpu", "contributing")
+# Pages that some versions have. The contents list those that are there, and end with every page
+# that they do not name.
+_OPTIONAL_PAGES = ("coreference", "gpu", "contributing", "threads", "same_bits")
 
 
-def _without_missing_pages(app, name: str, source: list[str]) -> None:
-    missing = [page for page in _OPTIONAL_PAGES if not (FOLDER / f"{page}.md").exists()]
-    if name == app.config.root_doc:
-        source[0] = "\n".join(line for line in source[0].split("\n") if line not in missing)
+def _with_the_pages_that_are_there(app, name: str, source: list[str]) -> None:
+    if name != app.config.root_doc:
+        return
+    there = {page.stem for page in FOLDER.glob("*.md")} - {name}
+    lines = source[0].split("\n")
+    lines = [line for line in lines if line not in _OPTIONAL_PAGES or line in there]
+    if rest := sorted(there - set(lines)):
+        lines += ["```{toctree}", ":caption: More", ":maxdepth: 1", "", *rest, "```"]
+    source[0] = "\n".join(lines)
 
 
 def setup(app) -> None:
     """Connect what is above."""
-    app.connect("source-read", _without_missing_pages)
+    app.connect("source-read", _with_the_pages_that_are_there)

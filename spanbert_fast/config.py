@@ -71,6 +71,9 @@ _RULES = {
 class SpanBertConfig(BertConfig):
     """A BertConfig with the fields of the span objectives.
 
+        >>> SpanBertConfig(num_hidden_layers=2).max_span_targets
+        20
+
     Args:
         max_span_targets: number of places of a span that the span boundary objective predicts.
         span_position_embedding_size: features of the embedding p_k of a place.
@@ -81,9 +84,6 @@ class SpanBertConfig(BertConfig):
         pair_loss_form: "likelihood" (bounded) or "printed"; see `nn.span_pair_losses`.
         residual_in_fp32: under autocast, keep the hidden states between the layers in fp32, as
             transformers does. The default keeps them in autocast's dtype, which is faster.
-
-        >>> SpanBertConfig(num_hidden_layers=2).max_span_targets
-        20
         coref_head: "start-to-end" or "coarse-to-fine"; see `models.coreference`, also for what
             follows.
         coref_feature_size: of the head's hidden layers; 0 for hidden_size.

@@ -1,6 +1,8 @@
 """The reference of the command line, out of the parsers themselves.
 
-{commands}                           a section for each command, with every option of its parser
+{commands}                           a section for each command, with every option of its
+                                     parser, and of its parsers for tasks
+{families}                           what `accelerate` knows, from its own table
 {task-options} qa                    the options that `finetune` has for one task alone
 {configuration-fields} SpanBertConfig    the fields of a class: type and default
 {recipes}                            every value of every recipe
@@ -16,6 +18,8 @@ from collections.abc import Iterable
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+
+from spanbert_fast.tasks import NAMES
 
 CLASSES = {
     "PretrainOptions": "spanbert_fast.training.options",
@@ -103,8 +107,11 @@ class Commands(SphinxDirective):
         """One command."""
         parser = parser_of(name)
         content = [nodes.paragraph("", parser.description or purpose), *options_of(parser)]
-        if name == "finetune":  # what all tasks have in common
-            content += options_of(parser_of(name, "qa"), only="options")
+        if name == "finetune":  # what all tasks have in common, then what each adds
+            content += options_of(parser_of(name, NAMES[0]), only="options")
+            for task in NAMES:
+                content.append(nodes.rubric("", f"options of {task}"))
+                content += options_of(parser_of(name, task), only=f"options of {task}")
         if parser.epilog:
             head, _, code = parser.epilog.strip("\n").partition("\n")
             content.append(nodes.paragraph("", head[:1].upper() + head[1:]))
@@ -171,8 +178,22 @@ class Recipes(SphinxDirective):
         return found
 
 
+class Families(SphinxDirective):
+    """The families of encoders that `accelerate` knows, and their classes that have a head."""
+
+    def run(self) -> list[nodes.Node]:
+        from spanbert_fast.accelerated.families import FAMILIES
+
+        rows = []
+        for family in FAMILIES:
+            heads = [name for name in family.classes if "For" in name or "LMHead" in name]
+            rows.append([family.title, nodes.literal("", ", ".join(heads) or "none")])
+        return [table(("family", "classes with a head"), rows)]
+
+
 def setup(app: Sphinx) -> dict:
     """The directives."""
+    app.add_directive("families", Families)
     app.add_directive("commands", Commands)
     app.add_directive("task-options", TaskOptions)
     app.add_directive("configuration-fields", ConfigurationFields)

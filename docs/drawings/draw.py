@@ -177,7 +177,10 @@ def rooms() -> Picture:
         (20, [(20, 720, "command line: cli.py, commands/")]),
         (
             76,
-            [(20, 350, "training/: runs on the Trainer"), (390, 350, "integrations/: accelerate")],
+            [
+                (20, 350, "training/: runs on the Trainer"),
+                (390, 350, "accelerated/, integrations/"),
+            ],
         ),
         (132, [(20, 170, "tasks/"), (200, 170, "data/"), (390, 350, "models/: Hugging Face API")]),
         (188, [(390, 350, "nn/: torch.nn modules on packed tokens")]),

@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="examples:\n  spanbert-fast env --check\n  spanbert-fast env --json > env.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--json", action="store_true", help="for a program to read")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--check",
         action="store_true",

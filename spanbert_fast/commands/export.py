@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="a checkpoint: a directory, or a name of the Hub")
-    add("output", metavar="OUT", help="a directory that is not there yet")
+    add("output", metavar="OUT", help="a directory that does not exist yet")
     add("--to", choices=KINDS, default="bert", help="default bert")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser

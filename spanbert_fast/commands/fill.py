@@ -34,7 +34,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--top-k", type=int, default=5, metavar="K", help="fillings of a sentence (default 5)")
     add(
-        "--head", choices=("mlm", "sbo", "both"), default="both", help="who predicts (default both)"
+        "--head",
+        choices=("mlm", "sbo", "both"),
+        default="both",
+        help="the head that predicts (default both)",
     )
     add("--json", action="store_true", help="a JSON object per filling")
     add("--debug", action="store_true", help="show the traceback of an error")

@@ -86,8 +86,10 @@ def task_parser(task: str) -> argparse.ArgumentParser:
 def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
     """What is given, and nothing else, is in the namespace."""
     add = parser.add_argument
-    add("--config", metavar="FILE", help="these options from YAML or JSON; what is typed wins")
-    add("--model", metavar="NAME", help="checkpoint with its tokenizer: a directory, or the Hub's")
+    add("--config", metavar="FILE", help="read options from YAML or JSON; typed options win")
+    add(
+        "--model", metavar="NAME", help="checkpoint and tokenizer: a directory or a name on the Hub"
+    )
     for split, what in (
         ("train", "to learn from"),
         ("dev", "that chooses the best epoch"),
@@ -95,14 +97,14 @@ def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
     ):
         add(f"--{split}", metavar="FILE", help=f"data {what} (.gz and .xz are decompressed)")
     add("--output-dir", metavar="DIR", help="where everything is written")
-    add("--resume", action="store_true", help="go on with the run in --output-dir")
+    add("--resume", action="store_true", help="continue the run in --output-dir")
     add("--overwrite", action="store_true", help="replace the run in --output-dir")
     add("--skip-bad", action="store_true", help="leave bad data out, and count it")
     add("--max-train", type=int, metavar="N", help="use N examples of --train")
     add("--max-dev", type=int, metavar="N", help="use N examples of --dev")
     add("--learning-rate", type=float, metavar="X", help="highest learning rate")
     add("--head-learning-rate", type=float, metavar="X",
-        help="of what is not the encoder (default: the same; coref 3e-4)")  # fmt: skip
+        help="highest learning rate of the head (default: the same; coref 3e-4)")  # fmt: skip
     add("--epochs", type=float, metavar="N", help="passes over the training data")
     add("--batch-size", type=int, metavar="N", help="sequences of one batch")
     add("--gradient-accumulation-steps", type=int, metavar="N", help="batches of a step (1)")
@@ -113,16 +115,16 @@ def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
     add("--dropout", type=float, metavar="X", help="default: the checkpoint's own")
     add("--precision", choices=PRECISIONS, help="autocast (default auto: the fastest here)")
     add("--engine", choices=("spanbert_fast", "transformers"),
-        help="the model's code (spanbert_fast); transformers: its BERT, to compare")  # fmt: skip
-    add("--seeds", type=int, nargs="+", metavar="N", help="a run each; prints their mean (0)")
-    add("--patience", type=int, metavar="N", help="epochs with no gain until it stops (0: never)")
+        help="the model's code (spanbert_fast); transformers: stock BERT, to compare")  # fmt: skip
+    add("--seeds", type=int, nargs="+", metavar="N", help="one run for each; prints their mean (0)")
+    add("--patience", type=int, metavar="N", help="stop after N epochs without a gain (0: never)")
     add("--set", action="append", dest="training_arguments", metavar="NAME=VALUE",
         help="any further field of transformers.TrainingArguments")  # fmt: skip
     add(
         "--profile",
         type=int,
         metavar="N",
-        help="trace N steps with torch.profiler, print the widest",
+        help="trace N steps with torch.profiler and print the longest rows",
     )
     add("--debug", action="store_true", help="show the traceback of an error")
     kind = task_class(task)

@@ -28,9 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("task", choices=NAMES, metavar="TASK", help=", ".join(NAMES))
-    add(
-        "model", metavar="MODEL", help="what `finetune` has left: a directory, or a name of the Hub"
-    )
+    add("model", metavar="MODEL", help="a model of `finetune`: a directory or a name on the Hub")
     add("file", metavar="FILE", help="data as in training; the answers may be missing")
     add("--output", metavar="FILE", help="default: beside FILE's name, in the current directory")
     add("--precision", choices=PRECISIONS, default="fp32", help="autocast (default fp32)")

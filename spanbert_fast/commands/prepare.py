@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="refuse longer lines, of text or JSON (default 67108864)",
     )
-    add("--overwrite", action="store_true", help="replace shards that are there")
+    add("--overwrite", action="store_true", help="replace existing shards")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

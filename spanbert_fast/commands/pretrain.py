@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--output-dir", metavar="DIR", help="where the run is written (required)")
-    add("--config", metavar="FILE", help="these options from YAML or JSON; what is typed wins")
+    add("--config", metavar="FILE", help="read options from YAML or JSON; typed options win")
     add(
         "--data",
         nargs="+",
@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"one of {', '.join(RECIPES)} (default tiny)",
     )
     add("--seed", type=int, metavar="N", help="of weights, order, masks and dropout (default 0)")
-    add("--held-out", type=float, metavar="SHARE", help="share of text kept aside (default 0.02)")
+    add("--held-out", type=float, metavar="SHARE", help="share of the text held out (default 0.02)")
     add("--precision", choices=PRECISIONS, help="arithmetic (default auto: the fastest here)")
     add(
         "--static-shapes",
@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
         "of the recipe",
     )
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with the run in --output-dir")
+    again.add_argument("--resume", action="store_true", help="continue the run in --output-dir")
     again.add_argument("--overwrite", action="store_true", help="replace the run in --output-dir")
     often = parser.add_argument_group("how often, how many")
     often.add_argument("--save-steps", type=int, metavar="N", help="steps between checkpoints")
