@@ -101,7 +101,7 @@ def test_a_task_of_one_s_own(folder, tmp_path):
         assert "(number)" in card and "| total | 64 |" in card
     finally:
         tasks._registered.clear()
-    with pytest.raises(ValueError, match="name must be none of qa, ner, relation, classify, got"):
+    with pytest.raises(ValueError, match="name must be none of qa, .*, got ner"):
         tasks.register(NamedEntities)
 
 

@@ -1,13 +1,13 @@
 """Coreference resolution: which mentions of a document are of one entity."""
 
+from __future__ import annotations
+
 import argparse
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Bad, Defaults, DocumentTask
@@ -16,6 +16,9 @@ from spanbert_fast.tasks.coref_metrics import coreference_scores
 from spanbert_fast.tasks.coref_reading import FORMATS, format_of, read_documents
 from spanbert_fast.tasks.coref_text import sentences_of
 from spanbert_fast.tasks.coref_writing import write_documents
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("spanbert_fast")
 
