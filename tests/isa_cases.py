@@ -1,12 +1,26 @@
 """What the tests at forced instruction sets share."""
 
 import os
+import platform
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 from spanbert_fast._extension import _C
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def levels() -> tuple[str, ...]:
+    """The levels of this architecture, in rising order, as csrc/cpu/dispatch.h lists them."""
+    lists = (ROOT / "csrc/cpu/dispatch.h").read_text().split("#define SPANBERT_FAST_LEVELS(X, ...)")
+    architectures = {"x86_64": 1, "aarch64": 2}
+    chosen = lists[architectures.get(platform.machine(), 3)].split("\n#")[0]
+    return tuple(re.findall(r"X\((\w+), __VA_ARGS__\)", chosen))
+
+
+LEVELS = levels()
 
 # What ATEN_CPU_CAPABILITY may say, and the level of our kernels that it stands for, of those that
 # this CPU has: PyTorch itself dies of an instruction that is not there.

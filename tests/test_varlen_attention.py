@@ -156,7 +156,11 @@ def test_large_scores_do_not_overflow():
     out = attention_with(0.0, [90])(q, k, v)
     best = (q[:, 0] @ k[:, 0].T).argmax(-1)
     torch.testing.assert_close(out[:, 0], v[best, 0])
-    assert all(g.isfinite().all() for g in torch.autograd.grad(out, (q, k, v), dout))
+    dq, dk, dv = torch.autograd.grad(out, (q, k, v), dout)
+    torch.testing.assert_close(dv, torch.zeros_like(v).index_add(0, best, dout))
+    # a softmax of 0 and 1 has no slope: what is left is the rounding of dP, times 100 of k and q
+    rounding = torch.finfo(torch.float32).eps * (dout[:, 0] @ v[:, 0].T).abs().max()
+    assert max(dq.abs().max(), dk.abs().max()) <= 16 * rounding * max(q.abs().max(), k.abs().max())
 
 
 def test_softmax_scale_is_used():
