@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.data.static_shapes import StaticShapes
-from spanbert_fast.data.tokenizer import vocabulary_size, word_start_table
+from spanbert_fast.data.tokenizer import vocabulary_size
+from spanbert_fast.data.words import WordStarts
 from spanbert_fast.ops.sample_spans import SpanSample, sample_spans
 from spanbert_fast.ops.span_options import SpanOptions, derived_seed, signed64
 from spanbert_fast.values import IGNORED_TARGET
@@ -39,7 +39,7 @@ class DataCollatorForSpanMasking:
     An example is a mapping with `input_ids` (integers as a list, an array or a tensor, with [CLS]
     and [SEP]) and, where wanted:
 
-    - `word_starts`: bool per token; without it, a WordPiece that does not continue one is a start;
+    - `word_starts`: bool per token; without it, the tokenizer says (see `WordStarts`);
     - `special_tokens_mask`: per token, true where it is never masked; without it, the tokenizer's
       special tokens except the unknown token;
     - `example_id`: an integer; without it, a hash of input_ids: equal texts get equal masks;
@@ -52,7 +52,8 @@ class DataCollatorForSpanMasking:
     collator: between epochs set `epoch` before new workers start, or put it into the examples.
 
     Args:
-        tokenizer: a fast WordPiece tokenizer, or any other where examples bring `word_starts`.
+        tokenizer: a fast one (WordPiece, byte-level BPE, SentencePiece), or any other where
+            examples bring `word_starts`.
         options: how spans are drawn; default: those of the paper.
         seed: any 64-bit integer.
         epoch: in [0, 2**23); also an attribute to set.
@@ -68,6 +69,7 @@ class DataCollatorForSpanMasking:
             example_id of the first example).
         static_shapes: sizes that every batch is filled up to, "packed", and "raw" by `mask`, only.
         pad_to_multiple_of: what seqlen is rounded up to, "padded" and "masked_lm" only.
+        words: "tokenizer", or "tokens": each token is a word, for languages without spaces.
 
     Raises:
         ValueError: the tokenizer has no mask token; an option or an example is not as above.
@@ -85,6 +87,7 @@ class DataCollatorForSpanMasking:
         dropout_seeds: bool = False,
         static_shapes: StaticShapes | None = None,
         pad_to_multiple_of: int | None = None,
+        words: str = "tokenizer",
     ):
         if tokenizer.mask_token_id is None:
             raise ValueError("tokenizer must have a mask token, got one whose mask_token is None")
@@ -108,9 +111,9 @@ class DataCollatorForSpanMasking:
         special = set(tokenizer.all_special_ids)
         self._is_special = np.zeros(vocabulary_size(tokenizer), dtype=bool)
         self._is_special[list(special - {tokenizer.unk_token_id})] = True
-        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-        # without a WordPiece only the examples can say where words start
-        self._starts_word = word_start_table(tokenizer) if isinstance(model, WordPiece) else None
+        if words not in ("tokenizer", "tokens"):
+            raise ValueError(f'words must be "tokenizer" or "tokens", got {words!r}')
+        self._starts_word = WordStarts.of(tokenizer, every_token=words == "tokens")
         if random_token_pool is None:
             random_token_pool = torch.tensor(sorted({*tokenizer.get_vocab().values()} - special))
         self.random_token_pool = random_token_pool
@@ -195,10 +198,10 @@ class DataCollatorForSpanMasking:
         def from_table(row: np.ndarray) -> np.ndarray:
             if self._starts_word is None:
                 raise ValueError(
-                    "examples must have word_starts where the tokenizer is not a WordPiece, "
+                    "examples must have word_starts where the tokenizer does not mark words, "
                     "got some without"
                 )
-            return self._starts_word[row]
+            return self._starts_word(row)
 
         return _flags("word_starts", examples, rows, from_table)
 
