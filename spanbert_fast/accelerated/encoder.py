@@ -1,6 +1,5 @@
 """A layer, the stack of layers and the model: packed once at the entry, padded once at the exit."""
 
-import copy
 import dataclasses
 import inspect
 
@@ -105,7 +104,6 @@ class FastModel(Fast):
         if packing is None:
             if reason is not None:
                 say_that_stock_runs(reason)
-            _let_record(self)
             return super().forward(*others, **{**named, "spanbert_fast": False})
         plan = DropoutPlan.draw(packing.cu_seqlens.device) if self.training else None
         encoder = getattr(self, self.row.encoder)
@@ -179,22 +177,3 @@ class FastModel(Fast):
 
 def _names(module: nn.Module) -> list[str]:
     return list(inspect.signature(module.forward).parameters)
-
-
-_RECORDED: set[type[nn.Module]] = set()
-
-
-def _let_record(model: nn.Module) -> None:
-    """Let transformers' forward find out what the class of `model` can record.
-
-    It keeps that by class, noted by the constructor, which a model that was given its class later,
-    or unpickled with it, has never gone through.
-    """
-    kind = type(model)
-    if kind in _RECORDED:
-        return
-    config = copy.deepcopy(model.config)
-    config.num_hidden_layers = 0
-    with torch._C._DisableFuncTorch(), torch.device("meta"):
-        kind(config)
-    _RECORDED.add(kind)

@@ -6,6 +6,8 @@ import types
 from collections.abc import Callable
 
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from spanbert_fast.accelerated.families import BY_MODELING, FAMILIES, Family
 from spanbert_fast.accelerated.packed import Fast, signature_of
@@ -71,7 +73,7 @@ def _made(theirs: type[nn.Module], family: Family) -> type[nn.Module]:
         theirs.__init__(self, *arguments, **named)
         make_fast(self)
 
-    return type(
+    made = type(
         theirs.__name__,
         (mixin, theirs),
         {
@@ -84,3 +86,8 @@ def _made(theirs: type[nn.Module], family: Family) -> type[nn.Module]:
             "_positional": positional,
         },
     )
+    if issubclass(made, PreTrainedModel):
+        # what transformers' forward can record it keeps by class, noted by the constructor, which
+        # a model that was given its class later, or unpickled with it, has never gone through
+        dict.__setitem__(_CAN_RECORD_REGISTRY, str(made), theirs._can_record_outputs)
+    return made

@@ -17,7 +17,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="spanbert-fast env",
         description="Versions, hardware, and which implementation each op runs and why.",
-        epilog="examples:\n  spanbert-fast env --check\n  spanbert-fast env --json > env.json",
+        epilog="examples:\n  spanbert-fast env --check\n  spanbert-fast env --json > env.json\n"
+        "  spanbert-fast env --model path/to/roberta",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -25,6 +26,12 @@ def parser() -> argparse.ArgumentParser:
         "--check",
         action="store_true",
         help="run every op forward and backward and compare it with the reference (seconds)",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="DIR",
+        help="also say what accelerate() would replace in the model of this config.json, and why "
+        "not the rest",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -91,6 +98,8 @@ def run(arguments: argparse.Namespace) -> None:
     found = environment()
     if arguments.check:
         found["checked"] = _check()
+    if arguments.model is not None:
+        found["accelerate"] = _survey(arguments.model)
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:
@@ -112,6 +121,24 @@ def _check() -> list[dict]:
 
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return [row._asdict() for device in devices for row in check_ops(device)]
+
+
+def _survey(directory: str) -> list[str]:
+    """What accelerate() would do to a model, which is made without its weights."""
+    import torch
+    import transformers
+
+    from spanbert_fast.accelerated.survey import survey
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+        kind = getattr(transformers, (config.architectures or [""])[0], None)
+        with torch.device("meta"):
+            model = transformers.AutoModel.from_config(config) if kind is None else kind(config)
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{directory}: no model can be made of it ({reason})") from error
+    return str(survey(model)).splitlines()
 
 
 def _print(found: dict) -> None:
@@ -139,6 +166,10 @@ def _print(found: dict) -> None:
     print("\nop                      device  runs as     because")
     for op in found["ops"]:
         print(f"{op['op']:<24}{op['device']:<8}{op['name']:<12}{op['reason']}")
+    if "accelerate" in found:
+        print("\naccelerate(model)")
+        for line in found["accelerate"]:
+            print(line)
     if "checked" in found:
         print("\nop                      device  dtype     error, of what is allowed")
         for row in found["checked"]:

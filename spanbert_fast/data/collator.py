@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.data.static_shapes import StaticShapes
-from spanbert_fast.data.tokenizer import vocabulary_size, word_start_table
+from spanbert_fast.data.tokenizer import vocabulary_size
+from spanbert_fast.data.words import WordStarts
 from spanbert_fast.ops.sample_spans import SpanSample, sample_spans
 from spanbert_fast.ops.span_options import SpanOptions, derived_seed, signed64
 from spanbert_fast.values import IGNORED_TARGET
@@ -43,14 +43,11 @@ class DataCollatorForSpanMasking:
         >>> len(batch["cu_seqlens"]) - 1, len(batch["mlm_targets"]) > 0
         (2, True)
 
-    An example is a mapping with `input_ids` (integers as a list, an array or a tensor, with [CLS]
-    and [SEP]). It may also have:
-
-    - `word_starts`: bool per token; default: a WordPiece that does not continue a word starts one;
-    - `special_tokens_mask`: per token, true if it is never masked; default: the tokenizer's special
-      tokens except the unknown token;
-    - `example_id`: an integer; default: a hash of input_ids, so that equal texts get equal masks;
-    - `epoch`: an integer; default: that of the collator;
+    - `word_starts`: bool per token; without it, the tokenizer says (see `WordStarts`);
+    - `special_tokens_mask`: per token, true where it is never masked; without it, the tokenizer's
+      special tokens except the unknown token;
+    - `example_id`: an integer; without it, a hash of input_ids: equal texts get equal masks;
+    - `epoch`: an integer; without it, the collator's;
     - `given_spans`: (first, last) pairs of places in the example, for the scheme "given".
 
     The masks of an example depend on (seed, epoch, example_id) and its text, but not on the batch,
@@ -59,8 +56,9 @@ class DataCollatorForSpanMasking:
     `epoch` before new workers start, or put it into the examples.
 
     Args:
-        tokenizer: a fast WordPiece tokenizer, or any other if examples have `word_starts`.
-        options: how spans are drawn; default: as in the paper.
+        tokenizer: a fast one (WordPiece, byte-level BPE, SentencePiece), or any other where
+            examples bring `word_starts`.
+        options: how spans are drawn; default: those of the paper.
         seed: any 64-bit integer.
         epoch: in [0, 2**23); also an attribute to set.
         output: "packed" (no padding: input_ids (total_tokens,), cu_seqlens, max_seqlen and the span
@@ -76,6 +74,7 @@ class DataCollatorForSpanMasking:
         static_shapes: sizes to which every batch is filled up; with "packed", and with "raw" by
             `mask`.
         pad_to_multiple_of: round seqlen up to a multiple; with "padded" and "masked_lm".
+        words: "tokenizer", or "tokens": each token is a word, for languages without spaces.
 
     Raises:
         ValueError: the tokenizer has no mask token; an option or an example is not as above.
@@ -93,6 +92,7 @@ class DataCollatorForSpanMasking:
         dropout_seeds: bool = False,
         static_shapes: StaticShapes | None = None,
         pad_to_multiple_of: int | None = None,
+        words: str = "tokenizer",
     ):
         if tokenizer.mask_token_id is None:
             raise ValueError("tokenizer must have a mask token, got one whose mask_token is None")
@@ -116,9 +116,9 @@ class DataCollatorForSpanMasking:
         special = set(tokenizer.all_special_ids)
         self._is_special = np.zeros(vocabulary_size(tokenizer), dtype=bool)
         self._is_special[list(special - {tokenizer.unk_token_id})] = True
-        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-        # with another model than WordPiece, only the examples can say where words start
-        self._starts_word = word_start_table(tokenizer) if isinstance(model, WordPiece) else None
+        if words not in ("tokenizer", "tokens"):
+            raise ValueError(f'words must be "tokenizer" or "tokens", got {words!r}')
+        self._starts_word = WordStarts.of(tokenizer, every_token=words == "tokens")
         if random_token_pool is None:
             random_token_pool = torch.tensor(sorted({*tokenizer.get_vocab().values()} - special))
         self.random_token_pool = random_token_pool
@@ -203,10 +203,10 @@ class DataCollatorForSpanMasking:
         def from_table(row: np.ndarray) -> np.ndarray:
             if self._starts_word is None:
                 raise ValueError(
-                    "examples must have word_starts unless the tokenizer is a WordPiece, "
+                    "examples must have word_starts where the tokenizer does not mark words, "
                     "got some without"
                 )
-            return self._starts_word[row]
+            return self._starts_word(row)
 
         return _flags("word_starts", examples, rows, from_table)
 

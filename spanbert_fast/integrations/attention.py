@@ -24,6 +24,17 @@ NAME = "spanbert_fast"
 _CHANGES_SCORES = ("softcap", "sliding_window", "position_bias", "s_aux", "cache", "is_causal")
 
 
+class _MaskOfPadding(Packing):
+    """What a model hands from its mask to its attention; one whose attention does not go through
+    transformers' interface, and adds its mask to scores, is told."""
+
+    def __radd__(self, other: object) -> None:
+        raise ValueError(
+            "the model must use transformers' attention interface with "
+            f"attn_implementation={NAME!r}, got one that adds its mask to its scores itself"
+        )
+
+
 def attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -118,7 +129,8 @@ def attention_mask_of(
         )
     if attention_mask is None:
         return None
-    return packing_of_mask(attention_mask, (batch_size, q_length), attention_mask.device)
+    packing = packing_of_mask(attention_mask, (batch_size, q_length), attention_mask.device)
+    return packing and _MaskOfPadding(**vars(packing))
 
 
 AttentionInterface.register(NAME, attention_forward)

@@ -51,7 +51,10 @@ def differentiable(
         @staticmethod
         def backward(ctx, *_):
             name = op_of(backward.op.name().removeprefix("spanbert_fast::"))
-            raise RuntimeError(f"{name} must be differentiated once, got a second derivative")
+            raise RuntimeError(
+                f"{name} must be differentiated once, got a second derivative (of an accelerated "
+                "model, spanbert_fast.decelerate brings back one that has it)"
+            )
 
     class Function(torch.autograd.Function):
         @staticmethod

@@ -1,0 +1,174 @@
+"""accelerate() inside what looks at hidden states as (batch, seqlen, ...), in several families."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from transformers import MPNetConfig, MPNetModel
+
+import spanbert_fast as sb
+import spanbert_fast.integrations.attention  # noqa: F401  (registers the name)
+from accelerate_cases import results
+from bert_cases import SIZES
+from family_cases import inputs_of, mask, model
+from spanbert_fast.accelerated import packed
+from spanbert_fast.commands import env
+from spanbert_fast.testing import assert_models_agree
+
+HEADS = {
+    "roberta": "RobertaForSequenceClassification",
+    "electra": "ElectraForSequenceClassification",
+    "distilbert": "DistilBertForSequenceClassification",
+}
+
+
+def pair(name, head=None):
+    """(accelerated, transformers' own, its inputs), in evaluation mode."""
+    theirs = model(name, head or HEADS[name]).eval()
+    ours = sb.accelerate(copy.deepcopy(theirs))
+    packed.warn_once.cache_clear()
+    return ours, theirs, inputs_of(theirs)
+
+
+def query_of(made):
+    return next(m for n, m in made.named_modules() if n.endswith(("query", "q_lin")))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_torch_func(name):
+    """The gradient and the derivative in a direction, as of transformers' model."""
+    ours, theirs, inputs = pair(name)
+    inputs.pop("attention_mask")  # transformers reads its values, which torch.func has no
+
+    def gradients(made):
+        run = lambda p: torch.func.functional_call(made, p, (), inputs).loss  # noqa: E731
+        return torch.func.grad(run)(dict(made.named_parameters()))
+
+    with pytest.warns(UserWarning, match="a transform of torch.func is active"):
+        got = gradients(ours)
+    for key, value in gradients(theirs).items():
+        torch.testing.assert_close(got[key], value)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("head", ["classification", "masked LM"])
+def test_gradients_per_sample(name, head):
+    """What a library such as opacus does: parameters with a grad_sample, hooks that take the
+    leading dimension for the batch."""
+    title = HEADS[name].removesuffix("ForSequenceClassification")
+    ours, theirs, inputs = pair(
+        name, HEADS[name] if head == "classification" else f"{title}ForMaskedLM"
+    )
+    shapes = []
+    for made in (ours, theirs):
+        for parameter in made.parameters():
+            parameter.grad_sample = None
+        seen = []
+        query_of(made).register_forward_hook(lambda _, args, out, seen=seen: seen.append(out.shape))
+        made.train()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loss = made(**inputs).loss
+        shapes.append((seen, loss))
+    assert shapes[0][0] == shapes[1][0] == [(4, 19, 64)]
+    torch.testing.assert_close(shapes[0][1], shapes[1][1])
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_hooks_on_embeddings_see_padded_input(name):
+    """Noise on the words' embeddings (NEFTune), attributions to the whole of them."""
+    ours, theirs, inputs = pair(name)
+    for part in ("words", "all"):
+        outputs = []
+        for made in (ours, theirs):
+            embeddings = made.base_model.embeddings
+            module = embeddings.word_embeddings if part == "words" else embeddings
+            hook = module.register_forward_hook(lambda _, args, out: out * out.size(1) * 0.1)
+            outputs.append(made(**inputs).logits)
+            hook.remove()
+        assert not torch.allclose(outputs[1], theirs(**inputs).logits)
+        torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_lora_and_an_adapter_for_each_sequence(name):
+    peft = pytest.importorskip("peft")
+    ours, theirs, inputs = pair(name)
+    targets = ["q_lin", "lin1"] if name == "distilbert" else ["query", "intermediate.dense"]
+    wrapped = []
+    for made in (ours, theirs):
+        settings = peft.LoraConfig(
+            target_modules=[*targets, "word_embeddings"], init_lora_weights=False
+        )
+        made = peft.get_peft_model(made, settings, adapter_name="a")
+        made.add_adapter("b", settings)
+        wrapped.append(made.eval())
+    wrapped[0].load_state_dict(wrapped[1].state_dict())
+    truth = copy.deepcopy(wrapped[1]).double()
+
+    def run(made):
+        return results(made, inputs, None)
+
+    assert_models_agree(run(wrapped[0]), run(wrapped[1]), truth, run)
+    names = ["a", "b", "__base__", "b"]
+    with pytest.warns(UserWarning, match="adapter_names choose an adapter for each sequence"):
+        got = wrapped[0](**inputs, adapter_names=names).logits
+    expected = wrapped[1](**inputs, adapter_names=names).logits
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_without_data(name):
+    """On the meta device, with and without a mask, and with fake tensors: shapes alone."""
+    ours, theirs, inputs = pair(name)
+    expected = theirs(**inputs).logits.shape
+    ours.to("meta")
+    on_meta = {key: value.to("meta") for key, value in inputs.items()}
+    assert ours(**on_meta).logits.shape == expected
+    on_meta.pop("attention_mask")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(**on_meta).logits.shape == expected
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        fake = sb.accelerate(type(theirs)(theirs.config))
+        given = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in inputs.items()}
+        assert fake(**given).logits.shape == expected
+
+
+def test_a_model_inside_another():
+    """Two encoders of different families in one module, each accelerated."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left = model("roberta", "RobertaModel").eval()
+            self.right = model("distilbert", "DistilBertModel").eval()
+
+        def forward(self, **inputs):
+            left = self.left(**inputs).last_hidden_state[:, 0]
+            return left * self.right(**inputs).last_hidden_state[:, 0]
+
+    theirs = Two()
+    ours = sb.accelerate(copy.deepcopy(theirs))
+    inputs = {"input_ids": torch.randint(2, 97, (4, 19)), "attention_mask": mask()}
+    torch.testing.assert_close(ours(**inputs), theirs(**inputs), rtol=1e-3, atol=1e-3)
+
+
+def test_a_mask_that_a_model_adds_itself_is_refused():
+    """MPNet asks transformers for a mask, and adds it to scores of its own."""
+    config = MPNetConfig(**SIZES)
+    config._attn_implementation = "spanbert_fast"
+    made = MPNetModel(config)
+    with pytest.raises(ValueError, match="adds its mask to its scores itself"):
+        made(torch.randint(2, 97, (4, 19)), attention_mask=mask())
+
+
+def test_the_command_line_says_what_would_be_replaced(tmp_path, capsys):
+    made = model("roberta", "RobertaForMaskedLM")
+    made.config.architectures = ["RobertaForMaskedLM"]
+    made.config.save_pretrained(tmp_path)
+    assert env._survey(str(tmp_path)) == str(sb.accelerate(made, dry_run=True)).splitlines()
+    MPNetConfig(**SIZES, architectures=["MPNetModel"]).save_pretrained(tmp_path)
+    lines = env._survey(str(tmp_path))
+    assert lines[0].startswith("refused") and "adds a bias by relative position" in lines[-1]
