@@ -61,10 +61,11 @@ class Step(NamedTuple):
 
 
 def marked_tests() -> list[str]:
-    """The test files with something marked for a GPU, by their text: collecting the others would
-    import what bare GPU images do not have."""
+    """The test files that are marked for a GPU, by their text: collecting the others would import
+    what bare GPU images do not have."""
+    mark = "\npytestmark = pytest.mark.gpu\n"
     files = sorted((ROOT / "tests").glob("test_*.py"))
-    return [f"tests/{f.name}" for f in files if "mark.gpu" in f.read_text(encoding="utf-8")]
+    return [f"tests/{f.name}" for f in files if mark in f.read_text(encoding="utf-8")]
 
 
 def plan(place: Place, facts: Mapping[str, Any], tiny: bool) -> list[Step]:
@@ -89,6 +90,7 @@ def plan(place: Place, facts: Mapping[str, Any], tiny: bool) -> list[Step]:
 
     def training(stem: str, limit: int, *options: str) -> tuple[str, ...]:
         rounds = ("--rounds", "5", "--budget", "6", "--time-limit", str(limit))
+        rounds += ("--allocators", "default")
         return script("bench_training.py", *device, *small, *rounds, *output(stem), *options)
 
     def sanitizer(tool: str) -> tuple[str, ...]:

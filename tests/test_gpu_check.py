@@ -135,7 +135,7 @@ def test_a_step_that_fails_does_not_stop_the_rest(load, run, place, capsys):
     steps = [
         step(load, "good", "print('fine')"),
         step(load, "bad", "print('the reason'); raise SystemExit(5)"),
-        step(load, "slow", "import time; print('begun', flush=True); time.sleep(60)", seconds=6),
+        step(load, "slow", "import time; print('begun', flush=True); time.sleep(60)", seconds=10),
         step(load, "behind", "print('last')", needs=("bad", "slow")),
         step(load, "long", "print('never')", seconds=10_000),
         step(load, "blocked", "print('never')", needs=("bad", "long")),
@@ -146,7 +146,7 @@ def test_a_step_that_fails_does_not_stop_the_rest(load, run, place, capsys):
     assert outcomes(content) == {
         "good": "passed",
         "bad": "failed: exit code 5",
-        "slow": "cut after 6 s",
+        "slow": "cut after 10 s",
         "behind": "passed",
         "elsewhere": "not here: no-such-program is not on the PATH",
     }
@@ -203,7 +203,7 @@ def test_results_of_another_gpu_are_refused(check, run, load, monkeypatch):
 
 
 def test_what_a_step_writes_is_kept_however_it_ends(load, run, place):
-    write = f"import pathlib, time; pathlib.Path({str(place.work)!r}, NAME).write_text(TEXT); "
+    write = f"import os, pathlib; pathlib.Path({str(place.work)!r}, NAME).write_text(TEXT); "
     found = {"benchmark": "training", "results": [1]}
 
     def writes(name, text, rest="", **more):
@@ -212,7 +212,7 @@ def test_what_a_step_writes_is_kept_however_it_ends(load, run, place):
 
     _, content = run(
         [
-            writes("training", json.dumps(found), "time.sleep(60)", seconds=6),
+            writes("training", json.dumps(found), "os.kill(os.getpid(), 9)"),
             writes("tuned", '[{"kernel": "pad"}]', "raise SystemExit(1)"),
             writes("environment", '{"gpus": []}'),
             writes("ops", '{"half'),
