@@ -79,3 +79,25 @@ def test_span_lengths_that_no_integer_holds():
     arguments[law + 2] = 2**63 - 1  # min_span_words
     with pytest.raises(ValueError, match="min_span_words must be at least 1"):
         case.outputs(tuple(arguments))
+
+
+SMALLER = {
+    "attention": (0, 3, 10, 11),  # dout, v, out, lse
+    "norm": (0, 11, 12),  # dy, mean, rstd
+    "embedding": (0, 15, 16),
+    "gather": (0, 8, 9),
+}
+
+
+@pytest.mark.parametrize("composite", [False, True])
+@pytest.mark.parametrize("name", SMALLER)
+def test_a_backward_reads_no_more_than_there_is(name, composite):
+    """What it takes beside the inputs, cut: PyTorch's operators do not look at that."""
+    case = cases(torch.float64 if composite else torch.float32)[name]
+    outputs = case.outputs()
+    arguments = [torch.randn_like(outputs[0]), *case.inputs, *case.saved(outputs)]
+    assert max(SMALLER[name]) == len(arguments) - 1
+    for place in SMALLER[name]:
+        cut = [a.narrow(1, 0, 0) if i == place else a for i, a in enumerate(arguments)]
+        with pytest.raises(ValueError, match=r"must have shape \(.*, got \("):
+            case.backward(*cut)

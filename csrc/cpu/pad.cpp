@@ -61,13 +61,16 @@ Tensor pad_fwd(const Tensor& x, const Tensor& indices_, int64_t rows) {
   SPANBERT_FAST_CHECK(rows >= 0, "rows must not be negative, got ", rows);
   const Tensor indices = checked_indices(indices_, x.size(0), rows);
   const int64_t* places = data_of<int64_t>(indices);
-  std::vector<int64_t> token(rows, kNoToken);  // that goes to each row
+  // The token that goes to each row. PyTorch refuses more memory than there is, in its own words.
+  const Tensor token_of = empty({rows}, kLong);
+  int64_t* token = mutable_data_of<int64_t>(token_of);
+  std::fill_n(token, rows, kNoToken);
   for (int64_t i = 0; i < x.size(0); ++i) {
     SPANBERT_FAST_CHECK(
         token[places[i]] == kNoToken, "indices must be distinct, got ", places[i], " twice");
     token[places[i]] = i;
   }
-  return copied_rows(x, token.data(), rows);
+  return copied_rows(x, token, rows);
 }
 
 }  // namespace

@@ -39,6 +39,7 @@ class AttentionInputs(NamedTuple):
 
 def composite_fwd(inputs: AttentionInputs) -> tuple[torch.Tensor, torch.Tensor]:
     """(out, lse): lse (total_tokens, num_heads) is the log of each row's softmax denominator."""
+    _check_alike(inputs)
     return (padded_fwd if inputs.q.is_cuda else grouped_fwd)(inputs)
 
 
@@ -46,7 +47,16 @@ def composite_bwd(
     dout: torch.Tensor, inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dq, dk, dv); probabilities are computed again from lse, dropout from its seed."""
+    _check_alike(inputs, dout=dout, out=out)
+    _checks.check_shape("lse", lse, tuple(inputs.q.shape[:2]))
     return (padded_bwd if inputs.q.is_cuda else grouped_bwd)(dout, inputs, out, lse)
+
+
+def _check_alike(inputs: AttentionInputs, **others: torch.Tensor) -> None:
+    """PyTorch's flash attention reads as much of each as q has, whatever their shapes."""
+    _checks.check_shape("q", inputs.q, ("total_tokens", "num_heads", "head_dim"))
+    for name, tensor in {"k": inputs.k, "v": inputs.v, **others}.items():
+        _checks.check_shape(name, tensor, tuple(inputs.q.shape))
 
 
 def _multiplier(inputs: AttentionInputs, sequences, like: torch.Tensor) -> torch.Tensor | None:

@@ -68,3 +68,13 @@ def check_distinct(name: str, indices: torch.Tensor) -> None:
     if len(values) < len(indices):
         twice = values[counts > 1][0].item()
         raise ValueError(f"{name} must be distinct, got {twice} twice")
+
+
+def check_norm_saved(
+    dy: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor, z: torch.Tensor
+) -> None:
+    """Raise unless they fit the (rows, hidden_size) input of a norm: PyTorch's backward reads as
+    much of them as that has, whatever their shapes."""
+    check_shape("dy", dy, tuple(z.shape))
+    for name, statistics in (("mean", mean), ("rstd", rstd)):
+        check_shape(name, statistics, (z.shape[0], 1))

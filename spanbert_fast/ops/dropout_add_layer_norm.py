@@ -118,6 +118,7 @@ def _composite_bwd(
 ) -> NormGradients:
     """The sum is made again rather than stored."""
     multiplier, z = _multiplier_and_sum(inputs)
+    _checks.check_norm_saved(dy, mean, rstd, z)
     weight, bias = inputs.weight.to(z.dtype), inputs.bias.to(z.dtype)
     # PyTorch reads them as if they were contiguous
     mean, rstd = mean.contiguous(), rstd.contiguous()

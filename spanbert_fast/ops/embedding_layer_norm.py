@@ -183,6 +183,7 @@ def _composite_bwd(
     multiplier = hidden_multiplier(of_flat(inputs.seed, inputs.threshold, inputs.site), z)
     if multiplier is not None:
         dy = dy * multiplier
+    _checks.check_norm_saved(dy, mean, rstd, z)
     weight, bias = inputs.weight.to(z.dtype), inputs.bias.to(z.dtype)
     # PyTorch reads them as if they were contiguous
     mean, rstd = mean.contiguous(), rstd.contiguous()

@@ -136,8 +136,10 @@ def _composite_bwd(
     dy: torch.Tensor, inputs: GatherInputs, mean: torch.Tensor, rstd: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dspans, dplaces, dweight, dbias); the sums are made again rather than stored."""
+    _check_lengths(inputs.cu_span_lengths, inputs.num_targets, inputs.places.shape[0])
     span, place = _span_and_place(inputs.cu_span_lengths, inputs.num_targets)
     z = _sum(inputs, span, place)
+    _checks.check_norm_saved(dy, mean, rstd, z)
     weight, bias = inputs.weight.to(z.dtype), inputs.bias.to(z.dtype)
     # PyTorch's kernel assumes that both are contiguous
     mean, rstd = mean.contiguous(), rstd.contiguous()
