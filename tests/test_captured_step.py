@@ -7,6 +7,8 @@ from spanbert_fast.testing import assert_bitwise_equal
 from spanbert_fast.training.captured_step import CapturedStep, _undone, check_alike
 from static_shapes_cases import model_of, pair_of_batches, small_tokenizer, step
 
+pytestmark = pytest.mark.gpu
+
 
 @pytest.fixture(scope="module")
 def tokenizer():

@@ -19,6 +19,7 @@ from spanbert_fast.ops.sample_spans import (
 )
 from spanbert_fast.testing import assert_bitwise_equal
 
+pytestmark = pytest.mark.gpu
 compiled = pytest.mark.skipif(
     _extension._C is None, reason="installed without the compiled extension"
 )
