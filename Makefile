@@ -28,13 +28,20 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) install --quiet --no-compile -c constraints.txt -r $(VENV)/test-requirements.txt
 	touch $@
 
+# Kernels are compiled by the newest Triton, which is installed, and by that of torch 2.11: another
+# release may need more registers.
+OTHER_TRITON := $(if $(filter Linux,$(shell uname)),build/triton-3.6.0)
+
+build/triton-%: | $(VENV)/installed
+	$(PIP) install --quiet --no-deps --no-compile --target $@ triton==$* || { rm -rf $@; exit 1; }
+
 pretrain: $(VENV)/installed  ## pre-train a small SpanBERT on the embedded corpus, into runs/first
 	$(VENV)/bin/spanbert-fast pretrain --output-dir runs/first --overwrite
 
 # A process for each core with one thread: the tests are many and small, and OpenMP's threads wait by
 # spinning. Neighbours stay together as far as they can: they share what their file sets up.
-test: $(VENV)/installed-test  ## the whole test suite
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 15
+test: $(VENV)/installed-test $(OTHER_TRITON)  ## the whole test suite
+	OMP_NUM_THREADS=1 OTHER_TRITON=$(OTHER_TRITON) $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 15
 
 bench: $(VENV)/installed-test  ## measure what this CPU can in ten minutes, into benchmarks/results
 	$(VENV)/bin/python benchmarks/run.py
@@ -45,8 +52,9 @@ report: $(VENV)/installed-test  ## benchmarks/results/REPORT.md and its plots, f
 bench-compare: $(VENV)/installed-test  ## is an op slower than at BASE=<commit or results file>?
 	$(VENV)/bin/python benchmarks/compare.py $(BASE)
 
-kernel-report: $(VENV)/installed-test  ## registers, shared memory, spills of each Triton kernel; no GPU
+kernel-report: $(VENV)/installed-test $(OTHER_TRITON)  ## registers, shared memory, spills of each Triton kernel; no GPU
 	$(VENV)/bin/python benchmarks/kernel_report.py
+	test -z "$(OTHER_TRITON)" || PYTHONPATH=$(OTHER_TRITON) TRITON_CACHE_DIR=$(OTHER_TRITON)/cache $(VENV)/bin/python benchmarks/kernel_report.py
 
 wheel: $(VENV)/installed  ## manylinux wheels for each Python at hand, into dist
 	$(VENV)/bin/python tools/wheels.py
