@@ -47,6 +47,13 @@ format: $(VENV)/installed-test  ## write Python and C++ in the house's format
 hooks: $(VENV)/installed-test  ## have git run the checks of `make lint` before each commit
 	$(VENV)/bin/pre-commit install
 
+# Kernels are compiled by the newest Triton, which is installed, and by that of torch 2.11: another
+# release may need more registers.
+OTHER_TRITON := $(if $(filter Linux,$(shell uname)),build/triton-3.6.0)
+
+build/triton-%: | $(VENV)/installed
+	$(PIP) install --quiet --no-deps --no-compile --target $@ triton==$* || { rm -rf $@; exit 1; }
+
 pretrain: $(VENV)/installed  ## pre-train a small SpanBERT on the embedded corpus, into runs/first
 	$(VENV)/bin/spanbert-fast pretrain --output-dir runs/first --overwrite --max-minutes 2
 
@@ -67,8 +74,9 @@ report: $(VENV)/installed-test  ## benchmarks/results/REPORT.md and its plots, f
 bench-compare: $(VENV)/installed-test  ## is an op slower than at BASE=<commit or results file>?
 	$(VENV)/bin/python benchmarks/compare.py $(BASE)
 
-kernel-report: $(VENV)/installed-test  ## registers, shared memory, spills of each Triton kernel; no GPU
+kernel-report: $(VENV)/installed-test $(OTHER_TRITON)  ## registers, shared memory, spills of each Triton kernel; no GPU
 	$(VENV)/bin/python benchmarks/kernel_report.py
+	test -z "$(OTHER_TRITON)" || PYTHONPATH=$(OTHER_TRITON) TRITON_CACHE_DIR=$(OTHER_TRITON)/cache $(VENV)/bin/python benchmarks/kernel_report.py
 
 wheel: $(VENV)/installed  ## manylinux wheels for each Python at hand, into dist
 	$(VENV)/bin/python tools/wheels.py

@@ -230,7 +230,8 @@ def _span_representation(dtype: torch.dtype) -> Launches:
 def _varlen_attention(dtype: torch.dtype) -> Launches:
     cu_seqlens, seed = _empty(65, dtype=torch.int32), _ids()
     for head_dim in (32, 64, 96, 128):
-        x, lse = _empty(ROWS, 12, head_dim, dtype=dtype), _empty(ROWS, 12)
+        # enough tokens for a program to each sequence's head
+        x, lse = _empty(8 * ROWS, 12, head_dim, dtype=dtype), _empty(8 * ROWS, 12)
         for max_seqlen, threshold in itertools.product((64, 128, 512, 1024), (0, 26)):
             inputs = AttentionInputs(
                 x, x, x, cu_seqlens, max_seqlen, head_dim**-0.5, seed, threshold, 3

@@ -14,16 +14,19 @@ def head_block(head_dim: int) -> int:
     return max(16, triton.next_power_of_2(head_dim))
 
 
-def readable(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
-    """q, k, v whose heads are consecutive numbers each, and a positive scale.
+def readable(inputs):
+    """The op's `AttentionInputs` with heads of consecutive numbers and a positive scale.
 
     The kernels take the largest score before it is scaled, which needs a positive scale; any other
-    goes into q.
+    goes into q. Tokens are near enough to each other for 32-bit offsets in a short sequence.
     """
-    q, k, v = (t if t.stride(2) == 1 or t.shape[2] == 1 else t.contiguous() for t in (q, k, v))
-    return (q, k, v, scale) if scale > 0 else (q * scale, k, v, 1.0)
+    q, k, v = (
+        t if (t.stride(2) == 1 or t.shape[2] == 1) and t.stride(0) < 1 << 22 else t.contiguous()
+        for t in (inputs.q, inputs.k, inputs.v)
+    )
+    scale = inputs.scale
+    q, scale = (q, scale) if scale > 0 else (q * scale, 1.0)
+    return inputs._replace(q=q, k=k, v=v, scale=scale)
 
 
 def token_and_head_strides(*tensors: torch.Tensor) -> list[int]:
@@ -31,23 +34,38 @@ def token_and_head_strides(*tensors: torch.Tensor) -> list[int]:
     return [t.stride(dim) for t in tensors for dim in (0, 1)]
 
 
+def launch_options(q: torch.Tensor, threshold: int, tile: Tile) -> dict[str, int | bool]:
+    """What a launch of the tile passes beside the arguments."""
+    return {
+        "HEAD_DIM": q.shape[2],
+        "THRESHOLD": threshold,
+        **tile.blocks,
+        "BLOCK_D": head_block(q.shape[2]),
+        "WIDEN": q.device.type == "cpu",
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+    }
+
+
 @triton.jit
 def locate(cu_seqlens, order, tiles, BLOCK: tl.constexpr):
-    """(sequence, its first row for this program, its first token as int64, its length).
+    """(head, sequence, its first row for this program, its first token, its length).
 
-    Programs go by sequence and tile of BLOCK rows; sequences as in `order`, or as they come.
+    Programs go by sequence and tile of BLOCK rows, and by head; sequences as in `order`, or as they
+    come. Head and token are int64: heads may lie 2^31 elements apart.
     """
+    head = tl.program_id(1).to(tl.int64)
     sequence = tl.program_id(0) // tiles
     if order is not None:
         sequence = tl.load(order + sequence)
     start = tl.load(cu_seqlens + sequence).to(tl.int64)
     length = (tl.load(cu_seqlens + sequence + 1) - start).to(tl.int32)
-    return sequence, tl.program_id(0) % tiles * BLOCK, start, length
+    return head, sequence, tl.program_id(0) % tiles * BLOCK, start, length
 
 
 @triton.jit
 def load_rows(pointer, token, stride, head_stride, head, inside, BLOCK_D: tl.constexpr):
-    """(tokens, BLOCK_D) of one head, zeros outside; token is int64."""
+    """(tokens, BLOCK_D) of one head, zeros outside; token and head are int64."""
     at = token[:, None] * stride + head * head_stride + tl.arange(0, BLOCK_D)[None, :]
     return tl.load(pointer + at, mask=inside, other=0.0)
 

@@ -5,29 +5,14 @@ import triton
 import triton.language as tl
 
 from spanbert_fast.kernels.column_sums import column_sums, split_rows
-from spanbert_fast.kernels.hidden_dropout import keep_row
-from spanbert_fast.kernels.tile_config import tile_for
-
-
-@triton.jit
-def row_statistics(z, fits, width, eps):
-    """(mean, 1 / sqrt(var + eps)) of the elements of a row that `fits` marks; z is 0 elsewhere."""
-    mean = tl.sum(z, 0) / width
-    centred = tl.where(fits, z - mean, 0.0)  # a large mean must not cancel the variance
-    return mean, 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / width + eps)
-
-
-@triton.jit
-def layer_norm_slope(dy, z, weight, mean, rstd, fits, width):
-    """(dz, normalised z) of y = weight (z - mean) rstd + bias; 0 outside `fits`."""
-    normed = tl.where(fits, (z - mean) * rstd, 0.0)
-    g = dy * weight
-    return (g - tl.sum(g, 0) / width - normed * (tl.sum(g * normed, 0) / width)) * rstd, normed
-
-
-@triton.jit
-def _load(pointer, at, fits):
-    return tl.load(pointer + at, mask=fits, other=0.0).to(tl.float32)
+from spanbert_fast.kernels.hidden_dropout import keep_row, keep_scale
+from spanbert_fast.kernels.rows import (
+    contiguous,
+    layer_norm_slope,
+    load_row,
+    row_options,
+    row_statistics,
+)
 
 
 @triton.jit(do_not_specialize=["site"])
@@ -59,10 +44,10 @@ def _dropout_add_layer_norm_fwd_kernel(
     column = tl.arange(0, BLOCK)
     fits = column < width
     at = row * width + column
-    z = _load(x, at, fits)
-    r = _load(residual, at, fits)
+    z = load_row(x, at, fits)
+    r = load_row(residual, at, fits)
     if x_bias is not None:
-        z += _load(x_bias, column, fits)
+        z += load_row(x_bias, column, fits)
     if seed is not None:
         number = row
         if row_numbers is not None:
@@ -71,7 +56,7 @@ def _dropout_add_layer_norm_fwd_kernel(
         z = tl.where(keep, z * scale, 0.0)
     z += r
     m, s = row_statistics(z, fits, width, eps)
-    out = (z - m) * s * _load(weight, column, fits) + _load(bias, column, fits)
+    out = (z - m) * s * load_row(weight, column, fits) + load_row(bias, column, fits)
     tl.store(y + at, out.to(y.dtype.element_ty), mask=fits)
     tl.store(mean + row, m)
     tl.store(rstd + row, s)
@@ -118,13 +103,13 @@ def _dropout_add_layer_norm_bwd_kernel(
         row = part * steps + step
         inside = fits & (row < rows)
         at = row * width + column
-        g = _load(dy, at, inside)
-        z = _load(x, at, inside)
-        r = _load(residual, at, inside)
+        g = load_row(dy, at, inside)
+        z = load_row(x, at, inside)
+        r = load_row(residual, at, inside)
         m = tl.load(mean + row, mask=row < rows, other=0.0)
         s = tl.load(rstd + row, mask=row < rows, other=0.0)
         if x_bias is not None:
-            z += _load(x_bias, column, fits)
+            z += load_row(x_bias, column, fits)
         if seed is not None:
             number = row
             if row_numbers is not None:
@@ -132,7 +117,7 @@ def _dropout_add_layer_norm_bwd_kernel(
             keep = keep_row(tl.load(seed), site, number, width, threshold, BLOCK, WHOLE)
             z = tl.where(keep, z * scale, 0.0)
         z += r
-        w = _load(weight, column, fits)  # from the cache: registers are few
+        w = load_row(weight, column, fits)  # from the cache: registers are few
         dz, normed = layer_norm_slope(g, z, w, m, s, inside, width)
         dweight += g * normed
         dbias += g
@@ -149,10 +134,6 @@ def _dropout_add_layer_norm_bwd_kernel(
         tl.store(partial_x_bias + at, dx_bias, mask=fits)
 
 
-def _scale(threshold: int) -> float:
-    return 256 / (256 - threshold)
-
-
 def launch_dropout_add_layer_norm_fwd(
     x, residual, weight, bias, x_bias, seed, row_numbers, y, mean, rstd, threshold, site, eps
 ) -> None:
@@ -162,7 +143,6 @@ def launch_dropout_add_layer_norm_fwd(
         mean.zero_()
         rstd.zero_()
         return
-    t = tile_for("dropout_add_layer_norm_fwd", x.device, width=width)
     _dropout_add_layer_norm_fwd_kernel[(rows,)](
         x,
         residual,
@@ -176,12 +156,11 @@ def launch_dropout_add_layer_norm_fwd(
         rstd,
         width,
         threshold,
-        _scale(threshold),
+        keep_scale(threshold),
         site,
         eps,
-        BLOCK=triton.next_power_of_2(width),
         WHOLE=width % 256 == 0,
-        num_warps=t.num_warps,
+        **row_options("dropout_add_layer_norm_fwd", x.device, width),
     )
 
 
@@ -208,7 +187,6 @@ def launch_dropout_add_layer_norm_bwd(
     parts, steps = split_rows(rows)
     partial = torch.empty((3, parts, width), dtype=torch.float32, device=x.device)
     if x.numel():
-        t = tile_for("dropout_add_layer_norm_bwd", x.device, width=width)
         _dropout_add_layer_norm_bwd_kernel[(parts,)](
             dy,
             x,
@@ -226,11 +204,10 @@ def launch_dropout_add_layer_norm_bwd(
             width,
             steps,
             threshold,
-            _scale(threshold),
+            keep_scale(threshold),
             site,
-            BLOCK=triton.next_power_of_2(width),
             WHOLE=width % 256 == 0,
-            num_warps=t.num_warps,
+            **row_options("dropout_add_layer_norm_bwd", x.device, width),
         )
     column_sums(partial[0], dweight)
     column_sums(partial[1], dbias)
@@ -266,8 +243,3 @@ def dropout_add_layer_norm_bwd(
     outputs = (dx, dresidual, dweight, dbias, dx_bias)
     launch_dropout_add_layer_norm_bwd(*tensors, *outputs, threshold, site)
     return outputs
-
-
-def contiguous(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
-    """Each tensor with its last dimension dense; None stays None."""
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]

@@ -5,18 +5,14 @@ import triton
 import triton.language as tl
 
 from spanbert_fast.kernels.column_sums import column_sums, split_rows
-from spanbert_fast.kernels.dropout_add_layer_norm import (
+from spanbert_fast.kernels.hidden_dropout import keep_row, keep_scale
+from spanbert_fast.kernels.rows import (
     contiguous,
     layer_norm_slope,
+    load_row,
+    row_options,
     row_statistics,
 )
-from spanbert_fast.kernels.hidden_dropout import keep_row
-from spanbert_fast.kernels.tile_config import tile_for
-
-
-@triton.jit
-def _load(pointer, at, fits):
-    return tl.load(pointer + at, mask=fits, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -46,7 +42,7 @@ def _embedded(
 ):
     """The sum of a token's rows, (BLOCK,) in fp32, 0 outside `fits`."""
     if input_ids is None:
-        z = _load(word, token * width + column, fits)
+        z = load_row(word, token * width + column, fits)
     else:
         z = _table_row(word, input_ids, token, words, column, fits, width)
     z += _table_row(position, position_ids, token, positions, column, fits, width)
@@ -105,7 +101,7 @@ def _embedding_layer_norm_fwd_kernel(
         width,
     )
     m, s = row_statistics(z, fits, width, eps)
-    out = (z - m) * s * _load(weight, column, fits) + _load(bias, column, fits)
+    out = (z - m) * s * load_row(weight, column, fits) + load_row(bias, column, fits)
     if seed is not None:
         keep = keep_row(tl.load(seed), site, token, width, threshold, BLOCK, WHOLE)
         out = tl.where(keep, out * scale, 0.0)
@@ -170,11 +166,11 @@ def _embedding_layer_norm_bwd_kernel(
             inside,
             width,
         )
-        g = _load(dy, token * width + column, inside)
+        g = load_row(dy, token * width + column, inside)
         if seed is not None:
             keep = keep_row(tl.load(seed), site, token, width, threshold, BLOCK, WHOLE)
             g = tl.where(keep, g * scale, 0.0)
-        w = _load(weight, column, fits)  # from the cache: registers are few
+        w = load_row(weight, column, fits)  # from the cache: registers are few
         d, normed = layer_norm_slope(
             g, z, w, tl.load(mean + token), tl.load(rstd + token), inside, width
         )
@@ -196,7 +192,6 @@ def embedding_layer_norm_fwd(inputs) -> tuple[torch.Tensor, torch.Tensor, torch.
     rstd = torch.empty_like(mean)
     if y.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
-    t = tile_for("embedding_layer_norm_fwd", word.device, width=width)
     tensors = (input_ids, position_ids, token_type_ids, word, position, token_type)
     _embedding_layer_norm_fwd_kernel[(tokens,)](
         *contiguous(*tensors, weight, bias, seed if threshold else None),
@@ -208,12 +203,11 @@ def embedding_layer_norm_fwd(inputs) -> tuple[torch.Tensor, torch.Tensor, torch.
         0 if token_type is None else token_type.shape[0],
         width,
         threshold,
-        256 / (256 - threshold),
+        keep_scale(threshold),
         site,
         eps,
-        BLOCK=triton.next_power_of_2(width),
         WHOLE=width % 256 == 0,
-        num_warps=t.num_warps,
+        **row_options("embedding_layer_norm_fwd", word.device, width),
     )
     return y, mean, rstd
 
@@ -239,7 +233,6 @@ def embedding_layer_norm_bwd(
     parts, steps = split_rows(tokens)
     partial = torch.empty((2, parts, width), dtype=torch.float32, device=dy.device)
     if dz.numel():
-        t = tile_for("embedding_layer_norm_bwd", dy.device, width=width)
         tensors = (dy, input_ids, position_ids, token_type_ids)
         tables = (word, position, token_type, weight, seed if threshold else None)
         _embedding_layer_norm_bwd_kernel[(parts,)](
@@ -253,11 +246,10 @@ def embedding_layer_norm_bwd(
             width,
             steps,
             threshold,
-            256 / (256 - threshold),
+            keep_scale(threshold),
             site,
-            BLOCK=triton.next_power_of_2(width),
             WHOLE=width % 256 == 0,
-            num_warps=t.num_warps,
+            **row_options("embedding_layer_norm_bwd", dy.device, width),
         )
     column_sums(partial[0], dweight)
     column_sums(partial[1], dbias)

@@ -6,6 +6,11 @@ import triton.language as tl
 from spanbert_fast.kernels.philox import philox4x32
 
 
+def keep_scale(threshold: int) -> float:
+    """What the kept elements are multiplied by."""
+    return 256 / (256 - threshold)
+
+
 @triton.jit
 def _words(seed, site, call):
     """The four words of each Philox4x32-7 call, of the counter (call low, call high, stream, 0)."""

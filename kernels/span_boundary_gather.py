@@ -5,18 +5,15 @@ import triton
 import triton.language as tl
 
 from spanbert_fast.kernels.column_sums import column_sums, split_rows
-from spanbert_fast.kernels.dropout_add_layer_norm import (
+from spanbert_fast.kernels.normal import gelu, gelu_slope
+from spanbert_fast.kernels.rows import (
     contiguous,
     layer_norm_slope,
+    load_row,
+    row_options,
     row_statistics,
 )
-from spanbert_fast.kernels.normal import gelu, gelu_slope
 from spanbert_fast.kernels.tile_config import tile_for
-
-
-@triton.jit
-def _load(pointer, at, fits):
-    return tl.load(pointer + at, mask=fits, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -56,12 +53,12 @@ def _span_boundary_gather_fwd_kernel(
     column = tl.arange(0, BLOCK)
     fits = column < width
     start, count = _segment(cu_span_lengths, span, num_spans, num_targets, num_places)
-    of_span = _load(spans, span * width + column, fits)
-    w = _load(weight, column, fits)
-    b = _load(bias, column, fits)
+    of_span = load_row(spans, span * width + column, fits)
+    w = load_row(weight, column, fits)
+    b = load_row(bias, column, fits)
     for k in range(count):
         target = (start + k).to(tl.int64)
-        z = gelu(of_span + _load(places, k * width + column, fits), SHORT)
+        z = gelu(of_span + load_row(places, k * width + column, fits), SHORT)
         m, s = row_statistics(z, fits, width, eps)
         out = (z - m) * s * w + b
         tl.store(y + target * width + column, out.to(y.dtype.element_ty), mask=fits)
@@ -98,19 +95,19 @@ def _span_boundary_gather_bwd_kernel(
     part = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     fits = column < width
-    w = _load(weight, column, fits)
+    w = load_row(weight, column, fits)
     dweight = tl.zeros((BLOCK,), tl.float32)
     dbias = tl.zeros((BLOCK,), tl.float32)
     for step in range(steps):
         span = part * steps + step
         real = fits & (span < num_spans)
         start, count = _segment(cu_span_lengths, span, num_spans, num_targets, num_places)
-        of_span = _load(spans, span * width + column, real)
+        of_span = load_row(spans, span * width + column, real)
         dspan = tl.zeros((BLOCK,), tl.float32)
         for k in range(count):
             target = (start + k).to(tl.int64)
-            z = of_span + _load(places, k * width + column, fits)
-            g = _load(dy, target * width + column, fits)
+            z = of_span + load_row(places, k * width + column, fits)
+            g = load_row(dy, target * width + column, fits)
             d, normed = layer_norm_slope(
                 g,
                 gelu(z, SHORT),
@@ -171,7 +168,6 @@ def span_boundary_gather_fwd(inputs) -> tuple[torch.Tensor, torch.Tensor, torch.
     rstd = torch.empty_like(mean)
     if y.numel() == 0 or num_spans == 0:
         return y.zero_(), mean.zero_(), rstd.zero_()
-    t = tile_for("span_boundary_gather_fwd", spans.device, width=width)
     _span_boundary_gather_fwd_kernel[(num_spans,)](
         *contiguous(spans, places, cu_span_lengths, weight, bias),
         y,
@@ -183,8 +179,7 @@ def span_boundary_gather_fwd(inputs) -> tuple[torch.Tensor, torch.Tensor, torch.
         width,
         eps,
         SHORT=spans.element_size() == 2,
-        BLOCK=triton.next_power_of_2(width),
-        num_warps=t.num_warps,
+        **row_options("span_boundary_gather_fwd", spans.device, width),
     )
     return y, mean, rstd
 
@@ -206,7 +201,6 @@ def span_boundary_gather_bwd(
     parts, steps = split_rows(num_spans)
     partial = torch.empty((2, parts, width), dtype=torch.float32, device=dy.device)
     if partial.numel():
-        t = tile_for("span_boundary_gather_bwd", dy.device, width=width)
         _span_boundary_gather_bwd_kernel[(parts,)](
             dy,
             spans,
@@ -224,8 +218,7 @@ def span_boundary_gather_bwd(
             width,
             steps,
             SHORT=spans.element_size() == 2,
-            BLOCK=triton.next_power_of_2(width),
-            num_warps=t.num_warps,
+            **row_options("span_boundary_gather_bwd", dy.device, width),
         )
     if dplaces.numel():
         t = tile_for("place_sums", dy.device)

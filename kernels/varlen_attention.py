@@ -7,7 +7,7 @@ import triton.language as tl
 from spanbert_fast.kernels.attention_common import (
     LOG2_E,
     attention_tile,
-    head_block,
+    launch_options,
     load_rows,
     locate,
     readable,
@@ -111,8 +111,7 @@ def _varlen_attention_fwd_kernel(
     by side; programs past its end stop at once. FLOPs: 4 length^2 head_dim.
     Absent: order (sequences as they come), seed.
     """
-    head = tl.program_id(1)
-    sequence, first_query, start, length = locate(cu_seqlens, order, tiles, BLOCK_M)
+    head, sequence, first_query, start, length = locate(cu_seqlens, order, tiles, BLOCK_M)
     if first_query >= length:
         return
     stream = (tl.load(seed), site, head, sequence) if THRESHOLD else None
@@ -169,28 +168,20 @@ def _varlen_attention_fwd_kernel(
                 WIDEN,
             )
     acc, high, total = softmax
-    KEPT: tl.constexpr = 256 / (256 - THRESHOLD)
-    value = acc * (KEPT / total)[:, None]
+    KEEP_SCALE: tl.constexpr = 256 / (256 - THRESHOLD)
+    value = acc * (KEEP_SCALE / total)[:, None]
     out_at = (token * heads + head)[:, None] * HEAD_DIM + d[None, :]
     tl.store(out + out_at, value.to(out.dtype.element_ty), mask=inside)
     tl.store(lse + token * heads + head, (high + tl.log2(total)) / LOG2_E, mask=query < length)
 
 
-def launch_varlen_attention_fwd(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    scale: float,
-    seed: torch.Tensor | None,
-    threshold: int,
-    site: int,
-) -> None:
-    """Into a given out (total, heads, head_dim) and lse (total, heads) fp32, both contiguous."""
-    total, heads, head_dim = q.shape
+def launch_varlen_attention_fwd(inputs, out: torch.Tensor, lse: torch.Tensor) -> None:
+    """Into a given out (total, heads, head_dim) and lse (total, heads) fp32, both contiguous.
+
+    inputs: the op's `AttentionInputs`, `readable`.
+    """
+    q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, site = inputs
+    total, heads, _ = q.shape
     batch = len(cu_seqlens) - 1
     if min(total, heads, batch, max_seqlen) == 0:
         return
@@ -211,24 +202,15 @@ def launch_varlen_attention_fwd(
         tiles,
         site,
         scale,
-        HEAD_DIM=head_dim,
-        THRESHOLD=threshold,
-        **t.blocks,
-        BLOCK_D=head_block(head_dim),
         ONE_TILE=one_tile,
-        WIDEN=q.device.type == "cpu",
-        num_warps=t.num_warps,
-        num_stages=t.num_stages,
+        **launch_options(q, threshold, t),
     )
 
 
 def varlen_attention_fwd(inputs) -> tuple[torch.Tensor, torch.Tensor]:
     """(out, lse) of the op's `AttentionInputs`; q, k and v may be views of one tensor."""
-    q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, site = inputs
+    q = inputs.q
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    q, k, v, scale = readable(q, k, v, scale)
-    launch_varlen_attention_fwd(
-        q, k, v, out, lse, cu_seqlens, max_seqlen, scale, seed, threshold, site
-    )
+    launch_varlen_attention_fwd(readable(inputs), out, lse)
     return out, lse

@@ -19,13 +19,15 @@ from spanbert_fast.kernels.attention_common import (
     LOG2_E,
     attention_tile,
     head_block,
+    launch_options,
     load_rows,
     locate,
     readable,
     sequence_order,
     token_and_head_strides,
 )
-from spanbert_fast.kernels.attention_dropout import drop, keep_words, keep_words_once
+from spanbert_fast.kernels.attention_dropout import keep_words, keep_words_once
+from spanbert_fast.kernels.attention_gradient import kept_and_slope
 from spanbert_fast.kernels.product import product
 from spanbert_fast.kernels.varlen_attention_one_program import (
     fits_one_program,
@@ -52,17 +54,17 @@ def _row_terms_kernel(
 
     One program does ROWS tokens of one head. Grid: (total / ROWS, heads). Bytes: out and dout read.
     """
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, BLOCK_D)
     inside = (token < total)[:, None] & (d < HEAD_DIM)[None, :]
     o = load_rows(out, token, heads * HEAD_DIM, HEAD_DIM, head, inside, BLOCK_D).to(tl.float32)
     do = load_rows(dout, token, heads * HEAD_DIM, HEAD_DIM, head, inside, BLOCK_D).to(tl.float32)
-    KEPT: tl.constexpr = (256 - THRESHOLD) / 256
+    KEEP_SCALE: tl.constexpr = 256 / (256 - THRESHOLD)
     row = tl.load(lse + token * heads + head, mask=token < total, other=0.0)
-    at = head.to(tl.int64) * total + token
+    at = head * total + token
     tl.store(log2_sums + at, row * LOG2_E, mask=token < total)
-    tl.store(delta + at, tl.sum(o * do, 1) * KEPT, mask=token < total)
+    tl.store(delta + at, tl.sum(o * do, 1) / KEEP_SCALE, mask=token < total)
 
 
 @triton.jit(do_not_specialize=["total", "tiles", "site"])
@@ -101,21 +103,19 @@ def _attention_dk_dv_kernel(
     Scores are transposed, (keys, queries): so P^T and dS^T are the left factors of dv and dk as
     they lie in registers. Grid: (batch * tiles, heads). FLOPs: 8 length^2 head_dim.
     """
-    head = tl.program_id(1)
-    sequence, first_key, start, length = locate(cu_seqlens, order, tiles, BLOCK_N)
+    head, sequence, first_key, start, length = locate(cu_seqlens, order, tiles, BLOCK_N)
     if first_key >= length:
         return
-    KEPT: tl.constexpr = 256 / (256 - THRESHOLD)
+    KEEP_SCALE: tl.constexpr = 256 / (256 - THRESHOLD)
     stream = (tl.load(seed), site, head, sequence) if THRESHOLD else None
     fits = (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
     key = first_key + tl.arange(0, BLOCK_N)
     inside = (key < length)[:, None] & fits
     k_tile = load_rows(k, start + key, k_stride, k_head_stride, head, inside, BLOCK_D)
     v_tile = load_rows(v, start + key, v_stride, v_head_stride, head, inside, BLOCK_D)
-    scores = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     dk_tile = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv_tile = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    row_terms = head.to(tl.int64) * total + start
+    row_terms = head * total + start
     for first_query in range(0, length, BLOCK_M):
         query = first_query + tl.arange(0, BLOCK_M)
         within = query < length
@@ -125,19 +125,24 @@ def _attention_dk_dv_kernel(
         # past the end P = exp2(-inf) = 0
         log2_sum = tl.load(log2_sums + row_terms + query, mask=within, other=float("inf"))
         d_row = tl.load(delta + row_terms + query, mask=within, other=0.0)
-        s = product(k_tile, tl.trans(q_tile), scores, WIDEN)  # (keys, queries)
-        p = tl.exp2(s * (scale * LOG2_E) - log2_sum[None, :])
-        kept = p
+        words = None
         if THRESHOLD:
             words = keep_words_once(first_query, first_key, stream, THRESHOLD, BLOCK_M, BLOCK_N)
-            kept = drop(p, words, True)
-        dp = product(v_tile, tl.trans(do), scores, WIDEN)
-        ds = kept * dp - p * d_row[None, :]
+        kept, ds = kept_and_slope(
+            (k_tile, q_tile),
+            (v_tile, do),
+            (log2_sum[None, :], d_row[None, :]),
+            None,
+            words,
+            scale,
+            True,
+            WIDEN,
+        )
         dv_tile = product(kept.to(do.dtype), do, dv_tile, WIDEN)
         dk_tile = product(ds.to(q_tile.dtype), q_tile, dk_tile, WIDEN)
     at = ((start + key) * heads + head)[:, None] * HEAD_DIM + tl.arange(0, BLOCK_D)[None, :]
-    tl.store(dk + at, (dk_tile * (scale * KEPT)).to(dk.dtype.element_ty), mask=inside)
-    tl.store(dv + at, (dv_tile * KEPT).to(dv.dtype.element_ty), mask=inside)
+    tl.store(dk + at, (dk_tile * (scale * KEEP_SCALE)).to(dk.dtype.element_ty), mask=inside)
+    tl.store(dv + at, (dv_tile * KEEP_SCALE).to(dv.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["total", "tiles", "site"])
@@ -174,11 +179,10 @@ def _attention_dq_kernel(
 
     Grid: (batch * tiles, heads). FLOPs: 6 length^2 head_dim.
     """
-    head = tl.program_id(1)
-    sequence, first_query, start, length = locate(cu_seqlens, order, tiles, BLOCK_M)
+    head, sequence, first_query, start, length = locate(cu_seqlens, order, tiles, BLOCK_M)
     if first_query >= length:
         return
-    KEPT: tl.constexpr = 256 / (256 - THRESHOLD)
+    KEEP_SCALE: tl.constexpr = 256 / (256 - THRESHOLD)
     stream = (tl.load(seed), site, head, sequence) if THRESHOLD else None
     fits = (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
     query = first_query + tl.arange(0, BLOCK_M)
@@ -186,56 +190,60 @@ def _attention_dq_kernel(
     inside = within[:, None] & fits
     q_tile = load_rows(q, start + query, q_stride, q_head_stride, head, inside, BLOCK_D)
     do = load_rows(dout, start + query, heads * HEAD_DIM, HEAD_DIM, head, inside, BLOCK_D)
-    row_terms = head.to(tl.int64) * total + start + query
+    row_terms = head * total + start + query
     log2_sum = tl.load(log2_sums + row_terms, mask=within, other=float("inf"))
     d_row = tl.load(delta + row_terms, mask=within, other=0.0)
-    scores = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     dq_tile = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for first_key in range(0, length, BLOCK_N):
         key = first_key + tl.arange(0, BLOCK_N)
         of_key = (key < length)[:, None] & fits
         k_tile = load_rows(k, start + key, k_stride, k_head_stride, head, of_key, BLOCK_D)
         v_tile = load_rows(v, start + key, v_stride, v_head_stride, head, of_key, BLOCK_D)
-        s = product(q_tile, tl.trans(k_tile), scores, WIDEN)  # (queries, keys)
-        p = tl.exp2(s * (scale * LOG2_E) - log2_sum[:, None])
-        p = tl.where((key < length)[None, :], p, 0.0)
-        kept = p
+        words = None
         if THRESHOLD:
             words = keep_words(first_query, first_key, stream, THRESHOLD, BLOCK_M, BLOCK_N)
-            kept = drop(p, words, False)
-        ds = kept * product(do, tl.trans(v_tile), scores, WIDEN) - p * d_row[:, None]
+        _, ds = kept_and_slope(
+            (q_tile, k_tile),
+            (do, v_tile),
+            (log2_sum[:, None], d_row[:, None]),
+            (key < length)[None, :],
+            words,
+            scale,
+            False,
+            WIDEN,
+        )
         dq_tile = product(ds.to(k_tile.dtype), k_tile, dq_tile, WIDEN)
     at = ((start + query) * heads + head)[:, None] * HEAD_DIM + tl.arange(0, BLOCK_D)[None, :]
-    tl.store(dq + at, (dq_tile * (scale * KEPT)).to(dq.dtype.element_ty), mask=inside)
+    tl.store(dq + at, (dq_tile * (scale * KEEP_SCALE)).to(dq.dtype.element_ty), mask=inside)
 
 
 def launch_tiled_bwd(
-    dout: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    dq: torch.Tensor,
-    dk: torch.Tensor,
-    dv: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    scale: float,
-    seed: torch.Tensor | None,
-    threshold: int,
-    site: int,
+    dout: torch.Tensor, inputs, out: torch.Tensor, lse: torch.Tensor, gradients: list[torch.Tensor]
 ) -> None:
-    """Into given dq, dk, dv (total, heads, head_dim), contiguous, as dout and out are."""
+    """Into given [dq, dk, dv] (total, heads, head_dim), contiguous, as dout, out and lse are.
+
+    inputs: the op's `AttentionInputs`, `readable`.
+    """
+    q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, site = inputs
     total, heads, head_dim = q.shape
     batch = len(cu_seqlens) - 1
     if min(total, heads, head_dim, batch, max_seqlen) == 0:
         return
-    common = {"HEAD_DIM": head_dim, "THRESHOLD": threshold, "BLOCK_D": head_block(head_dim)}
+    dq, dk, dv = gradients
     terms = [torch.empty((heads, total), dtype=torch.float32, device=q.device) for _ in range(2)]
     rows = 128 // q.element_size()
     _row_terms_kernel[(triton.cdiv(total, rows), heads)](
-        out, dout, lse, *terms, total, heads, **common, ROWS=rows, num_warps=4
+        out,
+        dout,
+        lse,
+        *terms,
+        total,
+        heads,
+        HEAD_DIM=head_dim,
+        THRESHOLD=threshold,
+        ROWS=rows,
+        BLOCK_D=head_block(head_dim),
+        num_warps=4,
     )
     order = sequence_order(cu_seqlens)
     for name, kernel, outputs, side in (
@@ -260,11 +268,7 @@ def launch_tiled_bwd(
             tiles,
             site,
             scale,
-            **common,
-            **t.blocks,
-            WIDEN=q.device.type == "cpu",
-            num_warps=t.num_warps,
-            num_stages=t.num_stages,
+            **launch_options(q, threshold, t),
         )
 
 
@@ -272,30 +276,15 @@ def varlen_attention_bwd(
     dout: torch.Tensor, inputs, out: torch.Tensor, lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dq, dk, dv) of the op's `AttentionInputs`; the same bits in every run."""
-    q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, site = inputs
-    dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
-    q, k, v, factor = readable(q, k, v, scale)
-    if fits_one_tile(q, max_seqlen):
+    q, scale = inputs.q, inputs.scale
+    gradients = [torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3)]
+    inputs = readable(inputs)
+    if fits_one_tile(q, inputs.max_seqlen):
         launch = launch_attention_one_tile
-    elif fits_one_program(q, len(cu_seqlens) - 1, max_seqlen):
+    elif fits_one_program(q, inputs.max_seqlen):
         launch = launch_attention_one_program
     else:
         launch = launch_tiled_bwd
-    launch(
-        dout.contiguous(),
-        q,
-        k,
-        v,
-        out.contiguous(),
-        lse.contiguous(),
-        dq,
-        dk,
-        dv,
-        cu_seqlens,
-        max_seqlen,
-        factor,
-        seed,
-        threshold,
-        site,
-    )
-    return dq if factor == scale else dq.mul_(scale), dk, dv
+    launch(dout.contiguous(), inputs, out.contiguous(), lse.contiguous(), gradients)
+    dq, dk, dv = gradients
+    return dq if inputs.scale == scale else dq.mul_(scale), dk, dv

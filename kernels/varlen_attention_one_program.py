@@ -12,19 +12,21 @@ from spanbert_fast.kernels.attention_common import (
     LOG2_E,
     attention_tile,
     head_block,
+    launch_options,
     load_rows,
     locate,
     sequence_order,
     token_and_head_strides,
 )
-from spanbert_fast.kernels.attention_dropout import drop, keep_words_once
+from spanbert_fast.kernels.attention_dropout import keep_words_once
+from spanbert_fast.kernels.attention_gradient import kept_and_slope
 from spanbert_fast.kernels.product import product
 
 # about two for each multiprocessor; with fewer, tiles of a sequence fill the chip better
 ENOUGH_PROGRAMS = 256
 
 
-@triton.jit(do_not_specialize=["total", "site"])
+@triton.jit(do_not_specialize=["scratch_blocks", "site"])
 def _attention_one_program_kernel(
     dout,
     q,
@@ -32,8 +34,7 @@ def _attention_one_program_kernel(
     v,
     out,
     lse,
-    log2_sums,
-    delta,
+    terms,
     sums,
     dq,
     dk,
@@ -47,7 +48,7 @@ def _attention_one_program_kernel(
     k_head_stride,
     v_stride,
     v_head_stride,
-    total,
+    scratch_blocks,
     heads,
     site,
     scale,
@@ -63,10 +64,13 @@ def _attention_one_program_kernel(
     Outside go BLOCK_N keys, whose dk and dv stay in registers; inside BLOCK_M queries, whose dq is
     added to in `sums`, which stays in the L2 cache. No other program adds to it, and always in the
     same order: the same bits in every run. Scores are transposed, (keys, queries).
+
+    terms (lse log2 e of a block, then its delta) and sums are scratch of whole blocks of BLOCK_M
+    rows, scratch_blocks to a head: a sequence has its own, so that the inner loop reads and adds
+    without masks, and aligned.
     """
-    head = tl.program_id(1)
-    sequence, _, start, length = locate(cu_seqlens, order, 1, BLOCK_N)
-    KEPT: tl.constexpr = 256 / (256 - THRESHOLD)
+    head, sequence, _, start, length = locate(cu_seqlens, order, 1, BLOCK_N)
+    KEEP_SCALE: tl.constexpr = 256 / (256 - THRESHOLD)
     stream = (tl.load(seed), site, head, sequence) if THRESHOLD else None
     row = tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
@@ -75,11 +79,11 @@ def _attention_one_program_kernel(
     q += start * q_stride + head * q_head_stride
     dout += start * token_stride + head * HEAD_DIM
     out += start * token_stride + head * HEAD_DIM
-    dq += start * token_stride + head * HEAD_DIM
     lse += start * heads + head
-    log2_sums += head.to(tl.int64) * total + start
-    delta += head.to(tl.int64) * total + start
-    sums += (head.to(tl.int64) * total + start) * BLOCK_D
+    # floor(a / M) + ceil(b / M) <= floor((a + b) / M) + 1: no two sequences share a block
+    scratch = (head * scratch_blocks + start // BLOCK_M + sequence) * BLOCK_M
+    terms += 2 * scratch
+    sums += scratch * BLOCK_D
     q_at = row[:, None] * q_stride + d[None, :]
     out_at = row[:, None] * token_stride + d[None, :]
     sums_at = row[:, None] * BLOCK_D + d[None, :]
@@ -90,13 +94,16 @@ def _attention_one_program_kernel(
         inside = within[:, None] & fits
         o = tl.load(out + first * token_stride + out_at, mask=inside, other=0.0).to(tl.float32)
         do = tl.load(dout + first * token_stride + out_at, mask=inside, other=0.0).to(tl.float32)
-        log2_sum = tl.load(lse + (first + row) * heads, mask=within, other=0.0) * LOG2_E
-        tl.store(log2_sums + first + row, log2_sum, mask=within)
-        tl.store(delta + first + row, tl.sum(o * do, 1) / KEPT, mask=within)
-        tl.store(sums + first * BLOCK_D + sums_at, nothing, mask=inside)
+        # past the end P = exp2(-inf) = 0
+        log2_sum = tl.load(lse + (first + row) * heads, mask=within, other=float("inf")) * LOG2_E
+        tl.store(terms + 2 * first + row, log2_sum)
+        tl.store(terms + 2 * first + BLOCK_M + row, tl.sum(o * do, 1) / KEEP_SCALE)
+        tl.store(sums + first * BLOCK_D + sums_at, nothing)
     tl.debug_barrier()
 
     for first_key in range(0, length, BLOCK_N):
+        # read again and again: what lives through the inner loop takes its registers
+        start = tl.load(cu_seqlens + sequence).to(tl.int64)
         key = first_key + tl.arange(0, BLOCK_N)
         inside = (key < length)[:, None] & fits
         k_tile = load_rows(k, start + key, k_stride, k_head_stride, head, inside, BLOCK_D)
@@ -104,72 +111,73 @@ def _attention_one_program_kernel(
         dk_tile = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
         dv_tile = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
         for first_query in range(0, length, BLOCK_M):
-            within = row < length - first_query
-            of_query = within[:, None] & fits
+            of_query = (row < length - first_query)[:, None] & fits
             q_tile = tl.load(q + first_query * q_stride + q_at, mask=of_query, other=0.0)
             do = tl.load(dout + first_query * token_stride + out_at, mask=of_query, other=0.0)
-            # past the end P = exp2(-inf) = 0
-            log2_sum = tl.load(log2_sums + first_query + row, mask=within, other=float("inf"))
-            d_row = tl.load(delta + first_query + row, mask=within, other=0.0)
-            scores = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-            s = product(k_tile, tl.trans(q_tile), scores, WIDEN)  # (keys, queries)
-            p = tl.exp2(s * (scale * LOG2_E) - log2_sum[None, :])
-            kept = p
+            log2_sum = tl.load(terms + 2 * first_query + row)
+            delta = tl.load(terms + 2 * first_query + BLOCK_M + row)
+            words = None
             if THRESHOLD:
                 words = keep_words_once(first_query, first_key, stream, THRESHOLD, BLOCK_M, BLOCK_N)
-                kept = drop(p, words, True)
-            dp = product(v_tile, tl.trans(do), scores, WIDEN)
-            ds = (kept * dp - p * d_row[None, :]).to(q_tile.dtype)
+            kept, ds = kept_and_slope(
+                (k_tile, q_tile),
+                (v_tile, do),
+                (log2_sum[None, :], delta[None, :]),
+                None,
+                words,
+                scale,
+                True,
+                WIDEN,
+            )
+            ds = ds.to(q_tile.dtype)
             dv_tile = product(kept.to(do.dtype), do, dv_tile, WIDEN)
             dk_tile = product(ds, q_tile, dk_tile, WIDEN)
             dq_tile = product(tl.trans(ds), k_tile, nothing, WIDEN)
-            here = sums + first_query * BLOCK_D + sums_at
-            tl.atomic_add(here, dq_tile, mask=of_query, sem="relaxed")
+            tl.atomic_add(sums + first_query * BLOCK_D + sums_at, dq_tile, sem="relaxed")
+        start = tl.load(cu_seqlens + sequence).to(tl.int64)
         at = ((start + key) * heads + head)[:, None] * HEAD_DIM + d[None, :]
-        tl.store(dk + at, (dk_tile * (scale * KEPT)).to(dk.dtype.element_ty), mask=inside)
-        tl.store(dv + at, (dv_tile * KEPT).to(dv.dtype.element_ty), mask=inside)
+        tl.store(dk + at, (dk_tile * (scale * KEEP_SCALE)).to(dk.dtype.element_ty), mask=inside)
+        tl.store(dv + at, (dv_tile * KEEP_SCALE).to(dv.dtype.element_ty), mask=inside)
     tl.debug_barrier()
 
+    start = tl.load(cu_seqlens + sequence).to(tl.int64)
+    dq += start * token_stride + head * HEAD_DIM
     for first in range(0, length, BLOCK_M):
         inside = (row < length - first)[:, None] & fits
         # .cg: from L2, where the additions were made
         x = tl.load(sums + first * BLOCK_D + sums_at, mask=inside, other=0.0, cache_modifier=".cg")
-        x *= scale * KEPT
+        x *= scale * KEEP_SCALE
         tl.store(dq + first * token_stride + out_at, x.to(dq.dtype.element_ty), mask=inside)
 
 
-def fits_one_program(q: torch.Tensor, batch: int, max_seqlen: int) -> bool:
-    """Whether this kernel has a tile for q (total, heads, head_dim) and programs for the chip."""
+def fits_one_program(q: torch.Tensor, max_seqlen: int) -> bool:
+    """Whether this kernel has a tile for q (total, heads, head_dim) and programs for the chip.
+
+    Sequences are counted by the tokens that they share, so many at least: empty ones, with which a
+    batch of a fixed shape is filled, make no program that works.
+    """
     tile = attention_tile("attention_one_program", q, max_seqlen)
-    return tile.blocks["BLOCK_N"] > 0 and batch * q.shape[1] >= ENOUGH_PROGRAMS
+    total, heads, _ = q.shape
+    return tile.blocks["BLOCK_N"] > 0 and triton.cdiv(total, max_seqlen) * heads >= ENOUGH_PROGRAMS
 
 
 def launch_attention_one_program(
-    dout: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    dq: torch.Tensor,
-    dk: torch.Tensor,
-    dv: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    scale: float,
-    seed: torch.Tensor | None,
-    threshold: int,
-    site: int,
+    dout: torch.Tensor, inputs, out: torch.Tensor, lse: torch.Tensor, gradients: list[torch.Tensor]
 ) -> None:
-    """Into given dq, dk, dv (total, heads, head_dim), contiguous, as dout and out are."""
+    """Into given [dq, dk, dv] (total, heads, head_dim), contiguous, as dout, out and lse are.
+
+    inputs: the op's `AttentionInputs`, `readable`.
+    """
+    q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, site = inputs
     total, heads, head_dim = q.shape
     batch = len(cu_seqlens) - 1
     if min(total, heads, head_dim, batch) == 0:
         return
     t = attention_tile("attention_one_program", q, max_seqlen)
-    block_d = head_block(head_dim)
-    terms = [torch.empty((heads, total), dtype=torch.float32, device=q.device) for _ in range(2)]
-    sums = torch.empty((heads, total, block_d), dtype=torch.float32, device=q.device)
+    scratch_blocks = total // t.blocks["BLOCK_M"] + batch
+    scratch_rows = heads * scratch_blocks * t.blocks["BLOCK_M"]
+    terms = torch.empty((2 * scratch_rows,), dtype=torch.float32, device=q.device)
+    sums = terms.new_empty((scratch_rows, head_block(head_dim)))
     _attention_one_program_kernel[(batch, heads)](
         dout,
         q,
@@ -177,24 +185,16 @@ def launch_attention_one_program(
         v,
         out,
         lse,
-        *terms,
+        terms,
         sums,
-        dq,
-        dk,
-        dv,
+        *gradients,
         cu_seqlens,
         sequence_order(cu_seqlens),
         seed,
         *token_and_head_strides(q, k, v),
-        total,
+        scratch_blocks,
         heads,
         site,
         scale,
-        HEAD_DIM=head_dim,
-        THRESHOLD=threshold,
-        **t.blocks,
-        BLOCK_D=block_d,
-        WIDEN=q.device.type == "cpu",
-        num_warps=t.num_warps,
-        num_stages=t.num_stages,
+        **launch_options(q, threshold, t),
     )

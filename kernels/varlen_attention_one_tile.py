@@ -11,12 +11,13 @@ import triton.language as tl
 from spanbert_fast.kernels.attention_common import (
     LOG2_E,
     attention_tile,
-    head_block,
+    launch_options,
     load_rows,
     locate,
     token_and_head_strides,
 )
-from spanbert_fast.kernels.attention_dropout import drop, keep_words
+from spanbert_fast.kernels.attention_dropout import keep_words
+from spanbert_fast.kernels.attention_gradient import kept_and_slope
 from spanbert_fast.kernels.product import product
 
 
@@ -52,11 +53,10 @@ def _attention_one_tile_kernel(
 
     FLOPs: 10 length^2 head_dim. Bytes: eight matrices (length, head_dim), each once.
     """
-    head = tl.program_id(1)
-    sequence, _, start, length = locate(cu_seqlens, None, 1, BLOCK)
+    head, sequence, _, start, length = locate(cu_seqlens, None, 1, BLOCK)
     if length == 0:
         return
-    KEPT: tl.constexpr = 256 / (256 - THRESHOLD)
+    KEEP_SCALE: tl.constexpr = 256 / (256 - THRESHOLD)
     row = tl.arange(0, BLOCK)
     token = start + row
     within = row < length
@@ -66,29 +66,32 @@ def _attention_one_tile_kernel(
     v_tile = load_rows(v, token, v_stride, v_head_stride, head, inside, BLOCK_D)
     do = load_rows(dout, token, heads * HEAD_DIM, HEAD_DIM, head, inside, BLOCK_D)
     o = load_rows(out, token, heads * HEAD_DIM, HEAD_DIM, head, inside, BLOCK_D)
-    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1) / KEPT
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1) / KEEP_SCALE
     log2_sum = tl.load(lse + token * heads + head, mask=within, other=float("inf")) * LOG2_E
 
-    scores = tl.zeros((BLOCK, BLOCK), tl.float32)
-    nothing = tl.zeros((BLOCK, BLOCK_D), tl.float32)
-    # all of P and dS first: what stays for the products of the gradients has 16 bits
-    dp = product(do, tl.trans(v_tile), scores, WIDEN)
-    s = product(q_tile, tl.trans(k_tile), scores, WIDEN)  # (queries, keys)
-    p = tl.exp2(s * (scale * LOG2_E) - log2_sum[:, None])
-    p = tl.where(within[None, :], p, 0.0)
-    kept = p
+    words = None
     if THRESHOLD:
-        stream = (tl.load(seed), site, head, sequence)
-        kept = drop(p, keep_words(0, 0, stream, THRESHOLD, BLOCK, BLOCK), False)
-    ds = (kept * dp - p * delta[:, None]).to(q_tile.dtype)
-    kept = kept.to(do.dtype)
+        words = keep_words(0, 0, (tl.load(seed), site, head, sequence), THRESHOLD, BLOCK, BLOCK)
+    # all of P and dS first: what stays for the products of the gradients has 16 bits
+    kept, ds = kept_and_slope(
+        (q_tile, k_tile),
+        (do, v_tile),
+        (log2_sum[:, None], delta[:, None]),
+        within[None, :],
+        words,
+        scale,
+        False,
+        WIDEN,
+    )
+    kept, ds = kept.to(do.dtype), ds.to(q_tile.dtype)
+    nothing = tl.zeros((BLOCK, BLOCK_D), tl.float32)
 
     at = (token * heads + head)[:, None] * HEAD_DIM + tl.arange(0, BLOCK_D)[None, :]
-    dv_tile = product(tl.trans(kept), do, nothing, WIDEN) * KEPT
+    dv_tile = product(tl.trans(kept), do, nothing, WIDEN) * KEEP_SCALE
     tl.store(dv + at, dv_tile.to(dv.dtype.element_ty), mask=inside)
-    dk_tile = product(tl.trans(ds), q_tile, nothing, WIDEN) * (scale * KEPT)
+    dk_tile = product(tl.trans(ds), q_tile, nothing, WIDEN) * (scale * KEEP_SCALE)
     tl.store(dk + at, dk_tile.to(dk.dtype.element_ty), mask=inside)
-    dq_tile = product(ds, k_tile, nothing, WIDEN) * (scale * KEPT)
+    dq_tile = product(ds, k_tile, nothing, WIDEN) * (scale * KEEP_SCALE)
     tl.store(dq + at, dq_tile.to(dq.dtype.element_ty), mask=inside)
 
 
@@ -98,23 +101,13 @@ def fits_one_tile(q: torch.Tensor, max_seqlen: int) -> bool:
 
 
 def launch_attention_one_tile(
-    dout: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    dq: torch.Tensor,
-    dk: torch.Tensor,
-    dv: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    scale: float,
-    seed: torch.Tensor | None,
-    threshold: int,
-    site: int,
+    dout: torch.Tensor, inputs, out: torch.Tensor, lse: torch.Tensor, gradients: list[torch.Tensor]
 ) -> None:
-    """Into given dq, dk, dv (total, heads, head_dim), contiguous, as dout and out are."""
+    """Into given [dq, dk, dv] (total, heads, head_dim), contiguous, as dout, out and lse are.
+
+    inputs: the op's `AttentionInputs`, `readable`.
+    """
+    q, k, v, cu_seqlens, max_seqlen, scale, seed, threshold, site = inputs
     total, heads, head_dim = q.shape
     batch = len(cu_seqlens) - 1
     if min(total, heads, head_dim, batch) == 0:
@@ -127,20 +120,12 @@ def launch_attention_one_tile(
         v,
         out,
         lse,
-        dq,
-        dk,
-        dv,
+        *gradients,
         cu_seqlens,
         seed,
         *token_and_head_strides(q, k, v),
         heads,
         site,
         scale,
-        HEAD_DIM=head_dim,
-        THRESHOLD=threshold,
-        **t.blocks,
-        BLOCK_D=head_block(head_dim),
-        WIDEN=q.device.type == "cpu",
-        num_warps=t.num_warps,
-        num_stages=t.num_stages,
+        **launch_options(q, threshold, t),
     )

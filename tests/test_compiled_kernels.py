@@ -19,10 +19,17 @@ from spanbert_fast.kernels import tile_config  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(*command: str) -> subprocess.CompletedProcess:
+# The installed Triton, and others in folders of their own, which the Makefile names.
+TRITONS = [None, *(Path(p).resolve() for p in os.environ.get("OTHER_TRITON", "").split())]
+
+
+def run(*command: str, triton: Path | None = None) -> subprocess.CompletedProcess:
     """Python in a process of its own, in which Triton compiles instead of interpreting."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT / "benchmarks")}
+    if triton is not None:
+        environment["PYTHONPATH"] += f"{os.pathsep}{triton}"
+        environment["TRITON_CACHE_DIR"] = str(triton / "cache")
     return subprocess.run(
         [sys.executable, *command], env=environment, capture_output=True, text=True
     )
@@ -48,6 +55,7 @@ OTHERS = ["width 1024, dropout, bias", "forward, width 1024, pred"]
 OTHERS += ["forward, heads of 64, 128 tokens, dropout"]
 
 
+@pytest.mark.parametrize("triton", TRITONS, ids=lambda folder: folder.name if folder else "triton")
 @pytest.mark.parametrize(
     ("options", "kernels"),
     [
@@ -70,12 +78,15 @@ OTHERS += ["forward, heads of 64, 128 tokens, dropout"]
     ],
     ids=["sm_90", "sm_80 and sm_100"],
 )  # fmt: skip
-def test_kernels_keep_to_the_chips_limits(options, kernels, tmp_path):
+def test_kernels_keep_to_the_chips_limits(options, kernels, triton, tmp_path):
     file = tmp_path / "kernels.json"
     report = str(ROOT / "benchmarks/kernel_report.py")
-    done = run(report, "--dtype", "bf16", "--json", str(file), *options)
+    done = run(report, "--dtype", "bf16", "--json", str(file), *options, triton=triton)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found = json.loads(file.read_text())["kernels"]
+    written = json.loads(file.read_text())
+    if triton is not None:
+        assert list(triton.glob(f"triton-{written['triton']}.dist-info"))
+    found = written["kernels"]
     assert kernels <= {k["kernel"] for k in found}
     for k in found:
         what = f"{k['kernel']} on sm_{k['chip']}, {k['launch']}"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+pytestmark = pytest.mark.gpu
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton")
 
@@ -15,6 +16,7 @@ from spanbert_fast.kernels.varlen_attention import (  # noqa: E402
     varlen_attention_bwd,
     varlen_attention_fwd,
 )
+from spanbert_fast.kernels.varlen_attention_one_program import fits_one_program  # noqa: E402
 from spanbert_fast.ops._attention_composite import AttentionInputs  # noqa: E402
 from spanbert_fast.reference.dropout import Dropout, attention_keep_mask  # noqa: E402
 from spanbert_fast.reference.varlen_attention import varlen_attention  # noqa: E402
@@ -174,9 +176,10 @@ def test_views_of_one_tensor_are_read_in_place(lengths):
     qkv = torch.randn(sum(lengths), 3, 2, 32, device=DEVICE)
     dout = torch.randn(sum(lengths), 2, 32, device=DEVICE)
     views = qkv.unbind(1)
-    for ready, view in zip(readable(*views, 1.0), views, strict=False):
-        assert ready.data_ptr() == view.data_ptr() and ready.stride() == view.stride()
     batch = cumulative(lengths), max(lengths)
+    inputs = AttentionInputs(*views, *batch, 1.0, None, 0, 0)
+    for ready, view in zip(readable(inputs)[:3], views, strict=True):
+        assert ready.data_ptr() == view.data_ptr() and ready.stride() == view.stride()
     expected = ours(dout, *(t.contiguous() for t in views), *batch, threshold=26)
     for a, b in zip(ours(dout, *views, *batch, threshold=26), expected, strict=True):
         assert_bitwise_equal(a, b)
@@ -196,6 +199,28 @@ def test_a_sequence_never_sees_another(lengths):
         tensor[middle.stop :] = torch.inf
     for a, b in zip(ours(dout, *qkv, *batch, threshold=26), clean, strict=True):
         assert_bitwise_equal(a[middle], b[middle])
+
+
+def test_sequences_without_tokens_are_not_counted_as_programs():
+    """A batch of a fixed shape is filled with them: what tells is the tokens there are."""
+    few, enough = (torch.empty(n * 512, 16, 32, device=DEVICE).half() for n in (15, 16))
+    assert [fits_one_program(q, 512) for q in (few, enough)] == [False, True]
+
+
+def test_heads_may_lie_2_to_the_31_elements_apart():
+    """As views of (heads, total, head_dim) do; the memory between them is never touched."""
+    apart, lengths = 2**30, [70, 9]
+    *qkv, dout = make(lengths, 3, 16, torch.float16)
+    storage = torch.empty(2 * apart + sum(lengths) * 16, dtype=torch.float16, device=DEVICE)
+    far = storage.as_strided(qkv[0].shape, (16, apart, 1))
+    batch = cumulative(lengths), max(lengths)
+    for threshold in (0, 26):
+        expected = ours(dout, *qkv, *batch, threshold=threshold)
+        for place in range(3):
+            far.copy_(qkv[place])
+            views = [far if i == place else t for i, t in enumerate(qkv)]
+            for a, b in zip(ours(dout, *views, *batch, threshold=threshold), expected, strict=True):
+                assert_bitwise_equal(a, b)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64, 150])
