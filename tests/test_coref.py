@@ -137,12 +137,32 @@ def test_a_padded_batch_is_as_a_packed_one(tokenizer):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_run_learns_and_its_model_predicts(folder, tmp_path, head, capsys):
-    epochs = 8 if head == "start-to-end" else 4
+def test_a_head_learns_a_batch_by_heart(tokenizer, head):
+    torch.manual_seed(0)
+    model = SpanBertForCoreference(config_of(coref_head=head, coref_dropout=0.0)).eval()
+    documents, batch = batch_of(tokenizer, count=2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+    task = Coreference(coref_head=head, max_seq_length=24, singletons=True)
+    figures = task.metrics(documents, list(task.predictions(model, documents, tokenizer)))
+    assert figures["conll_f1"] > 90
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_run_s_model_predicts_what_the_run_did(folder, tmp_path, head, capsys):
+    epochs = 6 if head == "start-to-end" else 2
     options = options_of(folder, tmp_path / "run", epochs=epochs,
                          task_options={"coref_head": head})  # fmt: skip
     result = finetune(options)
-    assert result["test"]["conll_f1"] > 60 and result["test"]["mention_f1"] > 80
+    if head == "start-to-end":
+        assert result["test"]["conll_f1"] > 20
     model = tmp_path / "run" / "model"
     assert "head_learning_rate | 0.006" in (model / "README.md").read_text()
     assert (tmp_path / "run" / "predictions-test" / "predictions.html").is_file()
