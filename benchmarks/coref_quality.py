@@ -59,7 +59,8 @@ class Snippet:
         from spanbert_fast.tasks.coref_text import sentences_of
 
         text, self.gender = row["Text"], _GENDERS[row["Pronoun"].lower()]
-        words = [word for sentence in (sents := sentences_of(text)) for word in sentence]
+        sentences = sentences_of(text)
+        words = [word for sentence in sentences for word in sentence]
         starts, at = [], 0
         for word in words:
             at = text.index(word, at)
@@ -79,7 +80,7 @@ class Snippet:
 
         self.pronoun = span("Pronoun")
         self.names = [(span(name), row[f"{name}-coref"] == "TRUE") for name in "AB"]
-        self.document = Document(row["ID"], row["ID"], "0", sents, None)
+        self.document = Document(row["ID"], row["ID"], "0", sentences, None)
 
     def found(self, clusters: Sequence[Cluster]) -> list[bool]:
         """For each name whether it is in the pronoun's cluster."""

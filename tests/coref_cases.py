@@ -35,7 +35,7 @@ def document(name: str, draw: random.Random, sentences: int) -> Document:
 def write_folder(folder: Path) -> Path:
     """train.jsonl, dev.conll and test.jsonl, and a small checkpoint in model/."""
     draw = random.Random(3)
-    for name, count in (("train.jsonl", 24), ("dev.conll", 4), ("test.jsonl", 4)):
+    for name, count in (("train.jsonl", 60), ("dev.conll", 4), ("test.jsonl", 4)):
         documents = [document(f"{name}-{i}", draw, draw.randint(2, 6)) for i in range(count)]
         write_documents(folder / name, documents, [d.clusters for d in documents])
     text = " ".join(word for d in documents for word in d.words)
@@ -66,8 +66,8 @@ def options_of(folder: Path, output: Path, **fields) -> FinetuneOptions:
         "output_dir": str(output),
         "task_options": {**task_options, **fields.pop("task_options", {})},
         "batch_size": 4,
-        "learning_rate": 3e-3,
-        "head_learning_rate": 6e-3,
+        "learning_rate": 2e-3,
+        "head_learning_rate": 5e-3,
         "epochs": 8,
         "dropout": 0.0,
     }

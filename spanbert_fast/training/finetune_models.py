@@ -108,7 +108,8 @@ def initial_model(
         raise UsageError(f"--engine must be spanbert_fast for {task.name}, got {engine}")
     fields = _label_fields(task)
     if dropout is not None:
-        names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+        names = ["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"]
+        names += ["coref_dropout"] if isinstance(task, DocumentTask) else []
         fields |= dict.fromkeys(names, dropout)
     config = SpanBertConfig.from_pretrained(directory, **fields)
     if task.max_seq_length > config.max_position_embeddings:
