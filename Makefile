@@ -13,7 +13,7 @@ CUDA_ARCHITECTURES := 80 90 100
 CPP = $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.cpp' 'tests/*.c')
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: help setup pretrain test lint format hooks check-cuda check-sanitize check-sanitize-all check-threads check-sdist check-crash fuzz docs bench report bench-compare kernel-report wheel test-versions check-cpus clean
+.PHONY: help setup pretrain test lint check-format format hooks check-cuda check-sanitize check-sanitize-all check-threads check-sdist check-crash fuzz docs bench report bench-compare kernel-report wheel test-versions check-cpus clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -33,10 +33,12 @@ $(VENV)/installed-test: $(VENV)/installed
 
 setup: $(VENV)/installed-test  ## all that work on the code needs: tests, linters, documentation
 
-lint: $(VENV)/installed-test  ## ruff, mypy and clang-format; changes nothing
+lint: check-format  ## ruff, clang-format and mypy; changes nothing
+	$(VENV)/bin/python -m mypy
+
+check-format: $(VENV)/installed-test  ## ruff and clang-format alone
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
 
 format: $(VENV)/installed-test  ## write Python and C++ in the house's format

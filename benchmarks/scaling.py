@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
-from spanbert_fast.nn import TransformerLayer
+from spanbert_fast.nn import Packing, TransformerLayer
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
 from spanbert_fast.ops.varlen_attention import varlen_attention
 
@@ -100,13 +100,14 @@ def layer(lengths: list[int]) -> Point:
     padded, dy = (torch.randn(*real.shape, HIDDEN).bfloat16() * real[..., None] for _ in range(2))
     packed, packed_dy = padded[real], dy[real]
     bounds = F.pad(counts.cumsum(0), (1, 0)).int()
+    packing = Packing.of_packed(bounds, max(lengths), len(packed))
     mask = None if real.all() else real[:, None, None, :]
 
     def leaves(model):
         return [parameter for _, parameter in sorted(model.named_parameters())]
 
     def run(training: bool) -> Tensors:
-        out = ours.train(training)(packed, bounds, max(lengths))
+        out = ours.train(training)(packed, packing)
         return with_gradients(out, leaves(ours), packed_dy)
 
     def run_theirs(training: bool, model=theirs, x=padded) -> Tensors:

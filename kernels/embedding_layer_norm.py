@@ -51,7 +51,8 @@ def _embedded(
     return tl.where(fits, z, 0.0)
 
 
-@triton.jit(do_not_specialize=["site"])
+# `words` is a number of rows where embeddings are given
+@triton.jit(do_not_specialize=["words", "site"])
 def _embedding_layer_norm_fwd_kernel(
     input_ids,
     position_ids,
@@ -110,7 +111,7 @@ def _embedding_layer_norm_fwd_kernel(
     tl.store(rstd + token, s)
 
 
-@triton.jit(do_not_specialize=["tokens", "steps", "site"])
+@triton.jit(do_not_specialize=["words", "tokens", "steps", "site"])
 def _embedding_layer_norm_bwd_kernel(
     dy,
     input_ids,

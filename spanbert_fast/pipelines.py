@@ -18,7 +18,7 @@ import transformers
 from transformers import AutoModelForQuestionAnswering, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from spanbert_fast.integrations.accelerate import accelerate
+from spanbert_fast.accelerated.accelerate import accelerate
 from spanbert_fast.models.base import SpanBertPreTrainedModel
 from spanbert_fast.tasks import entities
 from spanbert_fast.tasks.base import Example, Task

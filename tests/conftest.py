@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
+import logging  # noqa: E402
 import os  # noqa: E402
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -38,6 +39,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def fixed_seed():
     """Every test starts from the same random state."""
     torch.manual_seed(20191010)
+
+
+@pytest.fixture(autouse=True)
+def fresh_log():
+    """A command that a test calls in this process sets up the log; the next test finds it as it
+    was: pytest would take every line of a logger that it finds cut off, and that a test joins to
+    the others again, twice."""
+    yield
+    logger = logging.getLogger("spanbert_fast")
+    logger.handlers, logger.propagate = [], True
 
 
 @pytest.fixture

@@ -164,7 +164,7 @@ def test_a_run_s_model_predicts_what_the_run_did(folder, tmp_path, head, capsys)
     if head == "start-to-end":
         assert result["test"]["conll_f1"] > 20
     model = tmp_path / "run" / "model"
-    assert "head_learning_rate | 0.006" in (model / "README.md").read_text()
+    assert f"head_learning_rate | {options.head_learning_rate}" in (model / "README.md").read_text()
     assert (tmp_path / "run" / "predictions-test" / "predictions.html").is_file()
     command = ["predict", "coref", str(model), str(folder / "test.jsonl")]
     assert cli.main([*command, "--output", str(tmp_path / "out.jsonl")]) == 0
@@ -200,7 +200,7 @@ def test_what_is_not_possible_is_said(folder, tmp_path, caplog):
 def test_memory_grows_with_the_words_alone(tokenizer):
     """A document of 20,000 words, whose words x words in fp32 would be 1.6 GB."""
     model = SpanBertForCoreference(config_of()).eval()
-    long = document("long", random.Random(0), 6000)
+    long = document("long", random.Random(0), 7500)
     assert len(long.words) > 20_000
     task = Coreference(max_seq_length=64, singletons=True)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -52,7 +52,6 @@ SHOWN_ELSEWHERE = {
     "training.pretrain.pretrain",
     "training.finetune.finetune",
     "integrations.import_fairseq.import_fairseq",
-    "spanbert_fast.SpanBertForCoreference",
     "spanbert_fast.accelerate",
     "spanbert_fast.decelerate",
 }

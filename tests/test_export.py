@@ -26,7 +26,7 @@ def old(tmp_path):
 
 def test_an_old_checkpoint_becomes_an_ordinary_bert(old, tmp_path, capsys):
     assert main(["export", str(old), str(tmp_path / "new")]) == 0
-    assert "BertForMaskedLM, outputs elsewhere differ by at most" in capsys.readouterr().out
+    assert "BertForMaskedLM, outputs elsewhere differ by " in capsys.readouterr().out
     assert json.loads((tmp_path / "new" / "config.json").read_text())["model_type"] == "bert"
     assert (tmp_path / "new" / "tokenizer_config.json").is_file()
     before = models.SpanBertForPreTraining.from_pretrained(old)

@@ -109,7 +109,7 @@ def test_two_processes_take_the_steps_of_one(folder, tmp_path):
     for seed, (split, count) in enumerate((("train", 24), ("dev", 9), ("test", 9))):
         (tmp_path / split).write_text(pairs(count, seed))
         fixed += [f"--{split}", tmp_path / split]
-    fixed += ["--max-seq-length", 16, "--learning-rate", "3e-3"]
+    fixed += ["--max-seq-length", 16, "--learning-rate", "3e-3", "--precision", "fp32"]
     fixed += ["--set", "logging_steps=1", "--set", "save_total_limit=2"]
     fixed = [*map(str, fixed)]
     assert main([*fixed, "--output-dir", str(one), "--batch-size", "8"]) == 0

@@ -231,7 +231,8 @@ def test_a_tokenizer_that_cannot_be_is_refused(good, tmp_path, inside, change, m
         ("task.json", {"word_column": "x"}, f'word_column {COUNT} .*, got "x"'),
         ("options.json", {"epochs": "3"}, 'epochs must be null or a number in .*, got "3"'),
         ("options.json", {"seed": 2**70}, f"seed {COUNT}"),
-        ("options.json", {"train": None}, "train must be a string, got null"),
+        ("options.json", {"train": 3}, "train must be null or a string, got 3"),
+        ("options.json", {"model": None}, "model must be a string, got null"),
         ("options.json", {"task_options": 3}, "task_options must be an object, got 3"),
     ],
 )

@@ -143,7 +143,7 @@ def test_digests_show_what_no_shape_does(saved):
     content = bytearray(weights.read_bytes())
     content[-100] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(DataError, match="model.safetensors has not the digest of what was written"):
+    with pytest.raises(DataError, match="model.safetensors does not have the digest that was"):
         SpanBertModel.from_pretrained(directory)
     weights.write_bytes(content[:-1])
     with pytest.raises(DataError, match=r"model.safetensors has [\d,]+ bytes where [\d,]+ were"):

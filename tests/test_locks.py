@@ -78,6 +78,7 @@ def test_no_command_writes_into_a_live_run(tmp_path, holder, corpus_file, small_
     for command in (pretrain, ["prepare", "--data", "nowhere.txt"], finetune):
         for more in ([], ["--overwrite"]):
             assert main([*command, *run, *more]) == 2
-            (line,) = capsys.readouterr().err.strip().splitlines()
+            *said, line = capsys.readouterr().err.strip().splitlines()
+            assert all(text.startswith("precision ") for text in said)
             assert f"is being written by another process (process {holder.pid}" in line
     assert (tmp_path / "run" / "options.json").read_text() == "{}"

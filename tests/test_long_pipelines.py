@@ -69,7 +69,9 @@ def test_entities_of_whole_documents(tokenizer):
         assert row["entity_group"] == "LOC" and 0 < row["score"] <= 1
         assert row["word"] == TEXT[row["start"] : row["end"]].strip()
     short = "a fox in oslo ."
-    assert reader([short, "", TEXT]) == [reader(short), [], found]
+    for rows, alone in zip(reader([short, "", TEXT]), [reader(short), [], found], strict=True):
+        # matrix products round by the number of their rows
+        assert rows == [{**row, "score": pytest.approx(row["score"], rel=1e-4)} for row in alone]
     # where one window holds all of it, it is what the stock pipeline says
     stock = pipeline("token-classification", model=model, tokenizer=tokenizer, device="cpu")
     tags = {row["word"]: row["entity"] for row in stock(short)}

@@ -16,6 +16,7 @@ from spanbert_fast.errors import UsageError
 from spanbert_fast.training import pretrain as pretraining
 from spanbert_fast.training import trainer
 from spanbert_fast.training.captured_step import check_alike
+from spanbert_fast.training.pretrain_arguments import check_device
 
 EXACT = ("step", "masked_tokens", "spans", "learning_rate", "tokens_per_second")
 ROUNDED = ("mlm_loss", "sbo_loss", "grad_norm")
@@ -166,7 +167,7 @@ def test_what_cannot_be_a_cuda_graph(options, message, tmp_path, capsys):
 def test_several_processes_cannot_be_one_graph():
     arguments = SimpleNamespace(world_size=2, device=torch.device("cuda"))
     with pytest.raises(UsageError, match="--cuda-graph needs a single process, got 2"):
-        pretraining._check_device(arguments)
+        check_device(arguments)
 
 
 def test_a_resumed_run_keeps_its_shapes(trained_model, capsys):
@@ -197,7 +198,7 @@ def test_a_run_by_captured_steps_is_the_same(train, monkeypatch, tmp_path):
     options = ["--static-shapes", "--max-steps", 4, "--eval-steps", 2, "--set", "use_cpu=true"]
     expected = train("plain", *options)
     monkeypatch.setattr(pretraining, "CapturedStep", Uncaptured)
-    monkeypatch.setattr(pretraining, "_check_device", lambda arguments: None)
+    monkeypatch.setattr(pretraining, "check_device", lambda arguments: None)
     monkeypatch.setattr(Uncaptured, "made", 0)
     assert train("captured", *options, "--cuda-graph") == expected
     assert Uncaptured.made == 1

@@ -106,7 +106,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(kind, request, tmp_path,
     hurt(checkpoints(run)[-1] / "optimizer.pt", "flipped")
     assert resume(kind, run) == 0
     err = capsys.readouterr().err
-    assert "optimizer.pt has not the digest" in err and "resuming from" in err
+    assert "optimizer.pt does not have the digest" in err and "resuming from" in err
     tensors = [load_file(path / "model" / "model.safetensors") for path in (whole, run)]
     for name, tensor in tensors[0].items():
         assert torch.equal(tensor, tensors[1][name]), name

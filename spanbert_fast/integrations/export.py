@@ -149,7 +149,8 @@ def _write_onnx(model: PreTrainedModel, output: Path) -> str:
         stock,
         (),
         str(output / "model.onnx"),
-        kwargs={"input_ids": ids, "attention_mask": ids},
+        # two tensors: one given twice becomes one input of the graph
+        kwargs={"input_ids": ids, "attention_mask": torch.ones_like(ids)},
         input_names=["input_ids", "attention_mask"],
         dynamic_shapes={"input_ids": shapes, "attention_mask": shapes},
         dynamo=True,

@@ -72,6 +72,13 @@ class SpanBertForCoreference(SpanBertPreTrainedModel):
     `config.mention_loss_weight` times the binary cross-entropy of the mention scores over all
     candidates, without which clusters of one mention teach nothing (Toshniwal et al. 2021, arXiv
     2109.09667).
+
+        >>> model = SpanBertForCoreference.from_pretrained("runs/first/model")
+        >>> pieces, sentences = torch.tensor([1, 2, 3]), torch.tensor([0, 0, 1])
+        >>> words = {"sentences": sentences, "cu_words": torch.tensor([0, 3], dtype=torch.int32)}
+        >>> words.update(first_pieces=pieces, last_pieces=pieces)  # each word is one piece
+        >>> len(model(torch.tensor([[2, 7, 9, 8, 3]]), **words).antecedents)  # 0.4 of 3, rounded up
+        2
     """
 
     def __init__(self, config: SpanBertConfig):

@@ -74,7 +74,7 @@ class Task(abc.ABC, Generic[ExampleT, PredictionT]):
     An example becomes one or several windows. Each window is one sequence of the model's input, and
     the outputs of all windows of an example are decoded together.
 
-    Class attributes:
+    Attributes:
         name: its name on the command line.
         head: "token-classification", "sequence-classification", "question-answering" or
             "coreference".

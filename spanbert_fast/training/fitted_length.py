@@ -4,15 +4,19 @@ import copy
 import dataclasses
 import logging
 import time
+from pathlib import Path
 
 import torch
-from accelerate.utils import send_to_device
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, send_to_device
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.data.batches import TokenBudgetBatches
 from spanbert_fast.data.blocks import BlockDataset
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
 from spanbert_fast.models import SpanBertForPreTraining
+from spanbert_fast.training import run_directory
 from spanbert_fast.training.options import PretrainOptions
 from spanbert_fast.training.recipes import Recipe
 
@@ -79,3 +83,28 @@ def fitted(options: PretrainOptions, step: float) -> PretrainOptions:
     warmup = recipe.warmup_steps * steps // recipe.max_steps
     overrides = {**options.overrides, "max_steps": steps, "warmup_steps": warmup}
     return dataclasses.replace(options, overrides=overrides, max_minutes=None)
+
+
+def fitted_run(
+    options: PretrainOptions,
+    model: SpanBertForPreTraining,
+    tokenizer: PreTrainedTokenizerBase,
+    blocks: BlockDataset,
+    state: PartialState,
+) -> PretrainOptions:
+    """The options with the number of steps that the first process has found to fit, written down
+    for a resumed run."""
+    found = [None]
+    if state.is_main_process:
+        collator = DataCollatorForSpanMasking(
+            tokenizer,
+            options.recipe.span_options(model.config.max_span_targets),
+            seed=options.seed,
+            dropout_seeds=True,
+        )
+        found = [seconds_per_step(model, blocks, collator, options, state.device)]
+    options = fitted(options, *broadcast_object_list(found))
+    if state.is_main_process:
+        path = Path(options.output_dir) / run_directory.OPTIONS
+        run_directory.write_json(path, options.to_json(state.num_processes))
+    return options

@@ -26,7 +26,7 @@ from spanbert_fast.training import run_directory
 from spanbert_fast.training.captured_step import CapturedStep
 from spanbert_fast.training.checkpoints import checkpoint_step, checkpoint_to_resume
 from spanbert_fast.training.evaluation import HeldOut, unigram_cross_entropy
-from spanbert_fast.training.fitted_length import fitted, seconds_per_step
+from spanbert_fast.training.fitted_length import fitted_run
 from spanbert_fast.training.options import PretrainOptions
 from spanbert_fast.training.precision import with_precision
 from spanbert_fast.training.pretrain_arguments import check_device, training_arguments
@@ -134,7 +134,7 @@ def _pretrain(
     training_blocks, held_out_blocks = blocks.split(options.held_out, options.seed)
     model = initial_model(options, tokenizer) if given.model is None else given.model
     if options.max_minutes is not None:
-        options = _fitted(options, model, tokenizer, training_blocks, state)
+        options = fitted_run(options, model, tokenizer, training_blocks, state)
         arguments, recipe = training_arguments(options), options.recipe
     # the span boundary head may come from a checkpoint and have another number of places
     span_options = recipe.span_options(model.config.max_span_targets)
@@ -189,25 +189,6 @@ def _pretrain(
         _finish(run, summary, options, tokenizer, held_out, trainer.args.device)
     state.wait_for_everyone()
     return RunResult(summary, run)
-
-
-def _fitted(options, model, tokenizer, blocks, state: PartialState) -> PretrainOptions:
-    """The options with the number of steps that the first process has found to fit, written down
-    for a resumed run."""
-    found = [None]
-    if state.is_main_process:
-        collator = DataCollatorForSpanMasking(
-            tokenizer,
-            options.recipe.span_options(model.config.max_span_targets),
-            seed=options.seed,
-            dropout_seeds=True,
-        )
-        found = [seconds_per_step(model, blocks, collator, options, state.device)]
-    options = fitted(options, *broadcast_object_list(found))
-    if state.is_main_process:
-        path = Path(options.output_dir) / run_directory.OPTIONS
-        run_directory.write_json(path, options.to_json(state.num_processes))
-    return options
 
 
 def make_trainer(

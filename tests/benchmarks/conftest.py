@@ -35,3 +35,13 @@ def short_text(monkeypatch, corpus_file):
 
     documents = corpus_file.read_text().split("\n\n")
     monkeypatch.setattr(embedded, "embedded_documents", lambda: documents)
+
+
+@pytest.fixture(autouse=True)
+def small_cache(benchmarks, monkeypatch):
+    """The CPU's clock overwrites the caches before each call, which takes seconds where they are as
+    large as on some servers; gives the function that tells their true size."""
+    timing = benchmarks("timing")
+    true_size = timing.last_level_cache
+    monkeypatch.setattr(timing, "last_level_cache", lambda: 1 << 20)
+    return true_size

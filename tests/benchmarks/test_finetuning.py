@@ -43,6 +43,7 @@ def test_measures_and_writes(data):
     command = [sys.executable, str(BENCHMARKS / "bench_finetuning.py"), "--data", str(data)]
     command += ["--model", str(data / "model"), "--cases", "wnut17", "sentence_polarity"]
     command += ["--pairs", "1", "--threads", "1", "--full", "--epochs", "1"]
+    command += ["--max-train", "8", "--max-dev", "8"]
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "--output", str(output)], env=environment, capture_output=True, text=True

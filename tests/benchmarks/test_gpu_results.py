@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
     "gpus": ["NVIDIA X1"],
-    "cpu": {"model": "m", "isa_level": "i"},
+    "cpu": {"model": "m", "cores": 16, "isa_level": "i"},
     "libraries": {"torch": "2.11.0"},
 }
 DOCUMENT = {"commit": None, "threads": 1, "device": "cuda", "environment": ENVIRONMENT}

@@ -71,6 +71,7 @@ def test_pytest_benchmark_has_the_same_cases(tmp_path, benchmarks):
     options += [f"--benchmark-json={raw}"]
     # pytest-benchmark measures nothing inside a worker of pytest-xdist
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+    environment["SPANBERT_FAST_BENCH_TINY"] = "1"
     command = [sys.executable, "-m", "pytest", "-p", "no:xdist", str(BENCHMARKS), *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -7,14 +7,21 @@ import pytest
 import torch
 
 
-def test_the_cpus_clock(benchmarks):
+def test_the_cpus_clock(benchmarks, small_cache, monkeypatch):
     """The caches are overwritten before a call, and not within its time."""
     timing = benchmarks("timing")
     clock, seen = timing.Clock(), []
-    assert clock._scratch.nbytes == 2 * timing.last_level_cache() >= 1 << 20
+    assert clock._scratch.nbytes == 2 * timing.last_level_cache() == 2 << 20
+    assert small_cache() >= 1 << 18
     clock._scratch.fill_(1)
-    assert 0 <= clock.seconds(lambda: seen.append(clock._scratch.any().item())) < 1
+    clock.seconds(lambda: seen.append(clock._scratch.any().item()))
     assert seen == [False]
+    done, ticks = [], iter([10.0, 10.25])
+    fake = types.SimpleNamespace(perf_counter=lambda: (done.append("time"), next(ticks))[1])
+    monkeypatch.setattr(timing, "time", fake)
+    clock._scratch = types.SimpleNamespace(zero_=lambda: done.append("zeros"))
+    assert clock.seconds(lambda: done.append("call")) == 0.25
+    assert done == ["zeros", "time", "call", "time"]
 
 
 @pytest.mark.parametrize("overtaken, sleeps", [(0, [2]), (1, [2, 8]), (9, [2, 8, 32])])
