@@ -43,7 +43,7 @@ def test_what_would_fill_memory_is_refused_in_a_line(outcomes, name):
     outcome = outcomes[name]
     assert outcome.get("refused"), outcome
     assert REFUSED[name] in outcome["message"] and "\n" not in outcome["message"]
-    assert outcome["seconds"] < 20
+    assert outcome["seconds"] < 60, "of the CPU; to read all of the task file takes minutes"
 
 
 def test_long_lines_and_documents_take_little_memory(outcomes):

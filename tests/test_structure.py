@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "training": {"hub", "models", "data", "tasks", "config", "digests", "fill_span", "ops"},
     "integrations": {"models", "nn", "ops", "data", "config"},
     "fill_span": {"models"},
-    "pipelines": {"integrations", "models", "tasks"},
+    "pipelines": {"accelerated", "models", "tasks"},
     "config": set(),
     "digests": set(),
     "errors": set(),
