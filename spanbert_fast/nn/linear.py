@@ -4,6 +4,7 @@ from typing import TypeGuard, TypeVar
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from spanbert_fast.ops.bias_gelu import bias_gelu
 from spanbert_fast.ops.linear import linear
@@ -20,14 +21,21 @@ def reset_linear(linear: nn.Linear, std: float = 0.02) -> None:
 
 def is_plain(module: nn.Module, kind: type[_Module]) -> TypeGuard[_Module]:
     """Whether an op may take the module's parameters instead of calling it: the module is of `kind`
-    itself (no adapter) and has neither hooks nor a forward of its own."""
+    itself (no adapter), has neither hooks nor a forward of its own, and no transform of torch.func
+    is active, for which the ops have no rules."""
     hooks = (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
     )
-    return type(module) is kind and not hooks and "forward" not in vars(module)
+    if hooks or "forward" in vars(module) or _is_transformed():
+        return False
+    return type(module) is kind
+
+
+def _is_transformed() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def apply_linear(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -50,5 +58,7 @@ def linear_without_bias(
 
 def linear_gelu(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """GELU(x W^T + bias), the exact form."""
+    if _is_transformed():
+        return F.gelu(module(x))
     y, bias = linear_without_bias(module, x)
     return bias_gelu(y, y.new_zeros(y.shape[-1]) if bias is None else bias)
