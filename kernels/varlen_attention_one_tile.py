@@ -16,8 +16,7 @@ from spanbert_fast.kernels.attention_common import (
     locate,
     token_and_head_strides,
 )
-from spanbert_fast.kernels.attention_dropout import keep_words
-from spanbert_fast.kernels.attention_gradient import kept_and_slope
+from spanbert_fast.kernels.attention_dropout import drop, keep_words
 from spanbert_fast.kernels.product import product
 
 
@@ -69,20 +68,17 @@ def _attention_one_tile_kernel(
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1) / KEEP_SCALE
     log2_sum = tl.load(lse + token * heads + head, mask=within, other=float("inf")) * LOG2_E
 
-    words = None
+    scores = tl.zeros((BLOCK, BLOCK), tl.float32)
+    # P and dS here and not by `kept_and_slope`: the dropout words, drawn before the products, spill
+    dp = product(do, tl.trans(v_tile), scores, WIDEN)
+    s = product(q_tile, tl.trans(k_tile), scores, WIDEN)  # (queries, keys)
+    p = tl.exp2(s * (scale * LOG2_E) - log2_sum[:, None])
+    p = tl.where(within[None, :], p, 0.0)
+    kept = p
     if THRESHOLD:
-        words = keep_words(0, 0, (tl.load(seed), site, head, sequence), THRESHOLD, BLOCK, BLOCK)
-    # all of P and dS first: what stays for the products of the gradients has 16 bits
-    kept, ds = kept_and_slope(
-        (q_tile, k_tile),
-        (do, v_tile),
-        (log2_sum[:, None], delta[:, None]),
-        within[None, :],
-        words,
-        scale,
-        False,
-        WIDEN,
-    )
+        stream = (tl.load(seed), site, head, sequence)
+        kept = drop(p, keep_words(0, 0, stream, THRESHOLD, BLOCK, BLOCK), False)
+    ds = kept * dp - p * delta[:, None]
     kept, ds = kept.to(do.dtype), ds.to(q_tile.dtype)
     nothing = tl.zeros((BLOCK, BLOCK_D), tl.float32)
 

@@ -179,11 +179,11 @@ def _composite_bwd(
     dy: torch.Tensor, inputs: EmbeddingInputs, mean: torch.Tensor, rstd: torch.Tensor
 ) -> EmbeddingGradients:
     z = _sum(inputs)
+    _checks.check_norm_saved(dy, mean, rstd, z)
     dy = dy.to(z.dtype)
     multiplier = hidden_multiplier(of_flat(inputs.seed, inputs.threshold, inputs.site), z)
     if multiplier is not None:
         dy = dy * multiplier
-    _checks.check_norm_saved(dy, mean, rstd, z)
     weight, bias = inputs.weight.to(z.dtype), inputs.bias.to(z.dtype)
     # PyTorch reads them as if they were contiguous
     mean, rstd = mean.contiguous(), rstd.contiguous()
