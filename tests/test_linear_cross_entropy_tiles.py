@@ -126,6 +126,11 @@ def test_memory_beside_the_gradients_is_bounded():
     assert ours - gradients < 64e6, f"{(ours - gradients) / 1e6:.0f} MB beside the gradients"
 
 
+# 38 MB of kept scores, 8 MB for a tile in fp32, and what a machine's libraries keep for
+# their products (64 MB in all with AVX-512). All scores would take 70 MB in bf16, 139 MB in fp32,
+# beside the tiles and libraries.
+RESIDENT_BYTES = 80e6
+
 # Grows a process's peak by one joint forward and backward; prints by how much beyond the gradients.
 GROWTH = """
 import sys, torch
@@ -168,8 +173,7 @@ def test_resident_memory_beside_the_gradients_is_bounded():
         done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         growth = min(growth, int(done.stdout))
-        if growth < 64e6:
+        if growth < RESIDENT_BYTES:
             break
-    assert growth < 64e6, f"{growth / 1e6:.0f} MB beside the gradients"
-    # what a part of the scores takes is seen; all of them in fp32 would take 139 MB
+    assert growth < RESIDENT_BYTES, f"{growth / 1e6:.0f} MB beside the gradients"
     assert growth > 20e6, "the meter sees nothing"
