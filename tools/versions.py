@@ -49,7 +49,8 @@ class Row(NamedTuple):
 def pip(python: Path, *arguments: str) -> None:
     """Installs, within the constraints but for what is asked for by its version."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    free = ("torch==", "triton==", "transformers==", "huggingface_hub==", "tokenizers==")
+    free = ("torch==", "triton==", "transformers==", "huggingface_hub==", "tokenizers==",
+            "setuptools==")  # torch 2.11 wants an older one  # fmt: skip
     kept = [line for line in lines if not line.startswith(free)]
     constraints = python.parent / "constraints.txt"
     constraints.write_text("\n".join(kept), encoding="utf-8")
