@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -93,7 +93,8 @@ def export(directory: str | Path, output: str | Path, to: str) -> Exported:
     if to == "onnx":
         kind = _write_onnx(model, output)
     else:
-        model.to(_DTYPES.get(to, torch.float32)).save_pretrained(output, span_boundary_apart=True)
+        for_all: Any = model  # mypy takes the dtype for `self`: transformers wraps `to`
+        for_all.to(_DTYPES.get(to, torch.float32)).save_pretrained(output, span_boundary_apart=True)
         (kind,) = json.loads((output / "config.json").read_text())["architectures"]
     script = _WITH_ONNXRUNTIME if to == "onnx" else _WITH_TRANSFORMERS % (_OUTPUTS,)
     got = _elsewhere(script, output, kind, ids)

@@ -8,6 +8,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -163,9 +164,8 @@ class SpanBertPreTrainedModel(PreTrainedModel):
         """
         for name in (digests.FILE, span_boundary_file.FILE):  # of what is replaced
             (Path(save_directory) / name).unlink(missing_ok=True)
-        result = super().save_pretrained(
-            save_directory, *args, save_original_format=save_original_format, **kwargs
-        )
+        kwargs["save_original_format"] = save_original_format
+        result = super().save_pretrained(save_directory, *args, **kwargs)
         if span_boundary_apart and kwargs.get("is_main_process", True):
             span_boundary_file.set_apart(Path(save_directory))
         return result
@@ -185,8 +185,9 @@ class SpanBertPreTrainedModel(PreTrainedModel):
         names = set()
         for name, module in self.named_children():
             if name in _TASK_HEADS:
-                module.weight.normal_(std=self.config.initializer_range)
-                module.bias.zero_()
+                head: Any = module  # a linear layer, or an adapter around one
+                head.weight.normal_(std=self.config.initializer_range)
+                head.bias.zero_()
                 names |= {f"{name}.weight", f"{name}.bias"}
         return names
 

@@ -47,15 +47,16 @@ class CoreferenceOutput(ModelOutput):
 def coreference_head(config: SpanBertConfig) -> CoreferenceHead:
     """The head that a configuration names."""
     size = config.coref_feature_size or config.hidden_size
-    common = {"max_width": config.max_span_width, "dropout": config.coref_dropout}
+    width, dropout = config.max_span_width, config.coref_dropout
     if config.coref_head == "start-to-end":
-        return StartToEndHead(config.hidden_size, size, **common)
+        return StartToEndHead(config.hidden_size, size, max_width=width, dropout=dropout)
     return CoarseToFineHead(
         config.hidden_size,
         size,
         max_antecedents=config.max_top_antecedents,
         depth=config.coref_depth,
-        **common,
+        max_width=width,
+        dropout=dropout,
     )
 
 
@@ -114,16 +115,18 @@ class SpanBertForCoreference(SpanBertPreTrainedModel):
             With gold mentions the loss, else the antecedents.
 
         Raises:
-            ValueError: words are not all given.
+            ValueError: what describes the words, or the gold mentions, is not given whole.
         """
-        given = (first_pieces, last_pieces, sentences, cu_words)
-        if any(tensor is None for tensor in given):
+        if first_pieces is None or last_pieces is None or sentences is None or cu_words is None:
             raise ValueError("first_pieces, last_pieces, sentences and cu_words must be given")
         rows = inputs.packing.packed_rows
         words = Words(rows(first_pieces), rows(last_pieces), sentences, cu_words)
         hidden = self.bert.encode(inputs).hidden_states
         if gold_starts is None:
             return self._resolved(hidden, words)
+        if gold_ends is None or gold_clusters is None:
+            missing = "gold_ends" if gold_ends is None else "gold_clusters"
+            raise ValueError(f"{missing} must be given with gold_starts, got None")
         return self._losses(hidden, words, (gold_starts, gold_ends, gold_clusters))
 
     def resolve_words(

@@ -143,6 +143,7 @@ class CoarseToFineHead(CoreferenceHead):
         hidden, logits = self._inputs(hidden)
         g = self._representations(hidden, logits, words, mentions.starts, mentions.ends)
         for _ in range(self.depth - 1):
+            assert self.gate is not None
             scores, antecedents, _ = self._pairs(g, mentions)
             p = torch.cat([scores.new_zeros((len(g), 1)), scores], 1).softmax(1).to(g.dtype)
             expected = p[:, :1] * g + (p[:, 1:, None] * g[antecedents]).sum(1)

@@ -202,7 +202,9 @@ class StartToEndHead(CoreferenceHead):
         band = banded_products(queries, ends, self.max_width).float()
         return band + apply_linear(self.start_score, starts).float() + self.width_scores.float()
 
-    def _pairs(self, hidden: torch.Tensor, words: Words, mentions: Mentions):
+    def _pairs(
+        self, hidden: torch.Tensor, words: Words, mentions: Mentions
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """What the antecedent ops take."""
         starts = self._projected(self.antecedent_start, self.dropout(hidden[words.firsts]))
         ends = self._projected(self.antecedent_end, self.dropout(hidden[words.lasts]))
@@ -226,9 +228,7 @@ class StartToEndHead(CoreferenceHead):
 
 def feed_forward(in_size: int, hidden_size: int, dropout: float) -> nn.Sequential:
     """One hidden layer with ReLU, and one number, as in Lee et al. 2017."""
-    layers = nn.Sequential(
-        nn.Linear(in_size, hidden_size), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden_size, 1)
-    )
-    for layer in (layers[0], layers[3]):
+    inner, outer = nn.Linear(in_size, hidden_size), nn.Linear(hidden_size, 1)
+    for layer in (inner, outer):
         reset_linear(layer)
-    return layers
+    return nn.Sequential(inner, nn.ReLU(), nn.Dropout(dropout), outer)

@@ -1,6 +1,6 @@
 """Word, position and token-type embeddings of packed tokens: their sum, its norm, and dropout."""
 
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import nn
@@ -68,21 +68,20 @@ def embed(
     words, positions, token_types, norm = tables
     if ids.inputs_embeds is None and not is_plain_table(words):
         ids = ids._replace(input_ids=None, inputs_embeds=words(ids.input_ids))
-    others_are_plain = (
+    if not (
         is_plain_table(positions)
         and (token_types is None or is_plain_table(token_types))
         and is_plain(norm, nn.LayerNorm)
-    )
-    if not others_are_plain:
+    ):
         z = words(ids.input_ids) if ids.inputs_embeds is None else ids.inputs_embeds
         z = z + positions(ids.position_ids)
         if token_types is not None:
             z = z + token_types(ids.token_type_ids)
         return dropped(norm(z), dropout)
     # an adapter has the table that it wraps under another name
-    table = words.weight if hasattr(words, "weight") else positions.weight
+    table: Any = words.weight if hasattr(words, "weight") else positions.weight
     padding_idx = getattr(words, "padding_idx", None)
-    places = positions.weight
+    places: torch.Tensor = positions.weight
     if positions.padding_idx is not None:
         places = _WithoutGradientAt.apply(places, positions.padding_idx)
     return embedding_layer_norm(

@@ -48,19 +48,21 @@ def starts_are_tokens(packing: Packing) -> bool:
         return True
     if torch.compiler.is_compiling():
         torch._assert_async(
-            _are_starts(packing), "a compiled model's sequences must be padded behind"
+            _are_starts(packing, packing.indices),
+            "a compiled model's sequences must be padded behind",
         )
         return True
     if packing.total_tokens == 0:
         return True
-    return bool(_are_starts(packing))
+    return bool(_are_starts(packing, packing.indices))
 
 
-def _are_starts(packing: Packing) -> torch.Tensor:
+def _are_starts(packing: Packing, indices: torch.Tensor) -> torch.Tensor:
+    assert packing.padded_shape is not None
     batch, seqlen = packing.padded_shape
-    starts = torch.arange(batch, device=packing.indices.device) * seqlen
+    starts = torch.arange(batch, device=indices.device) * seqlen
     is_empty = packing.cu_seqlens.diff() == 0
-    return ((packing.indices[packing.first_rows()] == starts) | is_empty).all()
+    return ((indices[packing.first_rows()] == starts) | is_empty).all()
 
 
 def _has_no_data(mask: torch.Tensor) -> bool:

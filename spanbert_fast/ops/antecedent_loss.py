@@ -136,8 +136,12 @@ def _composite_bwd(
             d = d.to(queries.dtype)
             dq[rows] += (d @ keys[columns]).to(dq.dtype)
             dk[columns] += (d.t() @ queries[rows]).to(dk.dtype)
-    made = zip((dq, dk, dm, dd), inputs[:4], strict=True)
-    return tuple(gradient.to(tensor.dtype) for gradient, tensor in made)
+    return (
+        dq.to(queries.dtype),
+        dk.to(keys.dtype),
+        dm.to(mention_scores.dtype),
+        dd.to(distance_scores.dtype),
+    )
 
 
 def _fake_fwd(inputs: LossInputs):

@@ -86,7 +86,7 @@ class SpanOptions:
 
     def law(self) -> SpanLaw:
         """The options in integers, as every implementation of the sampler takes them."""
-        return self._law
+        return vars(self)["_law"]
 
 
 def _check_ratio(name: str, value: float) -> None:

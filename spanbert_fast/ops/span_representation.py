@@ -61,7 +61,7 @@ def span_representation(
     if (inner is None) != (logits is None):
         missing = "inner" if inner is None else "logits"
         raise ValueError(f"inner and logits must be given together, got no {missing}")
-    if inner is not None:
+    if inner is not None and logits is not None:
         _checks.check_shape("inner", inner, (rows, "features"))
         _checks.check_shape("logits", logits, (rows,))
         given += [("inner", inner), ("logits", logits)]
@@ -97,7 +97,7 @@ def _check_order(starts: torch.Tensor, ends: torch.Tensor) -> None:
         return
     wrong = (starts > ends).nonzero()
     if len(wrong):
-        s = wrong[0, 0].item()
+        s = int(wrong[0, 0])
         raise ValueError(f"starts must be <= ends, got {starts[s]} and {ends[s]} at span {s}")
 
 
@@ -120,22 +120,22 @@ def _places(inputs: SpanInputs) -> tuple[torch.Tensor, torch.Tensor]:
     return span, inputs.starts[span] + torch.arange(len(span), device=span.device) - first
 
 
-def _weights(inputs: SpanInputs, span, row, lse) -> torch.Tensor:
-    return (inputs.logits[row].to(lse.dtype) - lse[span]).exp()
+def _weights(logits: torch.Tensor, span, row, lse) -> torch.Tensor:
+    return (logits[row].to(lse.dtype) - lse[span]).exp()
 
 
 def _composite_fwd(inputs: SpanInputs) -> tuple[torch.Tensor, torch.Tensor]:
     """(y, lse): lse (spans,) of the spans' logits, (0,) without them."""
     firsts, opmath = inputs.firsts, opmath_dtype(inputs.firsts.dtype)
     parts = [firsts[inputs.starts], inputs.lasts[inputs.ends]]
-    if inputs.inner is None:
+    if inputs.inner is None or inputs.logits is None:
         return torch.cat(parts, 1), firsts.new_empty((0,), dtype=opmath)
     span, row = _places(inputs)
     logits, spans = inputs.logits.to(opmath), len(inputs.starts)
     top = logits.new_full((spans,), -torch.inf).scatter_reduce(0, span, logits[row], "amax")
     sums = logits.new_zeros((spans,)).index_add(0, span, (logits[row] - top[span]).exp())
     lse = top + sums.log()
-    weighted = _weights(inputs, span, row, lse)[:, None] * inputs.inner[row].to(opmath)
+    weighted = _weights(logits, span, row, lse)[:, None] * inputs.inner[row].to(opmath)
     pooled = weighted.new_zeros((spans, weighted.shape[1])).index_add(0, span, weighted)
     return torch.cat([*parts, pooled.to(firsts.dtype)], 1), lse
 
@@ -154,11 +154,11 @@ def _composite_bwd(
 
     dfirsts = scattered(firsts, starts, dy[:, :a])
     dlasts = scattered(lasts, ends, dy[:, a : a + b])
-    if inner is None:
+    if inner is None or logits is None:
         return dfirsts, dlasts, firsts.new_empty((0,)), firsts.new_empty((0,), dtype=opmath)
     span, row = _places(inputs)
     dpooled, pooled = dy[:, a + b :], y[:, a + b :].to(opmath)
-    weights = _weights(inputs, span, row, lse)
+    weights = _weights(logits, span, row, lse)
     dinner = scattered(inner, row, weights[:, None] * dpooled[span])
     along = (dpooled[span] * inner[row].to(opmath)).sum(1) - (dpooled * pooled).sum(1)[span]
     return dfirsts, dlasts, dinner, scattered(logits, row, weights * along)
@@ -167,9 +167,9 @@ def _composite_bwd(
 def _fake_fwd(inputs: SpanInputs):
     firsts, spans = inputs.firsts, inputs.starts.shape[0]
     width = firsts.shape[1] + inputs.lasts.shape[1]
-    has_inner = inputs.inner is not None
-    width += inputs.inner.shape[1] if has_inner else 0
-    lse = firsts.new_empty((spans if has_inner else 0,), dtype=opmath_dtype(firsts.dtype))
+    width += 0 if inputs.inner is None else inputs.inner.shape[1]
+    summed = 0 if inputs.inner is None else spans
+    lse = firsts.new_empty((summed,), dtype=opmath_dtype(firsts.dtype))
     return firsts.new_empty((spans, width)), lse
 
 

@@ -8,7 +8,7 @@ DISTANCE_BOUNDS = (1, 2, 3, 4, 5, 8, 16, 32, 64)
 
 def distance_buckets(distances: torch.Tensor) -> torch.Tensor:
     """int64, the bucket of each distance (Lee et al. 2018, the released code)."""
-    return sum((distances >= bound).long() for bound in DISTANCE_BOUNDS)
+    return torch.stack([distances >= bound for bound in DISTANCE_BOUNDS]).sum(0)
 
 
 def antecedent_scores(
