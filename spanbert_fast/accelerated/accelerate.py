@@ -84,5 +84,5 @@ def decelerate(model: nn.Module) -> nn.Module:
         raise ValueError(f"model must be accelerated, got {type(model).__name__} as it was")
     for module in accelerated:
         vars(module).pop("full_logits", None)
-        module.__class__ = type(module).stock
+        module.__class__ = vars(type(module))["stock"]
     return model

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ from spanbert_fast.ops.dropout import DropoutPlan
 class FastLayer(Fast):
     """Self-attention, then the feed-forward network."""
 
-    parts = ("attention", "intermediate", "output")
+    parts: tuple[str, ...] = ("attention", "intermediate", "output")
 
     def forward(self, *others, packed: Packed | None = None, **named) -> torch.Tensor:
         """hidden_states' shape; zeros where a padding mask is 0. With `packed`, (total_tokens,
@@ -155,7 +156,7 @@ class FastModel(Fast):
             return None, reason
         if not isinstance(given.get("output_hidden_states"), bool | None):
             return None, "output_hidden_states selects stages"
-        first = ids if embeds is None else embeds
+        first: Any = ids if embeds is None else embeds
         shape, attention_mask = tuple(first.shape[:2]), given.get("attention_mask")
         if len(shape) != 2:
             return None, "the input has no batch dimension"

@@ -70,8 +70,8 @@ class QuestionAnsweringHead(Fast):
         """A position that is padding, or beyond the sequence, takes no part in the loss."""
         given = self.arguments(others, named)
         attention_mask = given.get("attention_mask")
-        no_padding = attention_mask is None or attention_mask.dim() != 2
-        if no_padding or given.get("spanbert_fast") is False:
+        wants_stock = given.get("spanbert_fast") is False
+        if attention_mask is None or attention_mask.dim() != 2 or wants_stock:
             return super().forward(*others, **named)
         starts, ends = (given.pop(f"{name}_positions", None) for name in ("start", "end"))
         outputs = super().forward(**given, return_dict=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,9 +60,13 @@ class MaskedLMHead(Fast):
             attentions=outputs.attentions,
         )
 
+    def _lm_head(self) -> LMHead:
+        assert self.row.lm_head is not None, f"{self.row.title} must have an lm_head, got None"
+        return self.row.lm_head
+
     def needs_logits(self, full_logits: bool | None, given: dict) -> bool:
         """Whether transformers' head has to run."""
-        head = self.row.lm_head
+        head = self._lm_head()
         decoder = self.get_submodule(head.decoder)
         around = [self.get_submodule(name) for name in head.around]
         return (
@@ -76,12 +81,12 @@ class MaskedLMHead(Fast):
 
     def labelled_rows_loss(self, hidden_states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """0-dim, the mean over labelled positions; NaN where there is none, as in transformers."""
-        head, labels = self.row.lm_head, labels.reshape(-1)
+        head, labels = self._lm_head(), labels.reshape(-1)
         rows = torch.nonzero(labels != IGNORED_TARGET).squeeze(1)
         x = hidden_states.flatten(0, 1)[rows]
         for step in head.steps:
             x = self.get_submodule(step)(x) if isinstance(step, str) else step(x)
-        decoder = self.get_submodule(head.decoder)
+        decoder: Any = self.get_submodule(head.decoder)
         return linear_cross_entropy(x, decoder.weight, decoder.bias, labels[rows]).losses.mean()
 
 

@@ -5,7 +5,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -15,6 +15,19 @@ from spanbert_fast.nn.linear import is_plain
 from spanbert_fast.nn.packing import Packing
 from spanbert_fast.ops.dropout import Dropout, DropoutPlan
 from spanbert_fast.values import IGNORED_TARGET
+
+if TYPE_CHECKING:
+    from spanbert_fast.accelerated.families import Family
+
+    class _Stock(nn.Module):
+        """The class of transformers behind a mixin, whose attributes are that class's own."""
+
+        row: Family  # transformers evaluates the annotations of `Fast`, where it cannot be imported
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    _Stock = object
 
 # What callers pass to every model and means nothing here, or is looked at by name.
 _KNOWN = {
@@ -94,6 +107,7 @@ class FirstTokens:
 
     def padded(self, x: torch.Tensor, packing: Packing) -> torch.Tensor:
         first = packing.of_first_tokens(x)
+        assert packing.padded_shape is not None
         rest = x.new_zeros((len(first), packing.padded_shape[1] - 1, x.shape[-1]))
         return torch.cat([first[:, None], rest], dim=1)
 
@@ -162,7 +176,7 @@ def needs_batch_dimension(module: nn.Module) -> str | None:
     return None
 
 
-class Fast:
+class Fast(_Stock):
     """What every accelerated class has: arguments that it does not know go to transformers' code.
 
     transformers renames and adds arguments from version to version. A forward of ours names those
@@ -176,7 +190,6 @@ class Fast:
     """
 
     stock: type[nn.Module]
-    row: object
     parts: tuple[str, ...] = ()
     gelu_name: str | None = None
     _positional: tuple[str, ...] = ()
@@ -190,9 +203,7 @@ class Fast:
         """`named`, and `others` under the names that transformers' forward has for them."""
         return {**dict(zip(self._positional, others, strict=False)), **named}
 
-    def on_tokens(
-        self, run: Callable, others: tuple, named: dict
-    ) -> torch.Tensor | tuple[torch.Tensor, None] | None:
+    def on_tokens(self, run: Callable, others: tuple, named: dict) -> torch.Tensor | None:
         """`run(packed hidden states, Packed)`, padded; None where that is not covered."""
         given = self.arguments(others, named)
         if given.get("spanbert_fast") is False:

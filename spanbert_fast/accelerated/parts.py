@@ -21,7 +21,7 @@ class FastEmbeddings(Fast):
     ) -> torch.Tensor:
         """As transformers'; with `packed`, and the model's arguments `given` by their names,
         (total_tokens, hidden_size)."""
-        if packed is None:
+        if packed is None or given is None:
             return super().forward(*others, **named)
         packing, ids = packed.packing, given.get("input_ids")
         embeds = given.get("inputs_embeds")
@@ -31,7 +31,8 @@ class FastEmbeddings(Fast):
         words = None if ids is None else packing.pack_ids(ids).long()
         embeds = None if embeds is None else packing.pack(embeds)
         if (more := self.other_tables(given, packing)) is not None:
-            words, embeds = None, more + (embeds if words is None else self.word_embeddings(words))
+            embeds = more + (embeds if embeds is not None else self.word_embeddings(words))
+            words = None
         places = self.places(given, packing)
         types = given.get("token_type_ids")
         types = torch.zeros_like(places) if types is None else packing.pack_ids(types).long()

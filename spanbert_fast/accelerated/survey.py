@@ -90,16 +90,16 @@ def _find(name: str, module: nn.Module) -> Finding | None:
         family = BY_MODELING.get(base.__module__)
         if family is not None and base.__name__.endswith("CrossAttention"):
             return _refused(name, kind, f"{name} must not be there: cross-attention is not covered")
-        if fast_class(base) is not None:
-            return _find_part(name, module, base)
+        if (ours := fast_class(base)) is not None:
+            return _find_part(name, module, base, ours)
         if family is not None and isinstance(module, PreTrainedModel):
             return Finding(name, kind, "kept", "transformers' code over what is accelerated")
     return None
 
 
-def _find_part(name: str, module: nn.Module, stock: type[nn.Module]) -> Finding:
+def _find_part(name: str, module: nn.Module, stock: type[nn.Module], ours: type[Fast]) -> Finding:
     """Of a module that is of the class `stock`, or of a subclass of it."""
-    kind, ours = type(module).__name__, fast_class(stock)
+    kind = type(module).__name__
     if type(module) is not stock and not is_fast(type(module)):
         if isinstance(module, PreTrainedModel):
             return Finding(name, kind, "kept", "a subclass: its own code over what is accelerated")

@@ -110,10 +110,10 @@ def _gather(i: _Inputs) -> torch.Tensor:
     return span_boundary_gather(spans, places, offsets, total, weight, bias)
 
 
-def _pairs(i: _Inputs) -> tuple[torch.Tensor, ...]:
-    queries, keys = (i.values(name, TOKENS, HIDDEN) for name in ("queries", "keys"))
-    small = (i.values("mention_scores", TOKENS), i.values("distance_scores", TOKENS, 10))
-    return (queries / HIDDEN**0.5, keys, *small)
+def _pairs(i: _Inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    queries, keys = i.values("queries", TOKENS, HIDDEN), i.values("keys", TOKENS, HIDDEN)
+    mention_scores = i.values("mention_scores", TOKENS)
+    return queries / HIDDEN**0.5, keys, mention_scores, i.values("distance_scores", TOKENS, 10)
 
 
 def _antecedents(i: _Inputs) -> torch.Tensor:
@@ -121,11 +121,11 @@ def _antecedents(i: _Inputs) -> torch.Tensor:
 
 
 def _spans(i: _Inputs) -> torch.Tensor:
-    rows = [i.values(name, TOKENS, HIDDEN) for name in ("firsts", "lasts", "inner")]
+    firsts, lasts, inner = (i.values(name, TOKENS, HIDDEN) for name in ("firsts", "lasts", "inner"))
     starts = i.integers(TOKENS - 9, TOKENS)
     ends = starts + i.integers(9, TOKENS)
     logits = i.values("logits", TOKENS)
-    return span_representation(*rows[:2], starts, ends, inner=rows[2], logits=logits)
+    return span_representation(firsts, lasts, starts, ends, inner=inner, logits=logits)
 
 
 def _pad(i: _Inputs) -> torch.Tensor:

@@ -185,7 +185,7 @@ def run(arguments: argparse.Namespace) -> None:
     _report(results, options.output_dir)
 
 
-def _report(results: list[dict], output_dir: str) -> None:
+def _report(results: Sequence[dict], output_dir: str) -> None:
     from spanbert_fast.training.finetune import mean_and_deviation
 
     if int(os.environ.get("RANK", "0")) != 0:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -210,10 +210,11 @@ class _Rows:
         self._digests: list[bytes] = []
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
-        total = len(self._documents) if hasattr(self._documents, "__len__") else None
-        bar = metered(self._documents, "tokenise", total, "documents")
-        bar = bar if self._progress else self._documents
-        for number, row in enumerate(bar):
+        total = len(self._documents) if isinstance(self._documents, Sized) else None
+        rows: Iterable[Mapping[str, str]] = self._documents
+        if self._progress:
+            rows = metered(rows, "tokenise", total, "documents")
+        for number, row in enumerate(rows):
             if number >= self._skip:
                 self._digests.append(text_digest(row["text"]))
                 yield number, row["text"]

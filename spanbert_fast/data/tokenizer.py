@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +74,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     if iter(texts) is texts:
         raise TypeError(f"texts must be read twice, got the iterator {type(texts).__name__}")
     normalizer, pre_tokenizer = BertNormalizer(lowercase=False), BertPreTokenizer()
-    total = len(texts) if hasattr(texts, "__len__") else None
+    total = len(texts) if isinstance(texts, Sized) else None
     alphabet = _alphabet(metered(texts, "characters", total, "documents"), normalizer)
     continuing = [
         _PREFIX + character
@@ -239,7 +239,7 @@ def piece_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
 
 
 def check_fits(
-    tokenizer: PreTrainedTokenizerBase, vocab_size: int, where: str, new: Sequence[str] = ()
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, where: str | Path, new: Sequence[str] = ()
 ) -> None:
     """Raise UsageError if an id of the tokenizer has no row in a model's vocabulary.
 

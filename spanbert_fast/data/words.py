@@ -61,7 +61,7 @@ class WordStarts:
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         """bool, as many as there are ids."""
         starts = self.table[ids]
-        if self.first is not None and len(ids) > 1:
+        if self.first is not None and self.last is not None and len(ids) > 1:
             first, last = self.first[ids[1:]], self.last[ids[:-1]]
             starts[1:] |= (first != last) & (first != _INSIDE) & (last != _INSIDE)
         return starts

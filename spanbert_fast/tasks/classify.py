@@ -99,7 +99,7 @@ class Classification(Task[Text, Prediction]):
         self.score = score
 
     @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+    def add_arguments(cls, parser: argparse._ActionsContainer) -> None:
         """See `Task`."""
         add = parser.add_argument
         add("--glue-task", choices=tuple(GLUE), help="the data is this task's of GLUE")

@@ -74,7 +74,7 @@ class NamedEntities(Task[Sentence, list[str]]):
         self.scheme, self.word_column, self.tag_column = scheme, word_column, tag_column
 
     @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+    def add_arguments(cls, parser: argparse._ActionsContainer) -> None:
         """See `Task`."""
         add = parser.add_argument
         add("--scheme", choices=entities.SCHEMES, help="of the tags (default: found out)")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -10,7 +10,7 @@ from spanbert_fast.errors import UsageError
 from spanbert_fast.ops._precision import product_dtype
 
 logger = logging.getLogger("spanbert_fast")
-Options = TypeVar("Options")
+Options = TypeVar("Options", bound=Any)
 
 
 def with_precision(options: Options) -> Options:

@@ -77,9 +77,9 @@ def text_and_tokenizer(
         raise UsageError("--data must be all prepared directories or none of them, got both")
     # a checkpoint's own tokenizer is the one that its embeddings belong to
     named = None
-    if options.tokenizer or options.init_from:
+    if name := options.tokenizer or options.init_from:
         option = "--tokenizer" if options.tokenizer else "--init-from"
-        named = folder_of(options.tokenizer or options.init_from, option, weights=False)
+        named = folder_of(name, option, weights=False)
     if options.data and all(prepared):
         tokenizer = load_tokenizer(named or options.data[0])
         fingerprint = tokenizer_fingerprint(tokenizer)
