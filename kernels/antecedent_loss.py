@@ -33,15 +33,15 @@ def _antecedent_loss_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """loss_i = log sum over candidates and none of exp s - the same over the gold ones.
+    """loss_i = log sum exp s over the candidates and none, minus the same over the gold ones.
 
-    One program takes BLOCK_M queries through the keys before them in tiles (BLOCK_M, BLOCK_N).
+    One program scores BLOCK_M queries against the keys before them, in (BLOCK_M, BLOCK_N) tiles.
     Grid: (mentions / BLOCK_M,). mentions^2 width FLOPs. Lee et al. 2017 (arXiv 1707.07045).
     """
     first_row = tl.program_id(0) * BLOCK_M
     row = first_row + tl.arange(0, BLOCK_M)
     begin = tl.min(tl.load(firsts + row, mask=row < mentions, other=mentions), 0).to(tl.int32)
-    high = tl.zeros((BLOCK_M,), tl.float32)  # none, whose score is 0
+    high = tl.zeros((BLOCK_M,), tl.float32)  # the score of none is 0
     total = tl.full((BLOCK_M,), 1.0, tl.float32)
     gold_high = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     gold_total = tl.zeros((BLOCK_M,), tl.float32)
