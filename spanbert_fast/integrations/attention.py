@@ -4,7 +4,7 @@
     model = AutoModel.from_pretrained("roberta-base", attn_implementation="spanbert_fast")
 
 RoBERTa, ELECTRA and the other encoders that use transformers' attention interface get attention
-on packed tokens, with dropout inside the op. Padding attends to nothing and comes out as zero.
+on packed tokens, with dropout inside the op. The output is zero at padding.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,13 @@ from spanbert_fast.ops.dropout import DropoutPlan
 from spanbert_fast.ops.varlen_attention import varlen_attention
 
 NAME = "spanbert_fast"
-# What would change the scores, and which value of it does not.
+# Arguments that would change the scores, each with the value that does not.
 _CHANGES_SCORES = ("softcap", "sliding_window", "position_bias", "s_aux", "cache", "is_causal")
 
 
 class _MaskOfPadding(Packing):
-    """What a model hands from its mask to its attention; one whose attention does not go through
-    transformers' interface, and adds its mask to scores, is told."""
+    """The mask that a model hands to its attention. A model whose attention bypasses transformers'
+    interface and adds the mask to its scores gets an error."""
 
     def __radd__(self, other: object) -> None:
         raise ValueError(
@@ -52,14 +52,14 @@ def attention_forward(
         query, key, value: (batch, num_heads, seqlen, head_dim).
         attention_mask: what `attention_mask_of` made of the model's mask, or a mask of padding.
         dropout: probability of dropping an attention probability.
-        scaling: of the scores; default 1 / sqrt(head_dim).
+        scaling: factor of the scores; default 1 / sqrt(head_dim).
 
     Returns:
         (batch, seqlen, num_heads, head_dim), and None in place of the probabilities.
 
     Raises:
-        ValueError: causal or cross-attention, grouped heads, masks of more than padding, or
-            arguments that change the scores otherwise.
+        ValueError: causal or cross-attention, grouped heads, masks that mark more than padding, or
+            other arguments that change the scores.
     """
     if kwargs.get("is_causal", getattr(module, "is_causal", False)):
         raise ValueError(f"is_causal must be False with attn_implementation={NAME!r}")
@@ -107,11 +107,11 @@ def attention_mask_of(
     attention_mask: torch.Tensor | None = None,
     **kwargs,
 ) -> Packing | None:
-    """How a batch packs, found once for all layers, as transformers' mask interface calls it.
+    """The packing of a batch, found once for all layers; called by transformers' mask interface.
 
     Args:
         batch_size, q_length, kv_length: sizes.
-        mask_function: which query sees which key; must be that of bidirectional attention.
+        mask_function: which query sees which key; must be bidirectional attention's.
         attention_mask: (batch, kv_length), nonzero for tokens.
 
     Raises:

@@ -21,12 +21,12 @@ from spanbert_fast.extras import require
 
 KINDS = ("bert", "safetensors-fp16", "safetensors-bf16", "onnx")
 _DTYPES = {"safetensors-fp16": torch.float16, "safetensors-bf16": torch.bfloat16}
-# of the largest output: fp32 in another order of sums, and a few roundings of half precision
+# relative to the largest output: another order of sums in fp32, a few roundings in half precision
 _TOLERANCES = {"bert": 1e-4, "onnx": 1e-4, "safetensors-fp16": 2e-2, "safetensors-bf16": 1e-1}
 _OUTPUTS = ("logits", "start_logits", "last_hidden_state")
 _COPIED = ("*token*.json", "vocab.txt", "task.json", "README.md")
 
-# What runs in the other process: no name of this package is in it.
+# The code of the other process, which does not import this package.
 _WITH_TRANSFORMERS = """
 import sys, numpy, torch, transformers
 folder, kind, ids, out = sys.argv[1:]
@@ -46,12 +46,12 @@ numpy.save(out, session.run(None, inputs)[0])
 
 
 class Exported(NamedTuple):
-    """What `export` has written.
+    """The result of `export`.
 
     Attributes:
-        folder: where.
-        kind: transformers' class of it.
-        error: largest difference of an output in the other process, of the largest output.
+        folder: where the checkpoint is.
+        kind: the transformers class that loads it.
+        error: largest difference of an output in the other process, relative to the largest output.
     """
 
     folder: Path
@@ -63,14 +63,14 @@ def export(directory: str | Path, output: str | Path, to: str) -> Exported:
     """Write a checkpoint for other software, then load it in another process and compare.
 
     Args:
-        directory: a checkpoint of this package, of any age, or a BERT's.
-        output: a folder that is not there yet, or empty.
+        directory: a checkpoint of this package, of any version, or of a BERT.
+        output: a folder that does not exist yet or is empty.
         to: one of KINDS.
 
     Raises:
-        UsageError: `to` or `output` cannot be.
+        UsageError: `to` or `output` is not valid.
         MissingExtra: ONNX's libraries are not installed.
-        DataError: the checkpoint is not what it should be, or what was written gives other numbers.
+        DataError: the checkpoint is not valid, or the one written gives other numbers.
     """
     directory, output = Path(directory), Path(output)
     if to not in KINDS:
@@ -108,12 +108,12 @@ def export(directory: str | Path, output: str | Path, to: str) -> Exported:
 
 
 def _our_model(directory: Path) -> PreTrainedModel:
-    """The checkpoint in our class of its kind, in fp32."""
+    """The checkpoint as a model of this package, in fp32."""
     config = SpanBertConfig.from_pretrained(directory)
     (stored, *_) = config.architectures or ["BertForMaskedLM"]
     name = stored if stored.startswith("Span") else f"Span{stored}"
     if name == "SpanBertForMaskedLM":
-        name = "SpanBertForPreTraining"  # it may have the other head, too
+        name = "SpanBertForPreTraining"  # it may have the span boundary head, too
     kind = getattr(models, name, None)
     if kind is None:
         raise UsageError(f"{directory}: {stored} is no kind of model that can be exported")
@@ -131,7 +131,7 @@ def _our_model(directory: Path) -> PreTrainedModel:
 
 
 def _stock(model: PreTrainedModel) -> PreTrainedModel:
-    """transformers' model of the same weights, with attention in plain operators."""
+    """A transformers model with the same weights and attention in plain operators."""
     name = type(model).__name__.removeprefix("Span").replace("ForPreTraining", "ForMaskedLM")
     fields = {**model.config.to_dict(), "model_type": "bert"}
     config = transformers.BertConfig.from_dict(fields, attn_implementation="eager")
@@ -164,7 +164,7 @@ def _write_onnx(model: PreTrainedModel, output: Path) -> str:
 
 
 def _elsewhere(script: str, folder: Path, kind: str, ids: torch.Tensor) -> np.ndarray:
-    """The first output in a process of its own."""
+    """The first output, computed in another process."""
     with tempfile.TemporaryDirectory() as scratch:
         given, made = Path(scratch, "ids.npy"), Path(scratch, "out.npy")
         np.save(given, ids.numpy())

@@ -85,7 +85,7 @@ class SpanBertPreTrainedModel(PreTrainedModel):
             output_loading_info: return (model, info). `info["missing_keys"]` is the set of
                 parameters that the checkpoint lacks and that were initialised,
                 `info["unexpected_keys"]` of those that the model has no place for.
-            new_head: initialise a task's head though the checkpoint has one, of another task.
+            new_head: initialise a task's head even if the checkpoint has one, of another task.
 
         Raises:
             DataError: a tensor of the encoder is missing, left over, of another shape, or not
@@ -154,15 +154,15 @@ class SpanBertPreTrainedModel(PreTrainedModel):
         span_boundary_apart: bool = False,
         **kwargs,
     ):
-        """As in Hugging Face, but always under the names of contract C1: a checkpoint that came
-        with norms named gamma and beta is not written so again.
+        """As in Hugging Face, but always under the names of contract C1, even if the checkpoint was
+        read with norms named gamma and beta.
 
         Args:
             span_boundary_apart: write the span boundary head into `span_boundary_file.FILE`, so
-                that transformers finds in `model.safetensors` what BertForMaskedLM has and nothing
-                else. A Trainer's checkpoints have all in one file, which it loads by itself.
+                that `model.safetensors` holds what BertForMaskedLM has and nothing else. A
+                Trainer's checkpoints are one file, which the Trainer loads by itself.
         """
-        for name in (digests.FILE, span_boundary_file.FILE):  # of what is replaced
+        for name in (digests.FILE, span_boundary_file.FILE):  # left by an earlier save
             (Path(save_directory) / name).unlink(missing_ok=True)
         kwargs["save_original_format"] = save_original_format
         result = super().save_pretrained(save_directory, *args, **kwargs)
@@ -176,7 +176,7 @@ class SpanBertPreTrainedModel(PreTrainedModel):
         if isinstance(module, (MaskedLMHead, SpanBoundaryHead)):
             init.zeros_(module.bias)
         if isinstance(module, StartToEndHead):
-            # a candidate in fifty is a mention: learning that first would take many steps
+            # one candidate in fifty is a mention: without this start, learning it takes many steps
             init.constant_(module.width_scores, -4.0)
 
     @torch.no_grad()
@@ -192,7 +192,7 @@ class SpanBertPreTrainedModel(PreTrainedModel):
         return names
 
     def wants_hidden_states(self, argument: bool | None) -> bool:
-        """The caller's choice, or else that of the configuration."""
+        """The caller's choice, or the configuration's if the caller makes none."""
         return bool(self.config.output_hidden_states if argument is None else argument)
 
     def refuse_attentions(self, output_attentions: bool | None) -> None:
@@ -211,7 +211,7 @@ class _ReportFilter(logging.Filter):
 
 @contextlib.contextmanager
 def _without_report() -> Iterator[None]:
-    """transformers' table of missing and left-over tensors is not printed inside."""
+    """A block in which transformers does not print its table of missing and unexpected tensors."""
     transformers_logger, report = logging.getLogger("transformers.modeling_utils"), _ReportFilter()
     transformers_logger.addFilter(report)
     try:
@@ -239,6 +239,6 @@ def _local_folder(name, subfolder: str | None) -> Path | None:
 
 
 def _weights_in(folder: Path) -> list[str]:
-    """Names of the files of weights. Other files of the folder may be edited by hand."""
+    """The names of the weight files. Only these need digests: others may be edited by hand."""
     found = {path.name for path in folder.glob("model*.safetensors*")}
     return sorted(found | {p.name for p in [folder / span_boundary_file.FILE] if p.is_file()})

@@ -87,13 +87,14 @@ class SpanBertEncoder(nn.Module):
         every_stage: bool = False,
     ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
         """(hidden states, those of every stage or None). With `rows`, the last layer computes only
-        these behind attention, and the hidden states are theirs."""
+        these rows after attention, and the hidden states are theirs."""
         stages = [x] if every_stage else None
         for index, layer in enumerate(self.layer):
             is_last = index == len(self.layer) - 1
             run = functools.partial(layer, rows=rows if is_last else None, plan=plan)
             if self.gradient_checkpointing and self.training:
-                # the plan is an argument, so that the second forward drops the same as the first
+                # as an argument, the plan makes a checkpoint's second forward drop what the first
+                # did
                 run = functools.partial(self._gradient_checkpointing_func, run)
             x = run(x, packing)
             if stages is not None:
@@ -113,7 +114,7 @@ class SpanBertPooler(nn.Module):
 
 
 class Encoded(NamedTuple):
-    """What the encoder gives to the heads: rows, and how they are packed."""
+    """The encoder's output for the heads: rows, and how they are packed."""
 
     hidden_states: torch.Tensor
     packing: Packing
@@ -169,7 +170,7 @@ class SpanBertModel(SpanBertPreTrainedModel):
 
         Args:
             rows: int64, the packed rows that the caller needs. The last layer computes only these
-                behind attention, and `hidden_states` holds them in this order. Not with
+                after attention, and `hidden_states` holds them in this order. Not with
                 inputs.every_stage.
             plan: gives all dropout masks while training; None to draw one from torch's generator.
         """

@@ -1,4 +1,4 @@
-"""The door of every model: turns the arguments of a Hugging Face model into one packed value."""
+"""The inputs of every model: the arguments of a Hugging Face model as one packed value."""
 
 import functools
 import inspect
@@ -49,7 +49,7 @@ class EncoderInputs(NamedTuple):
             max_positions: the length of the position table, which no sequence may exceed.
 
         Raises:
-            ValueError: an argument cannot be; the message names it and its value.
+            ValueError: an argument is not valid; the message names it and its value.
         """
         packing = _packing_of(input_ids, attention_mask, inputs_embeds, cu_seqlens, max_seqlen)
         if position_ids is None:
@@ -113,7 +113,7 @@ def takes_encoder_inputs(forward: Callable) -> Callable:
 
     Raises:
         ValueError: output_attentions is asked for, but attention probabilities are not kept.
-        TypeError: an argument is unknown. None is ignored in silence.
+        TypeError: an argument is unknown; no argument is silently ignored.
     """
     own = list(inspect.signature(forward).parameters.values())[2:]
     own_names = [parameter.name for parameter in own]

@@ -43,7 +43,7 @@ def foreign_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | N
         unexpected: names that the file has and the model lacks.
     """
     unexpected = set(unexpected)
-    for name in sorted(filter(_ENCODER.match, missing))[:8]:  # one would do
+    for name in sorted(filter(_ENCODER.match, missing))[:8]:  # more than enough names
         own = name.removeprefix("bert.")
         for found in sorted(unexpected, key=len):
             if found.endswith("." + own):
@@ -86,7 +86,7 @@ def encoder_fault(
 
 
 def heads_said(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
-    """One line that names the heads that a file lacks and those that the model does not take."""
+    """One line that names the heads that the file lacks and those that the model does not use."""
     parts = []
     for names, said in ((missing, "lacks {}: initialised"), (unexpected, "{} left out")):
         groups = sorted({_head_of(name) for name in names if not _BUFFERS.fullmatch(name)})
@@ -130,8 +130,8 @@ def refuse_another_size(folder: Path, config: SpanBertConfig | None) -> None:
     rows = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
     parameters = rows * hidden
     parameters += config.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * inner)
-    # even quantised weights have more than two bits each; a small model does no harm, and other
-    # checks describe its faults better
+    # even quantised weights have more than two bits each; other checks describe the faults of a
+    # small model better
     if parameters > max(4 * stored, _SMALL):
         raise DataError(
             f"{folder}: config.json says an encoder of {parameters:,} parameters, the weights "
@@ -143,7 +143,7 @@ def not_finite(model: nn.Module) -> str | None:
     """The name of the first parameter that holds NaN or infinity; None if none does."""
     for name, parameter in model.named_parameters():
         tensor = parameter.detach()
-        tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a part under FSDP
+        tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # FSDP's part of it
         if tensor.numel() and tensor.is_floating_point() and not tensor.is_meta:
             if not all(bound.isfinite() for bound in torch.aminmax(tensor)):
                 return name

@@ -119,8 +119,8 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
         positions are flat rows: of the packed batch, or of (batch * seqlen) if the input is padded.
 
         Args:
-            labels: int64, shaped as input_ids, -100 where no loss is taken. Gives mlm_positions and
-                mlm_targets in another way, at the cost of a host sync on a GPU.
+            labels: int64, shaped as input_ids, -100 where no loss is taken. Replaces mlm_positions
+                and mlm_targets, at the cost of a host sync on a GPU.
             mlm_positions, mlm_targets: int64 (num_masked,). Targets of -100, here and in
                 sbo_targets, are ignored.
             span_boundaries: int64 (num_spans, 2), the tokens left and right of each span.
@@ -130,10 +130,10 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
                 this batch's counts (of targets; of tokens for the pair loss). Under gradient
                 accumulation and DDP they are the counts of the whole global batch.
             num_tokens: int64 0-dim, the number of a batch's own tokens if `StaticShapes` has filled
-                it up. They come first; the others take no part in the pair loss.
+                it up. They come first; the pair loss ignores the others.
             return_predictions: also return each target's best token.
-            dropout_seed: int64 0-dim, in place of a seed drawn from torch's generator. It makes
-                dropout a function of the batch, whatever ran before.
+            dropout_seed: int64 0-dim, replaces the seed drawn from torch's generator. Dropout then
+                depends on the batch alone, not on what ran before.
             others: see `SpanBertModel.forward`.
 
         Returns:
@@ -141,8 +141,8 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
             logits in the input's layout, vocab_size wide.
 
         Raises:
-            ValueError: targets are given in part, or labels beside mlm_positions; or
-                output_attentions.
+            ValueError: some targets are missing, labels are given beside mlm_positions, or
+                output_attentions is asked for.
             TypeError: an argument is unknown.
         """
         given = (mlm_positions, mlm_targets, span_boundaries, cu_span_lengths, sbo_targets)
@@ -187,14 +187,14 @@ class SpanBertForPreTraining(SpanBertPreTrainedModel):
         if inputs.input_ids is None:
             raise ValueError("input_ids must be given with pair_loss_weight > 0, got None")
         head, tokens = self.cls.predictions, inputs.packing.total_tokens
-        # ignored targets are written behind the last token, which is cut off
+        # ignored targets are written to an extra place after the last token, which is cut off
         masked = torch.where(targets.mlm_targets == IGNORED_TARGET, tokens, targets.mlm_positions)
         originals = F.pad(inputs.input_ids, (0, 1)).index_put((masked,), targets.mlm_targets)[:-1]
         in_span = originals.new_zeros(tokens + 1, dtype=torch.bool).index_fill(0, masked, True)[:-1]
         weight = head.decoder.weight
         log_p = -linear_cross_entropy(head(hidden), weight, head.bias, originals).losses
         if num_tokens is not None:
-            # a token outside the spans with probability 0 has no loss and, here, no gradient
+            # a token outside the spans with probability 0 has no loss, and so here no gradient
             log_p = log_p.where(torch.arange(tokens, device=log_p.device) < num_tokens, -torch.inf)
         total = span_pair_losses(log_p, in_span, form=self.config.pair_loss_form).negative
         return total, max(tokens, 1) if num_tokens is None else num_tokens.clamp(min=1)
@@ -212,7 +212,7 @@ def packed_targets(
     """The targets of a forward in packed rows; None if there are none.
 
     Raises:
-        ValueError: they are given in part, or labels beside mlm_positions.
+        ValueError: some are missing, or labels are given beside mlm_positions.
     """
     spans = (span_boundaries, cu_span_lengths, sbo_targets)
     for name, group in (

@@ -20,7 +20,7 @@ class EmbeddingTables(NamedTuple):
 
 
 class _WithoutGradientAt(torch.autograd.Function):
-    """A table as it is; the gradient of one row is zero, as of the row `padding_idx` in torch."""
+    """The identity on a table, with a zero gradient for one row, as torch's `padding_idx` has."""
 
     @staticmethod
     def forward(ctx, weight: torch.Tensor, row: int) -> torch.Tensor:
@@ -35,8 +35,8 @@ class _WithoutGradientAt(torch.autograd.Function):
 
 
 class PackedIds(NamedTuple):
-    """What to look up, int64 (total_tokens,) each. inputs_embeds (total_tokens, hidden_size) may
-    stand in place of input_ids."""
+    """The ids to look up, each int64 (total_tokens,). inputs_embeds (total_tokens, hidden_size) may
+    replace input_ids."""
 
     input_ids: torch.Tensor | None
     position_ids: torch.Tensor
@@ -45,7 +45,7 @@ class PackedIds(NamedTuple):
 
 
 def is_plain_table(module: nn.Module) -> TypeGuard[nn.Embedding]:
-    """Whether an op may read `module.weight` in place of calling the module."""
+    """Whether an op may read `module.weight` instead of calling the module."""
     return (
         is_plain(module, nn.Embedding)
         and module.max_norm is None
@@ -78,7 +78,7 @@ def embed(
         if token_types is not None:
             z = z + token_types(ids.token_type_ids)
         return dropped(norm(z), dropout)
-    # an adapter has the table that it wraps under another name
+    # an adapter keeps the table that it wraps under another name
     table: Any = words.weight if hasattr(words, "weight") else positions.weight
     padding_idx = getattr(words, "padding_idx", None)
     places: torch.Tensor = positions.weight

@@ -22,7 +22,7 @@ OPS = (
     "span_representation",
     "varlen_attention",
 )
-_MODULES = (*OPS, "dropout", "span_options")  # the last two are what the ops take
+_MODULES = (*OPS, "dropout", "span_options")  # the last two define values that ops take
 
 if TYPE_CHECKING:
     from spanbert_fast.ops import bias_gelu as bias_gelu

@@ -1,9 +1,9 @@
 """Registers functions of tensors with PyTorch, which then dispatches them by device.
 
-An op is a forward and, where it has gradients, a backward function. Each is registered under its
-name with a composite (out of PyTorch's own operators, for any device and for float64), a fake
-implementation, the extension's CPU kernel and the Triton launcher of that name. Gradients are
-`_autograd.py`'s.
+An op is a forward function and, if it has gradients, a backward function. Each is registered under
+its name with a composite (in PyTorch's own operators, for any device and for float64), a fake
+implementation, the extension's CPU kernel and the Triton launcher of that name. `_autograd.py`
+connects the two.
 """
 
 import importlib
@@ -20,7 +20,7 @@ from spanbert_fast._extension import _C
 _library = torch.library.Library("spanbert_fast", "FRAGMENT")
 has_triton = importlib.util.find_spec("triton") is not None
 
-# The registered functions by name: what tests and benchmarks go through.
+# The registered functions by name; tests and benchmarks iterate over them.
 KERNELS: dict[str, "Kernel"] = {}
 
 
@@ -63,7 +63,7 @@ class Signature:
 
 
 def _annotations(kind: Any) -> dict[str, Any]:
-    """The fields of a NamedTuple class; none of anything else."""
+    """The annotated fields of a NamedTuple class; of any other class none."""
     is_named_tuple = isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
     return inspect.get_annotations(kind) if is_named_tuple else {}
 
@@ -93,9 +93,9 @@ def register(
     """Register `spanbert_fast::name`.
 
     Args:
-        composite: the implementation out of PyTorch's own operators. Its annotations give the
+        composite: the implementation in PyTorch's own operators. Its annotations give the
             schema; a NamedTuple stands for its fields.
-        fake: has the same parameters and returns empty tensors in the form of the results.
+        fake: has the same parameters and returns empty tensors of the results' shapes and dtypes.
         with_composite: let a device without a kernel run the composite.
     """
     signature = Signature(composite)
@@ -125,14 +125,14 @@ def op_of(name: str) -> str:
 
 
 def has_cpu_kernel(name: str) -> bool:
-    """Whether the extension has an implementation of that function."""
+    """Whether the extension implements the function."""
     return _C is not None and torch._C._dispatch_has_kernel_for_dispatch_key(
         f"spanbert_fast::{name}", "CPU"
     )
 
 
 def has_triton_kernel(name: str) -> bool:
-    """Whether there is a Triton launcher of that function."""
+    """Whether the function has a Triton launcher."""
     return importlib.util.find_spec(f"spanbert_fast.kernels.{op_of(name)}") is not None
 
 

@@ -1,6 +1,6 @@
 """`unpad` and `pad`: from padded batches to packed tokens and back (contract C7).
 
-One is a gather, the other a scatter, and each is the backward of the other. No token has two
+`unpad` is a gather, `pad` a scatter, and each is the backward of the other. No token has two
 places, so neither has to add.
 """
 
@@ -68,16 +68,16 @@ def unpad_indices(attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     """
     _checks.check_shape("attention_mask", attention_mask, ("batch", "seqlen"))
     real = attention_mask != 0
-    lengths = F.pad(real.sum(1), (1, 0))  # a zero in front: also the longest of no sequence
+    lengths = F.pad(real.sum(1), (1, 0))  # the 0 is the longest length of an empty batch
     cu_seqlens = lengths.cumsum(0, dtype=torch.int32)
-    # both numbers in one copy, which is the only time that the host waits
+    # one copy for both numbers: the host waits only here
     total, longest = torch.stack([cu_seqlens[-1], lengths.amax()]).tolist()
     indices = torch.nonzero_static(real.flatten(), size=total).squeeze(1)
     return indices, cu_seqlens, longest
 
 
 def take_tokens(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """(batch, seqlen, ...) -> (total_tokens, ...): the gather of `unpad`, with indices at hand.
+    """(batch, seqlen, ...) -> (total_tokens, ...): the gather of `unpad`, for known indices.
 
         >>> take_tokens(torch.tensor([[5, 6, 0], [7, 0, 0]]), torch.tensor([0, 1, 3]))
         tensor([5, 6, 7])

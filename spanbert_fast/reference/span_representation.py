@@ -1,4 +1,4 @@
-"""What stands for a span: its first row, its last row, and the mean of its rows by attention."""
+"""The vector of a span: its first row, its last row, and the mean of its rows by attention."""
 
 import torch
 
