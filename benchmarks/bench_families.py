@@ -4,11 +4,11 @@
     python benchmarks/bench_families.py
     python benchmarks/bench_families.py --families roberta electra --layers 2 --hidden-size 128
 
-A row a family: the classes that are accelerated; whether the parameters stayed the same objects;
-the error of the hidden states against transformers in fp64, as a share of twice the error that
-transformers itself has in that precision (at most 1, and no speed is printed above it); and how
-many times as fast a training step on a ragged batch is as transformers' with sdpa, in fp32 and
-under autocast in bf16: the median over pairs that were measured in turn.
+Each family has a row: the classes that are accelerated; whether the parameters stayed the same
+objects; the error of the hidden states against transformers in fp64, as a share of twice
+transformers' own error in that precision (above 1 no speed is printed); and the speed-up of a
+training step on a ragged batch over transformers with sdpa, in fp32 and under autocast in bf16. The
+speed-up is the median over pairs measured in turn.
 """
 
 import argparse
@@ -34,7 +34,7 @@ _VOCABULARY, _PAD = 1000, 1
 
 
 def small_model(family: Family, layers: int, hidden_size: int) -> nn.Module:
-    """A random model of the family with real proportions, its norms around 1."""
+    """A random model of the family with usual proportions and norms around 1."""
     names = [name for name in family.classes if name.endswith(("Model", "GenerationEncoder"))]
     kind = next(getattr(transformers, name) for name in names if hasattr(transformers, name))
     config = kind.config_class(vocab_size=_VOCABULARY, pad_token_id=_PAD)
@@ -67,7 +67,7 @@ def share_of_allowed(models: dict[str, nn.Module], inputs: dict, bf16: bool) -> 
 
 
 def step_ratio(models: dict[str, nn.Module], inputs: dict, bf16: bool, budget: float) -> float:
-    """Times as fast as theirs, forward and backward."""
+    """The speed-up over theirs, forward and backward."""
     device = inputs["input_ids"].device.type
 
     def step(model: nn.Module) -> None:

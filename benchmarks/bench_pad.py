@@ -1,7 +1,7 @@
 """unpad and pad of a batch that is half padding beside PyTorch's gather and scatter.
 
-Rows are read and written once; `pad` also writes the padding's zeros. All results have the same
-bits, and each op is the other's backward.
+Rows are read and written once; `pad` also writes zeros at padding. All results have the same bits,
+and each op is the backward of the other.
 """
 
 import torch

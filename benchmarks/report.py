@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Tables and plots out of the result files, and out of nothing else: `make report`.
+"""Tables and plots from the result files alone: `make report`.
 
-Reads results/<machine>/*.json, writes results/REPORT.md and PNG plots beside it. What has no file
-says "not measured", and so does what a file says was not.
+Reads results/<machine>/*.json, writes results/REPORT.md and PNG plots beside it. A suite without a
+file, or a case that its file says was not measured, gets the words "not measured".
 """
 
 import argparse
@@ -30,7 +30,7 @@ def table(header: list[str], rows: list[list]) -> str:
 
 
 def of_commit(result: dict[str, Any]) -> str:
-    """Where a file keeps a result of an older commit than its others: that commit."""
+    """The commit of a result that is older than the others of its file."""
     return f", commit `{result['commit'][:12]}`" if "commit" in result else ""
 
 
@@ -38,19 +38,19 @@ def of_commit(result: dict[str, Any]) -> str:
 
 
 def of_ceilings(results: Results, canvas: Canvas) -> str:
-    """What bounds the rest."""
+    """The ceilings, which bound the rest."""
     rows = [[r["what"], f"{r['value']:.1f} {r['unit']}"] for r in results]
     return table(["ceiling", "measured"], rows)
 
 
 def of_gpu_check(results: Results, canvas: Canvas) -> str:
-    """How each step of benchmarks/gpu_check.py has ended."""
+    """How each step of benchmarks/gpu_check.py ended."""
     names = ["name", "outcome", "seconds"]
     return table(names, [[r[name] for name in names] for r in results])
 
 
 def of_check(results: Results, canvas: Canvas) -> str:
-    """Whether every op is right on the device."""
+    """Whether each op is right on the device."""
     rows = []
     for r in results:
         passed = r.get("passed") or r.get("providers", {}).get("ours", {}).get("passed")
@@ -59,7 +59,7 @@ def of_check(results: Results, canvas: Canvas) -> str:
 
 
 def of_ops(results: Results, canvas: Canvas) -> str:
-    """Each op beside its peers, and beside what bounds it."""
+    """Each op beside its peers and its bound."""
     rows, ratios, shares, memory, reasons = [], {}, {}, {}, {}
     most = max((r.get("threads", 1) for r in results), default=1)
     for r in sorted(results, key=lambda r: r["op"]):
@@ -155,7 +155,7 @@ def of_inference(results: Results, canvas: Canvas) -> str:
 
 
 def of_training(results: Results, canvas: Canvas, suite: str = "training") -> str:
-    """The training step, its memory too."""
+    """The training step and its memory."""
     rows, groups, memory = [], [], []
     for r in results:
         share = r["tokens"] / (len(r["lengths"]) * r["seqlen"])
