@@ -85,7 +85,7 @@ PUBLIC: dict[str, tuple[Callable, ...]] = {
 
 
 def call(op: str, number: int, inputs: tuple) -> None:
-    """A public function, and its backward where it has one."""
+    """Call a public function, and its backward if it has one."""
     functions = PUBLIC[op]
     result = functions[number % len(functions)](inputs)
     if isinstance(result, torch.Tensor) and result.requires_grad:
