@@ -1,4 +1,4 @@
-"""The op suite's cases under pytest-benchmark: `pytest benchmarks -k pad`.
+"""The op suite's cases under pytest-benchmark: `pytest benchmarks -k padding`.
 
 Each is checked, then timed beside its peers in alternating rounds. The terminal shows the ratios,
 pytest-benchmark's own table our times.

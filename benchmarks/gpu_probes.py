@@ -34,7 +34,7 @@ WARMED = (
     ("dropout_add_layer_norm",),
     ("embedding_layer_norm",),
     ("span_boundary_gather",),
-    ("bias_gelu", "pad"),
+    ("bias_gelu", "padding"),
 )
 COMPILED_CHIPS = (80, 90, 100)  # for these kernel_report.py compiles what a launch looks up
 _MOST_APART = 2e-2  # share of a gradient's norm by which two kernels in 16 bits may differ

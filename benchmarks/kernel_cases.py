@@ -37,7 +37,7 @@ from spanbert_fast.kernels.linear_cross_entropy import (
     linear_cross_entropy_bwd,
     linear_cross_entropy_fwd,
 )
-from spanbert_fast.kernels.pad import pad_fwd, unpad_fwd
+from spanbert_fast.kernels.padding import pad_fwd, unpad_fwd
 from spanbert_fast.kernels.span_boundary_gather import (
     span_boundary_gather_bwd,
     span_boundary_gather_fwd,
@@ -174,7 +174,7 @@ def _linear_cross_entropy(dtype: torch.dtype) -> Launches:
         )
 
 
-def _pad(dtype: torch.dtype) -> Launches:
+def _padding(dtype: torch.dtype) -> Launches:
     x, indices = _empty(ROWS, 1024, dtype=dtype), _ids(SPANS)
     yield "gather", partial(unpad_fwd, x, indices)
     yield "scatter", partial(pad_fwd, _empty(SPANS, 1024, dtype=dtype), indices, ROWS)
@@ -249,7 +249,7 @@ OPS: dict[str, Callable[[torch.dtype], Launches]] = {
     "dropout_add_layer_norm": _dropout_add_layer_norm,
     "embedding_layer_norm": _embedding_layer_norm,
     "linear_cross_entropy": _linear_cross_entropy,
-    "pad": _pad,
+    "padding": _padding,
     "span_boundary_gather": _span_boundary_gather,
     "span_representation": _span_representation,
     "varlen_attention": _varlen_attention,

@@ -3,7 +3,7 @@
 
     python benchmarks/op_suite.py                        # on the CPU
     python benchmarks/op_suite.py --device cuda --check-only
-    python benchmarks/op_suite.py --tiny --ops pad bias_gelu
+    python benchmarks/op_suite.py --tiny --ops padding bias_gelu
 
 The most important cases come first: bf16, forward and backward, all threads. The cases that are
 left share the rest of the budget; when it is spent, the results name them as not measured. The exit
@@ -39,7 +39,7 @@ OPS = (
     "antecedent_loss",
     "antecedent_top_k",
     "span_loss",
-    "pad",
+    "padding",
     "sample_spans",
 )
 FORWARD_ALONE = ("antecedent_top_k", "sample_spans")  # without gradients

@@ -80,7 +80,7 @@ TARGETS: dict[str, Target] = {
     "column_sums": Target(
         "bias_gelu", True, ("bf16",), {"ROWS": (32, 64, 128), "COLUMNS": (16, 32, 64)}
     ),
-    "copy_rows": Target("pad", False, ("bf16, unpad",), {"BLOCK": (256, 512, 1024, 2048)}),
+    "copy_rows": Target("padding", False, ("bf16, unpad",), {"BLOCK": (256, 512, 1024, 2048)}),
     "place_sums": Target(
         "span_boundary_gather", True, ("bf16",), {"SPANS": (16, 32, 64), "COLUMNS": (32, 64, 128)}
     ),

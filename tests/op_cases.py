@@ -16,7 +16,7 @@ from spanbert_fast.ops.dropout import of_flat
 from spanbert_fast.ops.dropout_add_layer_norm import NormInputs
 from spanbert_fast.ops.embedding_layer_norm import EmbeddingInputs
 from spanbert_fast.ops.linear_cross_entropy import LossInputs
-from spanbert_fast.ops.pad import pad, unpad  # noqa: F401  (registers their functions)
+from spanbert_fast.ops.padding import pad, unpad  # noqa: F401  (registers their functions)
 from spanbert_fast.ops.sample_spans import SpanText, span_capacity
 from spanbert_fast.ops.span_boundary_gather import GatherInputs
 from spanbert_fast.ops.span_options import SpanOptions

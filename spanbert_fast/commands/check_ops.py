@@ -14,7 +14,7 @@ from spanbert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from spanbert_fast.ops.embedding_layer_norm import embedding_layer_norm
 from spanbert_fast.ops.linear import linear
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
-from spanbert_fast.ops.pad import pad, take_tokens
+from spanbert_fast.ops.padding import pad, take_tokens
 from spanbert_fast.ops.sample_spans import sample_spans
 from spanbert_fast.ops.span_boundary_gather import span_boundary_gather
 from spanbert_fast.ops.span_representation import span_representation
@@ -128,7 +128,7 @@ def _spans(i: _Inputs) -> torch.Tensor:
     return span_representation(firsts, lasts, starts, ends, inner=inner, logits=logits)
 
 
-def _pad(i: _Inputs) -> torch.Tensor:
+def _padding(i: _Inputs) -> torch.Tensor:
     mask = torch.arange(max(LENGTHS))[None] < torch.tensor(LENGTHS)[:, None]
     indices = mask.flatten().nonzero().flatten().to(i.device)
     x = i.values("x", *mask.shape, HIDDEN)
@@ -144,7 +144,7 @@ CASES: Mapping[str, Callable[[_Inputs], torch.Tensor]] = {
         i.values("x", TOKENS, HIDDEN), i.values("weight", WORDS, HIDDEN), i.values("bias", WORDS)
     ),
     "linear_cross_entropy": _loss,
-    "pad": _pad,
+    "padding": _padding,
     "span_boundary_gather": _gather,
     "span_representation": _spans,
     "varlen_attention": _attention,

@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from spanbert_fast.ops.pad import pad, take_tokens, unpad_indices
+from spanbert_fast.ops.padding import pad, take_tokens, unpad_indices
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

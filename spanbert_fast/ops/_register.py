@@ -22,6 +22,7 @@ has_triton = importlib.util.find_spec("triton") is not None
 
 # The registered functions by name; tests and benchmarks iterate over them.
 KERNELS: dict[str, "Kernel"] = {}
+_OPS: dict[str, str] = {}  # the op of each registered function
 
 
 class Signature:
@@ -88,7 +89,12 @@ class Kernel(NamedTuple):
 
 
 def register(
-    name: str, composite: Callable, fake: Callable, *, with_composite: bool = True
+    name: str,
+    composite: Callable,
+    fake: Callable,
+    *,
+    op: str | None = None,
+    with_composite: bool = True,
 ) -> Kernel:
     """Register `spanbert_fast::name`.
 
@@ -96,8 +102,11 @@ def register(
         composite: the implementation in PyTorch's own operators. Its annotations give the
             schema; a NamedTuple stands for its fields.
         fake: has the same parameters and returns empty tensors of the results' shapes and dtypes.
+        op: the op that it belongs to, and the module of its Triton launcher; by default the name
+            without _fwd or _bwd.
         with_composite: let a device without a kernel run the composite.
     """
+    _OPS[name] = op or name.removesuffix("_fwd").removesuffix("_bwd")
     signature = Signature(composite)
     composite, fake = signature.flat(composite), signature.flat(fake)
 
@@ -121,7 +130,7 @@ def register(
 
 def op_of(name: str) -> str:
     """The op that a registered function belongs to."""
-    return name.removesuffix("_fwd").removesuffix("_bwd")
+    return _OPS[name]
 
 
 def has_cpu_kernel(name: str) -> bool:

@@ -13,7 +13,7 @@ def test_a_gpu_has_its_own_folder_and_section(tmp_path, benchmarks, monkeypatch)
     name = form.machine_name("cuda")
     assert name.startswith("nvidia-h100-80gb-hbm3-20")
     checked = [
-        {"op": "pad", "case": "bf16-forward", "providers": {"ours": {"passed": True}}},
+        {"op": "padding", "case": "bf16-forward", "providers": {"ours": {"passed": True}}},
         {"op": "bias_gelu", "case": "bf16-forward", "providers": {"ours": {"passed": False}}},
         {"op": "all", "case": "compute-sanitizer memcheck", "not_measured": "no time"},
     ]
@@ -23,7 +23,7 @@ def test_a_gpu_has_its_own_folder_and_section(tmp_path, benchmarks, monkeypatch)
     for part in (
         name,
         "NVIDIA H100",
-        "| pad bf16-forward | passed |",
+        "| padding bf16-forward | passed |",
         "| ours is wrong |",
         "no time",
     ):

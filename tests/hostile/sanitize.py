@@ -24,8 +24,8 @@ BUILD = ROOT / "build/sanitize"
 WIDEST = "widest"  # the level of a process whose environment says nothing
 OP_TESTS = (
     "bias_gelu dropout_add_layer_norm embedding_layer_norm linear linear_cross_entropy "
-    "linear_cross_entropy_tiles pad philox sample_spans sample_spans_compiled sample_spans_input "
-    "span_boundary_gather varlen_attention varlen_attention_dropout views"
+    "linear_cross_entropy_tiles padding philox sample_spans sample_spans_compiled "
+    "sample_spans_input span_boundary_gather varlen_attention varlen_attention_dropout views"
 ).split()
 # Tests that sanitizers do not concern, or that measure the process's memory.
 LEFT_OUT = "not compile and not memory and not without_the_extension and not fullgraph"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from spanbert_fast.ops import _checks
 from spanbert_fast.ops._backend import runs_reference
 from spanbert_fast.ops._register import register
-from spanbert_fast.reference import pad as reference
+from spanbert_fast.reference import padding as reference
 
 
 class Unpadded(NamedTuple):
@@ -152,8 +152,8 @@ def _fake_pad_fwd(x, indices, rows):
     return x.new_empty((rows, *x.shape[1:]))
 
 
-_unpad_fwd = register("unpad_fwd", _composite_unpad_fwd, _fake_unpad_fwd)
-_pad_fwd = register("pad_fwd", _composite_pad_fwd, _fake_pad_fwd)
+_unpad_fwd = register("unpad_fwd", _composite_unpad_fwd, _fake_unpad_fwd, op="padding")
+_pad_fwd = register("pad_fwd", _composite_pad_fwd, _fake_pad_fwd, op="padding")
 
 
 class _Unpad(torch.autograd.Function):
