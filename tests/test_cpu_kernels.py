@@ -68,7 +68,7 @@ def test_no_instruction_beyond_its_level():
             continue
         seen.add(needed)
         assert LEVELS.index(needed) <= LEVELS.index(level), f"{symbol} {line}"
-    assert seen == set(LEVELS) - {"baseline"}
-    assert tiles == {
-        "ldtilecfg", "tilezero", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease",
-    }  # fmt: skip
+    # An editable build holds this CPU's levels, a wheel all of them.
+    assert seen >= set(_C.isa_levels()) - {"baseline"}
+    amx = {"ldtilecfg", "tilezero", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease"}
+    assert tiles == (amx if "amx" in seen else set())

@@ -70,10 +70,10 @@ def environment(folder: Path, torch: str) -> Path:
 
 
 def transformers_folder(folder: Path, python: Path, version: str) -> Path:
-    """A folder for PYTHONPATH that holds this transformers alone."""
+    """A folder for PYTHONPATH that holds this transformers and the Hub's client that it needs."""
     target = folder / f"transformers-{version}"
     if not target.exists():
-        pip(python, "--no-deps", "--target", str(target), f"transformers=={version}")
+        pip(python, "--target", str(target), f"transformers=={version}")
     return target
 
 
