@@ -11,7 +11,7 @@ from spanbert_fast.commands.settings import parse_settings, profiles, shown
 from spanbert_fast.errors import UsageError
 from spanbert_fast.extras import TRAIN, require
 from spanbert_fast.tasks import task_class
-from spanbert_fast.training.options import PRECISIONS
+from spanbert_fast.training.options import PRECISIONS, WEIGHTS_DTYPES
 
 TASKS = {
     "qa": "answers in texts (SQuAD's formats)",
@@ -114,6 +114,8 @@ def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
     add("--max-grad-norm", type=float, metavar="X", help="gradients are clipped to it (1.0)")
     add("--dropout", type=float, metavar="X", help="default: the checkpoint's own")
     add("--precision", choices=PRECISIONS, help="autocast (default auto: the fastest here)")
+    add("--weights-dtype", choices=WEIGHTS_DTYPES,
+        help="of the weights in training (fp32; bf16 loses small updates)")  # fmt: skip
     add("--engine", choices=("spanbert_fast", "transformers"),
         help="the model's code (spanbert_fast); transformers: stock BERT, to compare")  # fmt: skip
     add("--seeds", type=int, nargs="+", metavar="N", help="one run for each; prints their mean (0)")
