@@ -46,10 +46,14 @@ class _TaskParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """Adds the options first; those of the other tasks are never made."""
+        self.fill()
+        return super().parse_known_args(args, namespace)
+
+    def fill(self) -> None:
+        """Add the task's options, if they are not there yet."""
         if self.task:
             _add_options(self, self.task)
             self.task = ""
-        return super().parse_known_args(args, namespace)
 
 
 def parser() -> argparse.ArgumentParser:
