@@ -37,6 +37,19 @@ EXAMPLES = """examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Wants the task before any option, which could have a task's name for its value."""
+
+    def parse_known_args(  # type: ignore[override]  # one signature in place of its overloads
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse."""
+        first = next(iter(args or ()), "")
+        if first.startswith("-") and first not in ("-h", "--help"):
+            self.error(f"TASK must come first: finetune TASK {first} ...")
+        return super().parse_known_args(args, namespace)
+
+
 class _TaskParser(argparse.ArgumentParser):
     """The options of one task, which are asked for when the command line has named it."""
 
@@ -58,7 +71,7 @@ class _TaskParser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The command's options; what is not given is not in the namespace."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="spanbert-fast finetune",
         description="Fine-tune a BERT or SpanBERT checkpoint: evaluate every epoch, keep the best, "
         "predict, and write a model card.",
