@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "tasks": {"models", "data"},
     "hub": set(),
     "training": {"hub", "models", "data", "tasks", "config", "digests", "fill_span", "ops"},
-    "integrations": {"models", "nn", "ops", "data", "config"},
+    "integrations": {"accelerated", "models", "nn", "ops", "data", "config"},
     "fill_span": {"models"},
     "pipelines": {"accelerated", "models", "tasks"},
     "config": set(),

@@ -10,7 +10,12 @@ from pathlib import Path
 from spanbert_fast.commands.settings import parse_settings, profiles
 from spanbert_fast.errors import UsageError
 from spanbert_fast.extras import TRAIN, require
-from spanbert_fast.training.options import PRECISIONS, PretrainOptions, resumed_options
+from spanbert_fast.training.options import (
+    PRECISIONS,
+    WEIGHTS_DTYPES,
+    PretrainOptions,
+    resumed_options,
+)
 from spanbert_fast.training.recipes import RECIPES, Recipe
 
 EXAMPLES = """examples:
@@ -73,6 +78,12 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help="of weights, order, masks and dropout (default 0)")
     add("--held-out", type=float, metavar="SHARE", help="share of the text held out (default 0.02)")
     add("--precision", choices=PRECISIONS, help="arithmetic (default auto: the fastest here)")
+    add(
+        "--weights-dtype",
+        choices=WEIGHTS_DTYPES,
+        help="of the weights while they are trained, whatever --init-from is stored in (default "
+        "fp32; bf16 takes half the memory and loses small updates)",
+    )
     add(
         "--static-shapes",
         action="store_true",

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from spanbert_fast.config import SpanBertConfig
@@ -137,6 +138,20 @@ def refuse_another_size(folder: Path, config: SpanBertConfig | None) -> None:
             f"{folder}: config.json says an encoder of {parameters:,} parameters, the weights "
             f"have {stored:,} bytes"
         )
+
+
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """The narrowest floating dtype of a folder's .safetensors; None where it has none of them."""
+    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    found = set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, "pt") as file:
+            found |= {file.get_slice(name).get_dtype() for name in file.keys()}
+    return min(
+        (names[name] for name in sorted(found & names.keys())),
+        key=lambda dtype: dtype.itemsize,
+        default=None,
+    )
 
 
 def not_finite(model: nn.Module) -> str | None:

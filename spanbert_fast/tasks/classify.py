@@ -246,4 +246,4 @@ def _order(label: str) -> tuple:
 def _refuse_unlabelled(examples: Sequence[Text]) -> None:
     unlabelled = next((example for example in examples if example.label is None), None)
     if unlabelled is not None:
-        raise DataError(f"{unlabelled.place}: has no label")
+        raise DataError(f"{unlabelled.place}: has no label (--label-column names its column)")

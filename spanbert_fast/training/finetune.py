@@ -24,7 +24,7 @@ from spanbert_fast.training.finetune_models import initial_model
 from spanbert_fast.training.finetune_options import FinetuneOptions
 from spanbert_fast.training.finetune_report import draw_finetuning, write_model_card
 from spanbert_fast.training.finetune_trainer import make_trainer, training_arguments
-from spanbert_fast.training.precision import with_precision
+from spanbert_fast.training.precision import with_precision, with_weights_in
 from spanbert_fast.training.result import RunResult
 
 logger = logging.getLogger("spanbert_fast")
@@ -54,7 +54,7 @@ def finetune(
         overwrite: replace a run that the directory holds.
         callbacks: of the Trainer, beside its own.
         model: ready to train, with the task's head, in place of one made from `options.model`,
-            which then gives the tokenizer alone.
+            which then gives the tokenizer alone; its weights are made `options.weights_dtype`.
         data: ready examples by split ("train", "dev", "test"), in place of the files' own.
 
     Raises:
@@ -113,6 +113,7 @@ def _finetune(
             dropout=options.dropout,
             new_tokens=new_tokens,
         )
+    model = with_weights_in(options.weights_dtype, model)
     windows = WindowDataset(task, data["train"], tokenizer)
     checkpoint = checkpoint_to_resume(run, processes) if resume else None
     if not resume and processes.is_main_process:

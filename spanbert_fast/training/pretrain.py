@@ -28,7 +28,7 @@ from spanbert_fast.training.checkpoints import checkpoint_step, checkpoint_to_re
 from spanbert_fast.training.evaluation import HeldOut, unigram_cross_entropy
 from spanbert_fast.training.fitted_length import fitted_run
 from spanbert_fast.training.options import PretrainOptions
-from spanbert_fast.training.precision import with_precision
+from spanbert_fast.training.precision import with_precision, with_weights_in
 from spanbert_fast.training.pretrain_arguments import check_device, training_arguments
 from spanbert_fast.training.pretrain_card import write_pretraining_card
 from spanbert_fast.training.progress import MetricsFile, Progress
@@ -63,7 +63,7 @@ def pretrain(
         overwrite: replace a run that the directory holds.
         callbacks: of the Trainer, beside its own.
         model: ready to train, in place of a new one or of `options.init_from`; its tokenizer is
-            `options.tokenizer`.
+            `options.tokenizer`, and its weights are made `options.weights_dtype`.
         documents: a `datasets.Dataset` with a column `text`, a document a row, in place of
             `options.data`.
 
@@ -133,6 +133,7 @@ def _pretrain(
         )
     training_blocks, held_out_blocks = blocks.split(options.held_out, options.seed)
     model = initial_model(options, tokenizer) if given.model is None else given.model
+    model = with_weights_in(options.weights_dtype, model)
     if options.max_minutes is not None:
         options = fitted_run(options, model, tokenizer, training_blocks, state)
         arguments, recipe = training_arguments(options), options.recipe

@@ -32,6 +32,7 @@ def write_pretraining_card(
     values = [
         ("recipe", options.recipe_name),
         ("precision", options.precision),
+        ("weights_dtype", options.weights_dtype),
         ("seed", options.seed),
         *dataclasses.asdict(recipe).items(),
     ]
