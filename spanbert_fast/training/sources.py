@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.data.corpus import load_documents
 from spanbert_fast.data.embedded import embedded_documents
-from spanbert_fast.data.prepare import is_prepared, open_shards, prepare
+from spanbert_fast.data.prepare import is_prepared, open_shards, prepare, words_of
 from spanbert_fast.data.shards import Shard
 from spanbert_fast.data.tokenizer import (
     check_fits,
@@ -81,6 +81,12 @@ def text_and_tokenizer(
         option = "--tokenizer" if options.tokenizer else "--init-from"
         named = folder_of(options.tokenizer or options.init_from, option, weights=False)
     if options.data and all(prepared):
+        for path in options.data:
+            if options.words not in (None, words_of(path)):
+                raise UsageError(
+                    f"--words {options.words}: --data {path} was prepared with --words "
+                    f"{words_of(path)}"
+                )
         tokenizer = load_tokenizer(named or options.data[0])
         fingerprint = tokenizer_fingerprint(tokenizer)
         shards = [shard for path in options.data for shard in open_shards(path, fingerprint)]
@@ -102,7 +108,7 @@ def text_and_tokenizer(
         logger.info("training a WordPiece vocabulary of %d on %d documents", size, len(documents))
         tokenizer = train_wordpiece(documents["text"], size)
     logger.info("tokenising %d documents into %s", len(documents), shards_dir)
-    prepare(documents, tokenizer, shards_dir)
+    prepare(documents, tokenizer, shards_dir, words=options.words or "tokenizer")
     return open_shards(shards_dir, tokenizer_fingerprint(tokenizer)), tokenizer
 
 
