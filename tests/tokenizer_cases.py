@@ -42,7 +42,11 @@ def sentence_piece():
         vocab_size=300, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
     )
     made.train_from_iterator(TEXTS, trainer)
-    return wrapped(made)
+    # which words become tokens differs from one training to the next
+    state = json.loads(made.to_str())
+    known = {token for token, _ in state["model"]["vocab"]}
+    state["model"]["vocab"] += [[t, -4.0] for t in ("\u2581words", "words") if t not in known]
+    return wrapped(tokenizers.Tokenizer.from_str(json.dumps(state)))
 
 
 def sentence_piece_bpe():
