@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "ops": {"kernels", "_extension", "reference"},
     "nn": {"ops"},
     "accelerated": {"nn", "ops"},
-    "models": {"nn", "ops", "config", "digests"},
+    "models": {"accelerated", "nn", "ops", "config", "digests"},
     "data": {"ops"},
     "tasks": {"models", "data"},
     "hub": set(),

@@ -107,18 +107,16 @@ class FastModel(Fast):
                 say_that_stock_runs(reason)
             return super().forward(*others, **{**named, "spanbert_fast": False})
         plan = DropoutPlan.draw(packing.cu_seqlens.device) if self.training else None
-        encoder = getattr(self, self.row.encoder)
-        packed = Packed(packing, plan, len(encoder.layer))
-        x = self._embedded(given, packed)
+        packed = Packed(packing, plan, self.num_layers())
         stages = given.get("output_hidden_states")
         stages = self.config.output_hidden_states if stages is None else stages
         stages = [] if stages else None
         if stages is None and wanted is not None:
             packed = dataclasses.replace(packed, rows=wanted.rows(packing))
-            last = encoder(x, packed=packed).last_hidden_state
+            last = self.packed(given, packed)
             hidden_states = self._in_their_dtype(wanted.padded(last, packing))
         else:
-            last = encoder(x, packed=packed, stages=stages).last_hidden_state
+            last = self.packed(given, packed, stages)
             hidden_states = self._in_their_dtype(packing.unpack(last))
         output = self.row.model_output(last_hidden_state=hidden_states)
         if getattr(self, "pooler", None) is not None:
@@ -130,11 +128,27 @@ class FastModel(Fast):
             return output.to_tuple()
         return output
 
+    def num_layers(self) -> int:
+        """Also the number by which the embeddings' dropout has its site."""
+        return len(getattr(self, self.row.encoder).layer)
+
+    def packed(self, given: dict, packed: Packed, stages: list | None = None) -> torch.Tensor:
+        """The model from a forward's arguments, by their names, to packed hidden states; see
+        `FastEncoder.forward`."""
+        x = self._embedded(given, packed)
+        encoder = getattr(self, self.row.encoder)
+        return encoder(x, packed=packed, stages=stages).last_hidden_state
+
     def _embedded(self, given: dict, packed: Packed) -> torch.Tensor:
         embeddings = self.embeddings
         if isinstance(embeddings, FastEmbeddings) and embeddings.can_pack():
             x = embeddings(packed=packed, given=given)
         else:
+            if packed.packing.padded_shape is None:
+                raise ValueError(
+                    "the input must be padded where embeddings have hooks, adapters or modules of "
+                    "a user's own, got a packed one"
+                )
             theirs = {name: given[name] for name in _names(embeddings) if name in given}
             x = packed.packing.pack(embeddings(**theirs))
         project = getattr(self, "embeddings_project", None)

@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -81,13 +80,18 @@ class MaskedLMHead(Fast):
 
     def labelled_rows_loss(self, hidden_states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """0-dim, the mean over labelled positions; NaN where there is none, as in transformers."""
-        head, labels = self._lm_head(), labels.reshape(-1)
+        labels = labels.reshape(-1)
         rows = torch.nonzero(labels != IGNORED_TARGET).squeeze(1)
-        x = hidden_states.flatten(0, 1)[rows]
-        for step in head.steps:
-            x = self.get_submodule(step)(x) if isinstance(step, str) else step(x)
-        decoder: Any = self.get_submodule(head.decoder)
+        x = self.features(hidden_states.flatten(0, 1)[rows])
+        decoder = self.get_submodule(self.row.lm_head.decoder)
         return linear_cross_entropy(x, decoder.weight, decoder.bias, labels[rows]).losses.mean()
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """(num_rows, hidden_size) -> (num_rows, decoder_size): what the head does before its
+        decoder."""
+        for step in self.row.lm_head.steps:
+            x = self.get_submodule(step)(x) if isinstance(step, str) else step(x)
+        return x
 
 
 class PreTrainingHead(MaskedLMHead):

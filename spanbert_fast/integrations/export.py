@@ -69,8 +69,8 @@ def export(directory: str | Path, output: str | Path, to: str) -> Exported:
     """Write a checkpoint for other software, then load it in another process and compare.
 
     Args:
-        directory: a checkpoint of this package, of any version, of a BERT, or of another family that
-            `accelerate` knows.
+        directory: a checkpoint of this package, of any version, of a BERT, or of another family
+            that `accelerate` knows.
         output: a folder that does not exist yet or is empty.
         to: one of KINDS. "as-loaded" is its own family; a SpanBERT is written as a BERT.
 

@@ -10,7 +10,7 @@ from typing import IO, Any
 import torch
 
 from spanbert_fast.errors import DataError, UsageError
-from spanbert_fast.models.base import first_line
+from spanbert_fast.models.checked import first_line
 from spanbert_fast.models.loading import refuse_inflating
 
 

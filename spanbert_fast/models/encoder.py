@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.models.base import SpanBertPreTrainedModel
-from spanbert_fast.models.inputs import EncoderInputs, takes_encoder_inputs
+from spanbert_fast.models.inputs import Encoded, EncoderInputs, takes_encoder_inputs
 from spanbert_fast.nn.embeddings import EmbeddingTables, PackedIds, embed
 from spanbert_fast.nn.layer import NormOptions, TransformerLayer
 from spanbert_fast.nn.linear import apply_linear
@@ -111,25 +111,6 @@ class SpanBertPooler(nn.Module):
 
     def forward(self, first_tokens: torch.Tensor) -> torch.Tensor:
         return torch.tanh(apply_linear(self.dense, first_tokens))
-
-
-class Encoded(NamedTuple):
-    """The encoder's output for the heads: rows, and how they are packed."""
-
-    hidden_states: torch.Tensor
-    packing: Packing
-    stages: list[torch.Tensor] | None
-
-    def padded_stages(self) -> tuple[torch.Tensor, ...] | None:
-        """The hidden states of every stage, in the shape of the input."""
-        if self.stages is None:
-            return None
-        return tuple(self.packing.unpack(stage) for stage in self.stages)
-
-    def first_tokens(self) -> torch.Tensor:
-        """(batch, hidden_size): the first token of each sequence, in BERT [CLS]. Zeros for an empty
-        sequence."""
-        return self.packing.of_first_tokens(self.hidden_states[self.packing.first_rows()])
 
 
 class SpanBertModel(SpanBertPreTrainedModel):

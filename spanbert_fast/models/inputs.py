@@ -77,6 +77,25 @@ class EncoderInputs(NamedTuple):
         )
 
 
+class Encoded(NamedTuple):
+    """What the encoder gives to the heads: rows, and how they are packed."""
+
+    hidden_states: torch.Tensor
+    packing: Packing
+    stages: list[torch.Tensor] | None
+
+    def padded_stages(self) -> tuple[torch.Tensor, ...] | None:
+        """The hidden states of every stage, in the shape of the input."""
+        if self.stages is None:
+            return None
+        return tuple(self.packing.unpack(stage) for stage in self.stages)
+
+    def first_tokens(self) -> torch.Tensor:
+        """(batch, hidden_size): the first token of each sequence, in BERT [CLS]. Zeros for an empty
+        sequence."""
+        return self.packing.of_first_tokens(self.hidden_states[self.packing.first_rows()])
+
+
 def _packing_of(input_ids, attention_mask, inputs_embeds, cu_seqlens, max_seqlen) -> Packing:
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("exactly one of input_ids and inputs_embeds must be given")
@@ -134,9 +153,7 @@ def takes_encoder_inputs(forward: Callable) -> Callable:
         for name, value in sorted(named.items()):
             if name not in _HARMLESS and value is not None:
                 raise TypeError(f"{type(self).__name__} got an unexpected argument {name!r}")
-        limit = self.config.max_position_embeddings
-        inputs = EncoderInputs.of(**given, max_positions=limit, every_stage=every_stage)
-        return forward(self, inputs, **wanted)
+        return forward(self, self.encoder_inputs(every_stage=every_stage, **given), **wanted)
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter("self", kind)]

@@ -8,7 +8,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.models.base import SpanBertPreTrainedModel
 from spanbert_fast.models.encoder import SpanBertModel
-from spanbert_fast.models.inputs import EncoderInputs, takes_encoder_inputs
+from spanbert_fast.models.inputs import Encoded, EncoderInputs, takes_encoder_inputs
 from spanbert_fast.nn.heads import MaskedLMHead
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
 from spanbert_fast.values import IGNORED_TARGET
@@ -55,6 +55,14 @@ class SpanBertForMaskedLM(SpanBertPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.cls.predictions.decoder = new_embeddings
         self.cls.predictions.bias = new_embeddings.bias
+
+    def encode(self, inputs: EncoderInputs, *, rows: torch.Tensor | None = None) -> Encoded:
+        """See `SpanBertModel.encode`."""
+        return self.bert.encode(inputs, rows=rows)
+
+    def masked_lm_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., vocab_size): every entry's score at every position."""
+        return self.cls.predictions.logits(hidden_states)
 
     @takes_encoder_inputs
     def forward(

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from spanbert_fast.data.locks import locked
-from spanbert_fast.data.tokenizer import load_tokenizer
+from spanbert_fast.data.tokenizer import load_wordpiece
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.hub import folder_of
 from spanbert_fast.tasks.base import Example, Examples, Task
@@ -97,7 +97,7 @@ def _finetune(
     task = options.make_task()
     data = read_all(task, options, given.data or {})
     start = folder_of(options.model, "--model")
-    tokenizer = load_tokenizer(start)
+    tokenizer = load_wordpiece(start)
     new_tokens = data["new_tokens"]
     if new_tokens:
         tokenizer.add_tokens(new_tokens, special_tokens=True)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from spanbert_fast.data.batches import TokenBudgetBatches
 from spanbert_fast.data.blocks import BlockDataset
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
-from spanbert_fast.models import SpanBertForPreTraining
+from spanbert_fast.models.span_objectives import SpanObjectives
 from spanbert_fast.training import run_directory
 from spanbert_fast.training.options import PretrainOptions
 from spanbert_fast.training.recipes import Recipe
@@ -26,7 +26,7 @@ WARM, TIMED = 2, 6  # steps
 
 
 def seconds_per_step(
-    model: SpanBertForPreTraining,
+    model: SpanObjectives,
     blocks: BlockDataset,
     collator: DataCollatorForSpanMasking,
     options: PretrainOptions,
@@ -89,7 +89,7 @@ def fitted(options: PretrainOptions, step: float) -> PretrainOptions:
 
 def fitted_run(
     options: PretrainOptions,
-    model: SpanBertForPreTraining,
+    model: SpanObjectives,
     tokenizer: PreTrainedTokenizerBase,
     blocks: BlockDataset,
     state: PartialState,

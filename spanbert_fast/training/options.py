@@ -58,8 +58,10 @@ class PretrainOptions:
         overrides: values that replace those of the preset.
         data: files, dataset directories or prepared shards; empty for the embedded corpus.
         max_line_bytes: the limit of a line of the data; see `load_documents`.
-        tokenizer: directory of a fast WordPiece tokenizer. None takes that of the data or of the
-            checkpoint; if there is none, the run trains one.
+        tokenizer: directory of a fast tokenizer. None takes that of the data or of the checkpoint;
+            if there is none, the run trains a WordPiece one.
+        words: what spans are made of; see `prepare`. None for "tokenizer", or, of prepared data,
+            for what they were prepared with.
         init_from: checkpoint to start from.
         seed: of the weights, the order of the data, the masks and the dropout.
         held_out: share of the text that is held out for evaluation.
@@ -83,6 +85,7 @@ class PretrainOptions:
     data: tuple[str, ...] = ()
     max_line_bytes: int = MOST_LINE_BYTES
     tokenizer: str | None = None
+    words: str | None = None
     init_from: str | None = None
     seed: int = 0
     held_out: float = 0.02
