@@ -157,7 +157,7 @@ def needs_batch_dimension(module: nn.Module) -> str | None:
             if hasattr(parameter, "grad_sample"):
                 return "gradients per sample are taken (parameters have a grad_sample)"
         for hook in part._forward_pre_hooks.values():
-            if "adapter_names" in getattr(hook, "keywords", ()):
+            if isinstance(hook, functools.partial) and "adapter_names" in hook.keywords:
                 return "adapter_names choose an adapter for each sequence"
     return None
 
