@@ -243,6 +243,25 @@ def of_finetuning(results: Results, canvas: Canvas) -> str:
     )
 
 
+def of_families(results: Results, canvas: Canvas | None = None) -> str:
+    """What accelerate() makes of each family."""
+    rows = []
+    for r in results:
+        tests, cells = r["common_tests"], []
+        for dtype in ("fp32", "bf16"):
+            share, ratio = r["share_of_allowed_error"][dtype], r["speedups"].get(dtype)
+            cells += (
+                [f"{share:.2f}", f"{ratio['median']:.2f}"] if ratio else [f"{share:.2f}", "wrong"]
+            )
+        passed = "{accelerated} of {stock}".format(**tests) if tests else NOT_MEASURED
+        same = "the same" if r["same_parameters"] else "others"
+        rows.append([r["family"], r["classes"], passed, same, *cells])
+    header = ["family", "classes", "common tests passed, of stock's", "parameters"]
+    for dtype in ("fp32", "bf16"):
+        header += [f"{dtype}: error, of what C5 allows", f"{dtype}: a step is faster, times"]
+    return table(header, rows)
+
+
 COMMON = {
     "ceilings": ("Ceilings", of_ceilings),
     "ops": ("Ops", of_ops),
@@ -255,6 +274,7 @@ SUITES = {
         **COMMON,
         "finetuning": ("Fine-tuning", of_finetuning),
         "scaling": ("Scaling", of_scaling),
+        "families": ("Families of encoders", of_families),
     },
     "cuda": {
         "gpu_check": ("Every step of the check", of_gpu_check),

@@ -83,9 +83,12 @@ class FastEncoder(Fast):
 class FastModel(Fast):
     """The encoder with its embeddings, which computes no padding (contract C7).
 
-    last_hidden_state and hidden_states are zero where attention_mask is 0. Under autocast the
+    last_hidden_state and hidden_states are zero where attention_mask is 0; with `fill_padding`
+    they are transformers', whose code then runs. Under autocast the
     residual stream has autocast's dtype inside, and the outputs come in transformers' dtypes.
     """
+
+    fill_padding = False
 
     @classmethod
     def parts_of(cls, module: nn.Module) -> tuple[str, ...]:
@@ -102,19 +105,21 @@ class FastModel(Fast):
         packing, reason = None, None
         if given.get("spanbert_fast") is not False:
             packing, reason = self._packing(given)
+        stages = given.get("output_hidden_states")
+        stages = self.config.output_hidden_states if stages is None else stages
+        if self.fill_padding and packing is not None and packing.indices is not None:
+            packing = None if wanted is None or stages else packing
         if packing is None:
             if reason is not None:
                 say_that_stock_runs(reason)
             return super().forward(*others, **{**named, "spanbert_fast": False})
         plan = DropoutPlan.draw(packing.cu_seqlens.device) if self.training else None
         packed = Packed(packing, plan, self.num_layers())
-        stages = given.get("output_hidden_states")
-        stages = self.config.output_hidden_states if stages is None else stages
         stages = [] if stages else None
         if stages is None and wanted is not None:
-            packed = dataclasses.replace(packed, rows=wanted.rows(packing))
-            last = self.packed(given, packed)
-            hidden_states = self._in_their_dtype(wanted.padded(last, packing))
+            rows = wanted.rows(packing)
+            last = self.packed(given, dataclasses.replace(packed, rows=rows))
+            hidden_states = self._in_their_dtype(wanted.padded(last, rows, packing))
         else:
             last = self.packed(given, packed, stages)
             hidden_states = self._in_their_dtype(packing.unpack(last))

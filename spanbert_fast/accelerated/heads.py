@@ -18,11 +18,18 @@ def only(model: nn.Module, wanted: Wanted) -> dict:
 
 
 def stock_where_padding_has_labels(given: dict) -> bool:
-    """Whether a loss reads padding, which is not computed; said once."""
+    """Whether a loss reads padding, which is not computed; said once. A compiled model, which
+    cannot ask, raises a RuntimeError then."""
     labels, attention_mask = given.get("labels"), given.get("attention_mask")
     if labels is None or attention_mask is None or labels.shape != attention_mask.shape:
         return False
-    if not ((labels != IGNORED_TARGET) & (attention_mask == 0)).any():
+    on_padding = ((labels != IGNORED_TARGET) & (attention_mask == 0)).any()
+    if torch.compiler.is_compiling():
+        torch._assert_async(
+            ~on_padding, f"a compiled model's labels must be {IGNORED_TARGET} at padding"
+        )
+        return False
+    if not on_padding:
         return False
     warn_once(
         "transformers' own code runs in place of spanbert_fast's: labels are given where "

@@ -15,6 +15,7 @@ from spanbert_fast.accelerated.heads import only, stock_where_padding_has_labels
 from spanbert_fast.accelerated.packed import Fast, Labelled, needs_batch_dimension
 from spanbert_fast.nn.linear import is_plain
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
+from spanbert_fast.ops.padding import rows_where
 from spanbert_fast.values import IGNORED_TARGET
 
 
@@ -81,7 +82,7 @@ class MaskedLMHead(Fast):
     def labelled_rows_loss(self, hidden_states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """0-dim, the mean over labelled positions; NaN where there is none, as in transformers."""
         labels = labels.reshape(-1)
-        rows = torch.nonzero(labels != IGNORED_TARGET).squeeze(1)
+        rows = rows_where(labels != IGNORED_TARGET)
         x = self.features(hidden_states.flatten(0, 1)[rows])
         decoder = self.get_submodule(self.row.lm_head.decoder)
         return linear_cross_entropy(x, decoder.weight, decoder.bias, labels[rows]).losses.mean()

@@ -14,6 +14,7 @@ from spanbert_fast.nn.key_masks import packing_of_mask, starts_are_tokens
 from spanbert_fast.nn.linear import is_plain
 from spanbert_fast.nn.packing import Packing
 from spanbert_fast.ops.dropout import Dropout, DropoutPlan
+from spanbert_fast.ops.padding import rows_where
 from spanbert_fast.values import IGNORED_TARGET
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ class Wanted(Protocol):
     def rows(self, packing: Packing) -> torch.Tensor:
         """int64 (num_rows,), of the packed rows."""
 
-    def padded(self, x: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """(num_rows, hidden_size) -> (batch, seqlen, hidden_size), other rows zero."""
+    def padded(self, x: torch.Tensor, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """(num_rows, hidden_size) of these `rows` -> (batch, seqlen, hidden_size), others zero."""
 
 
 class FirstTokens:
@@ -105,7 +106,7 @@ class FirstTokens:
     def rows(self, packing: Packing) -> torch.Tensor:
         return packing.first_rows()
 
-    def padded(self, x: torch.Tensor, packing: Packing) -> torch.Tensor:
+    def padded(self, x: torch.Tensor, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
         first = packing.of_first_tokens(x)
         assert packing.padded_shape is not None
         rest = x.new_zeros((len(first), packing.padded_shape[1] - 1, x.shape[-1]))
@@ -119,10 +120,9 @@ class Labelled:
         self.labels = labels
 
     def rows(self, packing: Packing) -> torch.Tensor:
-        return torch.nonzero(packing.pack(self.labels) != IGNORED_TARGET).squeeze(1)
+        return rows_where(packing.pack(self.labels) != IGNORED_TARGET)
 
-    def padded(self, x: torch.Tensor, packing: Packing) -> torch.Tensor:
-        rows = self.rows(packing)
+    def padded(self, x: torch.Tensor, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
         indices = rows if packing.indices is None else packing.indices[rows]
         return dataclasses.replace(packing, indices=indices).unpack(x)
 
@@ -171,7 +171,7 @@ def needs_batch_dimension(module: nn.Module) -> str | None:
             if hasattr(parameter, "grad_sample"):
                 return "gradients per sample are taken (parameters have a grad_sample)"
         for hook in part._forward_pre_hooks.values():
-            if "adapter_names" in getattr(hook, "keywords", ()):
+            if isinstance(hook, functools.partial) and "adapter_names" in hook.keywords:
                 return "adapter_names choose an adapter for each sequence"
     return None
 

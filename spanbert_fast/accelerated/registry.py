@@ -54,6 +54,8 @@ def classes_of(name: str) -> Callable[[str], type[Fast]]:
 
 @functools.cache
 def _made(theirs: type[nn.Module], family: Family) -> type[Fast]:
+    # transformers asks a class's module, by `set_attn_implementation` for one
+    importlib.import_module(f"spanbert_fast.accelerated.{family.name}")
     mixin = family.classes[theirs.__name__]
     signature, positional = signature_of(theirs)
     # a function of its own for each class, so that each has transformers' signature

@@ -21,8 +21,9 @@ class Finding:
         name: its name in the model; the model's class for the model itself.
         class_name: its class.
         verdict: "replaced", "kept" (a user's own code, which goes on over what is replaced; or
-            transformers' code of which nothing would be gained) or "refused".
-        reason: of what is kept or refused.
+            transformers' code of which nothing would be gained), "unknown" (a model of
+            transformers of another family, which stays as it is) or "refused".
+        reason: of what is not replaced.
     """
 
     name: str
@@ -59,6 +60,7 @@ def survey(model: nn.Module) -> Survey:
         finding = _find(name or type(model).__name__, module)
         if finding is not None:
             findings.append(finding)
+    findings += _unknown_encoders(model)
     refused = next((f.reason for f in findings if f.verdict == "refused"), None)
     if refused is None and not any(f.verdict == "replaced" for f in findings):
         refused = _nothing_found(model)
@@ -75,6 +77,19 @@ def _nothing_found(model: nn.Module) -> str:
         f"({INTERFACE} takes the attention of other encoders that use transformers' attention "
         "interface)"
     )
+
+
+def _unknown_encoders(model: nn.Module) -> list[Finding]:
+    """The outermost models of transformers in `model` that hold nothing of any family."""
+    found: list[Finding] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer.name}.") for outer in found)
+        if inside or not isinstance(module, PreTrainedModel):
+            continue
+        if not any(_find("", part) for part in module.modules()):
+            kind, reason = type(module).__name__, "of no family that accelerate knows, it stays"
+            found.append(Finding(name or kind, kind, "unknown", reason))
+    return found
 
 
 def _find(name: str, module: nn.Module) -> Finding | None:

@@ -4,14 +4,17 @@
     model = AutoModel.from_pretrained("roberta-base", attn_implementation="spanbert_fast")
 
 RoBERTa, ELECTRA and the other encoders that use transformers' attention interface get attention
-on packed tokens, with dropout inside the op. The output is zero at padding.
+on packed tokens, with dropout inside the op. Padding attends to nothing and comes out as zero.
+A model of transformers that computes its attention itself, such as DeBERTa-v2, would ignore the
+name: its constructor raises a ValueError.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import bidirectional_mask_function
 
 from spanbert_fast.nn.key_masks import packing_of_mask
@@ -133,5 +136,34 @@ def attention_mask_of(
     return packing and _MaskOfPadding(**vars(packing))
 
 
+def _uses_the_interface(kind: type[PreTrainedModel]) -> bool:
+    """Whether transformers' part of a model class asks the interface for its attention. A class
+    without such a part is its author's business."""
+    for base in kind.__mro__:
+        if base.__module__.startswith("transformers.models."):
+            return base._can_set_attn_implementation()
+    return True
+
+
+def _refuse_where_it_is_ignored(theirs: Callable) -> Callable:
+    """Of the method by which transformers' models take the name of an attention."""
+
+    @functools.wraps(theirs)
+    def checked(self, requested_attention, *others, **named):
+        if requested_attention == NAME and not _uses_the_interface(type(self)):
+            raise ValueError(
+                f"attn_implementation={NAME!r} needs a model that uses transformers' attention "
+                f"interface, got {type(self).__name__}, whose attention is its own; load it "
+                "without attn_implementation"
+            )
+        return theirs(self, requested_attention, *others, **named)
+
+    return checked
+
+
 AttentionInterface.register(NAME, attention_forward)
 AttentionMaskInterface.register(NAME, attention_mask_of)
+# no registry is asked by a model that ignores the name
+PreTrainedModel.get_correct_attn_implementation = _refuse_where_it_is_ignored(
+    PreTrainedModel.get_correct_attn_implementation
+)

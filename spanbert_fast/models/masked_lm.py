@@ -11,6 +11,7 @@ from spanbert_fast.models.encoder import SpanBertModel
 from spanbert_fast.models.inputs import Encoded, EncoderInputs, takes_encoder_inputs
 from spanbert_fast.nn.heads import MaskedLMHead
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
+from spanbert_fast.ops.padding import rows_where
 from spanbert_fast.values import IGNORED_TARGET
 
 TIED_DECODER = {
@@ -100,7 +101,7 @@ class SpanBertForMaskedLM(SpanBertPreTrainedModel):
         )
 
     def _labelled_rows_alone(self, inputs: EncoderInputs, labels: torch.Tensor) -> MaskedLMOutput:
-        rows = torch.nonzero(labels != IGNORED_TARGET).squeeze(1)
+        rows = rows_where(labels != IGNORED_TARGET)
         encoded = self.bert.encode(inputs, rows=None if inputs.every_stage else rows)
         hidden = encoded.hidden_states[rows] if inputs.every_stage else encoded.hidden_states
         head = self.cls.predictions

@@ -20,6 +20,7 @@ from spanbert_fast.nn.targets import Denominators, SpanTargets
 from spanbert_fast.ops.dropout import DropoutPlan
 from spanbert_fast.ops.linear import linear
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
+from spanbert_fast.ops.padding import rows_where
 from spanbert_fast.values import IGNORED_TARGET
 
 
@@ -233,7 +234,7 @@ def packed_targets(
     device = packing.cu_seqlens.device
     if labels is not None:
         packed_labels = packing.pack(labels)
-        mlm_positions = (packed_labels != IGNORED_TARGET).nonzero().squeeze(1)
+        mlm_positions = rows_where(packed_labels != IGNORED_TARGET)
         mlm_targets = packed_labels[mlm_positions]
     elif mlm_positions is None or mlm_targets is None:
         mlm_positions = mlm_targets = torch.zeros(0, dtype=torch.int64, device=device)
