@@ -13,7 +13,7 @@ CUDA_ARCHITECTURES := 80 90 100
 CPP = $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.cpp' 'tests/*.c')
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: help setup pretrain test lint check-format format hooks check-cuda check-sanitize check-sanitize-all check-threads check-sdist check-crash fuzz docs bench report bench-compare kernel-report wheel test-versions check-cpus clean
+.PHONY: help setup pretrain test test-libraries lint check-format format hooks check-cuda check-sanitize check-sanitize-all check-threads check-sdist check-crash fuzz docs bench report bench-compare kernel-report wheel test-versions check-cpus clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -25,9 +25,12 @@ $(VENV)/installed: $(SOURCES)
 	$(PIP) install --quiet --no-compile -c constraints.txt --no-build-isolation -e '.[train]'
 	touch $@
 
+# The extras alone: `-e .[test]` would build the extension a second time. That of `make
+# test-libraries` (True), or all others.
+extras = $(VENV)/bin/python -c 'from importlib.metadata import requires; print(*(r.split(";")[0] for r in requires("spanbert-fast") if "extra ==" in r and ("libraries" in r) is $(1)), sep="\n")'
+
 $(VENV)/installed-test: $(VENV)/installed
-	@# the extras alone: `-e .[test]` would build the extension a second time
-	$(VENV)/bin/python -c 'from importlib.metadata import requires; print(*(r.split(";")[0] for r in requires("spanbert-fast") if "extra ==" in r), sep="\n")' > $(VENV)/test-requirements.txt
+	$(call extras,False) > $(VENV)/test-requirements.txt
 	$(PIP) install --quiet --no-compile -c constraints.txt -r $(VENV)/test-requirements.txt
 	touch $@
 
@@ -63,6 +66,11 @@ pretrain: $(VENV)/installed  ## pre-train a small SpanBERT on the embedded corpu
 # spinning. Neighbours stay together as far as they can: they share what their file sets up.
 test: $(VENV)/installed-test  ## the whole test suite
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 15
+
+test-libraries: $(VENV)/installed-test  ## accelerate() inside opacus, captum, PEFT, sentence-transformers
+	$(call extras,True) > $(VENV)/libraries-requirements.txt
+	$(PIP) install --quiet --no-compile -c constraints.txt -r $(VENV)/libraries-requirements.txt
+	OMP_NUM_THREADS=1 SPANBERT_FAST_TEST_LIBRARIES=1 $(VENV)/bin/python -m pytest tests/test_libraries.py tests/test_families_libraries.py tests/test_accelerate_wrappers.py
 
 docs: $(VENV)/installed-test  ## the documentation site, into build/docs; every warning is an error
 	$(VENV)/bin/python -m sphinx -q -W --keep-going -b html docs build/docs

@@ -1,7 +1,7 @@
-"""antecedent_loss of a long document beside the same with all pairs of mentions in memory.
+"""antecedent_loss of a long document beside PyTorch with all pairs of mentions in memory.
 
 Products take most of the time: mentions^2 x features operations forward (half of the pairs are
-candidates), and twice that backward; the kernels make the scores twice more there.
+candidates), and twice that backward, where the kernels also compute the scores twice more.
 """
 
 import torch

@@ -10,7 +10,7 @@ from op_case import DTYPES, OURS, PYTORCH, ExactCase
 from spanbert_fast.ops.antecedent_top_k import antecedent_top_k
 from spanbert_fast.reference.antecedent_top_k import antecedent_top_k as reference
 
-VARIANTS = ("bf16, 1", "bf16, 50", "fp32, 50")  # and how many are kept
+VARIANTS = ("bf16, 1", "bf16, 50", "fp32, 50")  # dtype and k
 SIZES = {"tiny": (40, 24), "cpu": (2000, 768), "cuda": (8000, 1536)}
 
 

@@ -6,12 +6,12 @@ Three providers of the same weights:
 
 - ours: packed segments, tiles of pairs.
 - reference ops: the same model under `use_backend("reference")`, all pairs in memory.
-- padded: as the public code does it, written from its description (Lee et al. 2018, Kirstain et al.
-  2021): transformers' BertModel on segments padded to the longest one of the batch, all spans'
-  and all pairs' scores in memory.
+- padded: the form of the public code, written from its description (Lee et al. 2018, Kirstain et
+  al. 2021): transformers' BertModel on segments padded to the longest one of the batch, with the
+  scores of all spans and all pairs in memory.
 
-Each measurement is a process of its own, so that its peak is its own, libraries included. Documents
-are made up: ragged sentences of random words. Losses of the three must agree.
+Each measurement runs in a process of its own, whose peak memory includes the libraries. Documents
+are ragged sentences of random words. The losses of the three must agree.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def made_up(words: int, tokenizer, seed: int = 0) -> Document:
 
 
 class Padded(nn.Module):
-    """The encoder of transformers on padded segments below our head, on the reference ops."""
+    """transformers' encoder on padded segments, with our head on the reference ops."""
 
     def __init__(self, model: SpanBertForCoreference):
         super().__init__()
@@ -90,7 +90,7 @@ class Padded(nn.Module):
 
 
 def model_of(directory: Path | None) -> SpanBertForCoreference:
-    """A checkpoint's encoder, or one of MiniLM's size with random weights, below a new head."""
+    """A new head on a checkpoint's encoder, or on a random one of MiniLM's size."""
     torch.manual_seed(1)
     if directory is not None:
         return SpanBertForCoreference.from_pretrained(directory)
@@ -144,7 +144,7 @@ def child(options: argparse.Namespace) -> dict:
 
 
 def measured(options: argparse.Namespace, provider: str, words: int, train: bool) -> dict:
-    """`child` in a process of its own; what it raised where it did not end."""
+    """The result of `child` in a process of its own, or what it raised."""
     command = [sys.executable, __file__, "--provider", provider, "--words", str(words),
                "--rounds", str(options.rounds)]  # fmt: skip
     command += ["--model", str(options.model)] + (["--train"] if train else [])
@@ -163,7 +163,7 @@ def exponent(records: list[dict]) -> float:
 
 
 def draw(path: Path, records: list[dict]) -> None:
-    """Peak memory over words, one line a provider that differs without colour."""
+    """Plots peak memory over words, a line per provider that is told apart without colour."""
     import matplotlib
 
     matplotlib.use("Agg")

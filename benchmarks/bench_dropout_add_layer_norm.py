@@ -1,7 +1,7 @@
 """dropout_add_layer_norm beside F.layer_norm(F.dropout(x + x_bias) + residual).
 
-The forward reads x and the residual and writes y; the backward reads dy and both again and writes
-both gradients.
+The forward reads x and the residual and writes y; the backward reads dy, x and the residual and
+writes both gradients.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """embedding_layer_norm of word embeddings for 28,996 words, beside torch.nn.functional.
 
 The forward reads a word's row for each token and writes y; the tables of positions and types stay
-in cache. The backward reads dy and the rows again and writes the word embeddings' gradient, which
-is dense, zeros and all: that is most of its bytes.
+in cache. The backward reads dy and the rows again and writes the word embeddings' gradient. This
+is dense, with zeros for most words, and makes up most of the bytes.
 """
 
 import torch

@@ -47,7 +47,7 @@ CHECKED_STEPS, CHECKED_BATCH = 50, 8
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A task on a data set: its files under --data, and what differs from the defaults."""
+    """A task on a data set: its files under --data, and its options beside the defaults."""
 
     task: str
     train: str
@@ -65,7 +65,7 @@ CASES = {
         {"epochs": 4},
     ),
     "sentence_polarity": Case("classify", "polarity-train.txt", "polarity-dev.txt", {"epochs": 3}),
-    # the release has no train.json within reach: its dev set is learned from
+    # train.json of the release is not available: the dev set is trained on
     "policyqa": Case(
         "qa",
         "policyqa/dev.json",
@@ -74,7 +74,7 @@ CASES = {
         # one answer in eight is longer than the usual 30 pieces
         {"max_seq_length": 384, "max_answer_length": 100},
     ),
-    # 14 questions: whether they can be learned by heart, those without an answer too
+    # 14 questions, those without an answer among them: can they be learned by heart?
     "squad2_sample": Case(
         "qa",
         "squad2_sample/sample.json",
@@ -181,7 +181,7 @@ def check_losses(options: FinetuneOptions, task, tokenizer, dataset) -> float:
 
 
 def time_steps(options: FinetuneOptions, task, tokenizer, dataset, pairs: int) -> dict:
-    """Median seconds of a step of each provider, in turn, and the pairs' speed-ups."""
+    """Median seconds of a step of each provider, taken in turn, and the speed-ups of the pairs."""
     providers = (OURS, EAGER, SDPA)
     sides = {provider: Side(provider, options, task, tokenizer) for provider in providers}
     seconds: dict[str, list[float]] = {provider: [] for provider in providers}
@@ -220,7 +220,7 @@ def full_runs(options: FinetuneOptions, folder: Path) -> dict:
 
 
 def measure(name: str, arguments, folder: Path) -> dict:
-    """All of a case."""
+    """Measure a whole case."""
     case = CASES[name]
     own_files = folder if name == "sentence_polarity" else arguments.data
     options = FinetuneOptions(
@@ -280,7 +280,7 @@ def show(record: dict) -> str:
 
 
 def main() -> int:
-    """Measure the cases that the command line names; 1 where one is wrong."""
+    """Measure the cases that the command line names; 1 if one is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

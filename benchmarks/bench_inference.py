@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 """The encoder without gradients beside Hugging Face's, in bf16.
 
-The providers take one batch in turn in one process; a speed-up is the median over the pairs. Before
-it is printed, the outputs of both are checked against Hugging Face's eager model in fp32: ours may
-be at most twice as far from it as theirs. Weights are bf16 in both, so that nothing is cast.
+The providers run one batch in turn in one process; a speed-up is the median over the pairs. Before
+it is printed, both outputs are checked against Hugging Face's eager model in fp32: ours may be at
+most twice as far from it as theirs. Weights are bf16 in both, so that nothing is cast.
 
-onnxruntime, where it is installed, runs the same encoder in fp32 on the CPU (it has no bf16 there).
-Compiling a model takes a minute: `--compiled` measures that form, too.
+If onnxruntime is installed, it runs the same encoder in fp32 on the CPU, where it has no bf16.
+`--compiled` also measures the compiled model; compiling takes a minute.
 """
 
 import argparse
@@ -36,7 +36,7 @@ _STD = 0.06  # scores of 768 features have a standard deviation of 3, as in a tr
 
 
 class SynchronousClock(Clock):
-    """Wall-clock seconds of a call and of the GPU's work behind it."""
+    """Wall-clock seconds of a call, including the GPU's work that it starts."""
 
     def seconds(self, call: Callable[[], object]) -> float:
         """Seconds of one call."""
@@ -80,7 +80,7 @@ def batch_of(lengths: tuple[int, ...], device: str) -> dict[str, torch.Tensor]:
 
 
 def onnx_session(model: torch.nn.Module, batch: dict, threads: int) -> Callable | None:
-    """The fp32 model in onnxruntime; None where it is not installed."""
+    """The fp32 model in onnxruntime; None if that is not installed."""
     if not all(installed(name) for name in ("onnxruntime", "onnx", "onnxscript")):
         return None
     import onnxruntime
@@ -94,7 +94,7 @@ def onnx_session(model: torch.nn.Module, batch: dict, threads: int) -> Callable 
         )  # fmt: skip
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
-        # its threads would go on spinning under the providers that come after it
+        # else its threads would keep spinning while later providers run
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = onnxruntime.InferenceSession(path, settings, ["CPUExecutionProvider"])
     inputs = {name: tensor.numpy() for name, tensor in batch.items()}
@@ -151,7 +151,7 @@ def measure(
 
 
 def late(layers: int, hidden_size: int, lengths: tuple[int, ...]) -> dict[str, Any]:
-    """The result of a case that there was no time for."""
+    """The result of a case for which no time was left."""
     return {
         "layers": layers,
         "hidden_size": hidden_size,
@@ -183,7 +183,7 @@ def show(result: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure every case; 1 where one is wrong."""
+    """Measure every case; 1 if one is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,9 +1,9 @@
 """linear_cross_entropy over 28,996 entries beside F.cross_entropy(F.linear(...)) and the libraries.
 
-In bf16, in fp32, and as in training: an fp32 weight under bf16 autocast. All give the mean, which
-is what the libraries' kernels offer. Products take nearly all of the time: 2 rows x width x vocab
-operations forward, and at least twice that backward. PyTorch's own chunked form keeps the memory
-small, too.
+It is measured in bf16, in fp32, and as in training, with an fp32 weight under bf16 autocast. All
+compute the mean, which is what the libraries' kernels offer. Products take nearly all of the time:
+2 rows x width x vocab operations forward, and at least twice that backward. PyTorch's own chunked
+form keeps memory small, too.
 """
 
 import torch
@@ -18,7 +18,7 @@ LIGER, CUT = "liger-kernel", "cut-cross-entropy"
 
 
 def libraries(targets: torch.Tensor) -> tuple[dict[str, Provider], list[str]]:
-    """(providers out of libraries that are installed, names of those that are not)."""
+    """(providers from installed libraries, names of libraries that are not installed)."""
     providers, missing = {}, []
     if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # torch 2.13
         options = torch.nn.LinearCrossEntropyOptions()

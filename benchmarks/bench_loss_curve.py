@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """The masked-LM loss against the time spent training, for ours and for Hugging Face.
 
-Both start from the same weights, see the same masked text in the same order, and take their steps
-by turns; each one's clock runs during its own forward, backward and update alone. The loss is that
-of held-out text, without dropout. Both minimise the masked-LM loss alone: the curves differ by the
-speed of a step, the dropout's masks and rounding. There is a speed-up only if the loss and the
+Both start from the same weights, see the same masked text in the same order, and take steps in
+turn; the clock of each runs only during its own forward, backward and update. The loss is that of
+held-out text, without dropout. Both minimise the masked-LM loss alone, so the curves differ only by
+the speed of a step, the dropout masks and rounding. A speed-up is given only if the loss and the
 gradients of both are right (training_check.py).
 
     python benchmarks/bench_loss_curve.py                 # a minute: 4 layers of 256, real text
@@ -48,7 +48,7 @@ def text_as_ids(vocab_size: int) -> torch.Tensor:
 
 
 class Training:
-    """One model on its way: what its clock and its held-out loss say."""
+    """One model in training, with its clock and its held-out loss."""
 
     def __init__(self, name: str, case: Case, threads: int):
         self.session = Session(name, case, threads)
@@ -67,7 +67,7 @@ class Training:
 
     @torch.no_grad()
     def loss(self, held_out: Batch) -> float:
-        """The loss of now, without dropout."""
+        """The present loss, without dropout."""
         case = self.session.case
         self.model.eval()
         with precision(case.dtype, case.device):
@@ -76,13 +76,13 @@ class Training:
         return loss
 
     def look(self, held_out: Batch) -> None:
-        """Add the loss of now to the curve."""
+        """Add the present loss to the curve."""
         self.curve.append((len(self.steps), sum(self.steps), self.loss(held_out)))
 
 
 def error_shares(trainings: dict[str, Training], case: Case) -> dict[str, float]:
-    """Each one's largest error of loss and gradients as a share of what is allowed for it; the
-    models are left with other weights."""
+    """The largest error of loss and gradients of each model, as a share of the allowed error. The
+    models' weights are changed."""
     with tempfile.TemporaryDirectory() as folder:
         truth = Path(folder) / "truth.pt"
         write_truth(case, truth)
@@ -94,7 +94,7 @@ def error_shares(trainings: dict[str, Training], case: Case) -> dict[str, float]
 
 
 def measure(case: Case, threads: int, steps: int, budget: float) -> dict[str, Any]:
-    """Both curves. `budget` is in seconds for all of it, after which 3 steps are enough."""
+    """Both curves. `budget` is in seconds for both; after it 3 steps are enough."""
     start = time.perf_counter()
     words = text_as_ids(case.vocab_size)
     size = sum(case.lengths)
@@ -143,7 +143,7 @@ def measure(case: Case, threads: int, steps: int, budget: float) -> dict[str, An
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Record both curves; 1 where a loss or a gradient is wrong."""
+    """Record both curves; 1 if a loss or a gradient is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

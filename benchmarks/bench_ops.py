@@ -1,7 +1,7 @@
-"""The op suite's cases under pytest-benchmark: `pytest benchmarks -k pad`.
+"""The op suite's cases under pytest-benchmark: `pytest benchmarks -k padding`.
 
-Each is checked, then timed beside its peers in alternating rounds, of which the terminal shows the
-ratios; pytest-benchmark's own table has our times.
+Each is checked, then timed beside its peers in alternating rounds. The terminal shows the ratios,
+pytest-benchmark's own table our times.
 """
 
 import op_suite

@@ -1,7 +1,7 @@
 """Span sampling of 512-token sequences beside the Python reference, and the collator around it.
 
-Every round masks the same sequences, out of memory. A sequence is about 4 KB read and 6 KB written,
-and 22 draws. On a GPU one graph replay is timed.
+Every round masks the same sequences. A sequence takes about 4 KB of reads, 6 KB of writes and 22
+draws. On a GPU one graph replay is timed.
 """
 
 import functools
@@ -88,7 +88,7 @@ def case(variant: str, device: str, size: str) -> ExactCase:
 
 
 def replayed(inputs: dict):
-    """One CUDA graph's replay, with shapes that do not depend on the draws."""
+    """The replay of a CUDA graph, whose shapes do not depend on the draws."""
 
     @functools.cache  # at the first call: a check alone captures nothing
     def graph():
@@ -104,7 +104,7 @@ def replayed(inputs: dict):
 
 @functools.cache
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Of a BERT-sized vocabulary of numbers, a quarter of them continuations."""
+    """A tokenizer with a BERT-sized vocabulary of numbers, a quarter of them continuations."""
     special = {0: "[PAD]", 100: "[UNK]", CLS: "[CLS]", SEP: "[SEP]", MASK: "[MASK]"}
     vocabulary = {special.get(k, f"##{k}" if k % 4 == 0 else f"{k}"): k for k in range(VOCABULARY)}
     names = {f"{name[1:-1].lower()}_token": name for name in special.values()}

@@ -1,4 +1,4 @@
-"""span_boundary_gather of spans of 1 to 7 targets beside the same out of PyTorch's operators.
+"""span_boundary_gather of spans of 1 to 7 targets beside the same in PyTorch's operators.
 
 The forward reads the spans' rows and writes y; the backward reads dy and the spans and writes the
 spans' gradient. Places and parameters are small.
@@ -21,7 +21,7 @@ def span_lengths(spans: int, device: str) -> tuple[torch.Tensor, int]:
 
 
 def case(variant: str, device: str, size: str) -> OpCase:
-    """What is made once per span and per place, and the norm's parameters."""
+    """The rows per span and per place, and the norm's parameters."""
     spans, places, hidden = SIZES[size]
     dtype = DTYPES[variant]
     shapes = ((spans, hidden), (places, hidden), (hidden,), (hidden,))

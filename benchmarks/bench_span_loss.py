@@ -1,10 +1,10 @@
 """The span boundary head with its loss, beside the released SpanBERT's padded form.
 
-Ours makes W1's products once per span and computes the places that have a target. The released
-code (Joshi et al. 2020, arXiv 1907.10529, section 3.2) joins [x_l; x_r; p_k] for all 20 places of
-every span, runs both layers on all of them, scores each over the whole vocabulary, and gives the
-places past a span's end, four of five, the loss's weight 0. It is written here from that
-description, with the same parameters, and has to give the same loss and gradients.
+Ours computes W1's products once per span, and only places that have a target. The released code
+(Joshi et al. 2020, arXiv 1907.10529, section 3.2) joins [x_l; x_r; p_k] for all 20 places of every
+span, runs both layers on all of them, scores each over the whole vocabulary, and gives the places
+past a span's end, four of five, weight 0 in the loss. It is written here from that description,
+with the same parameters, and must give the same loss and gradients.
 """
 
 import torch

@@ -1,6 +1,6 @@
-"""span_representation of candidate spans beside the same out of PyTorch's operators.
+"""span_representation of candidate spans beside the same in PyTorch's operators.
 
-Spans of 1 to 10 rows begin at every row. The forward reads the spans' rows out of the cache and
+Spans of 1 to 10 rows begin at every row. The forward reads the spans' rows from the cache and
 writes y; the backward reads dy.
 """
 

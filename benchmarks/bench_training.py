@@ -1,18 +1,18 @@
 #!/usr/bin/env python
 """A training step of SpanBERT beside Hugging Face's BERT, end to end.
 
-For each case and allocator setting one process trains ours, and beside it, one after the other, a
-process for each peer; they take one step in turn, so that the two of a pair are close in time. A
-speed-up is the median over the pairs of the peer's time by ours. Before it is printed, both have to
-show the right loss and gradients, at large random weights and without dropout.
+For each case and allocator setting one process trains ours, and one process after another trains a
+peer. The two take steps in turn, so that the steps of a pair are close in time. A speed-up is the
+median over the pairs of the peer's time divided by ours. Before it is printed, both must give the
+right loss and gradients, at large random weights and without dropout.
 
 Ours computes both losses, Hugging Face's models the masked-LM loss alone. All have torch's fused
 AdamW and one batch, already masked and on the device.
 
-On a GPU, which times itself, gradients are clipped, steps follow each other as in training, ours is
-one CUDA graph of a batch filled up to fixed shapes (only its own tokens count), and `ours-eager` is
-the same step launched kernel by kernel. The matrix product that is measured first bounds every
-step: the table has each one's share of it.
+On a GPU, whose events take the times, gradients are clipped and steps follow each other as in
+training. Ours is one CUDA graph of a batch filled up to fixed shapes (only its own tokens count);
+`ours-eager` is the same step launched kernel by kernel. The matrix product that is measured first
+bounds every step: the table has each step's share of that bound.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def summary(seconds: Sequence[float], tokens: int) -> dict[str, Any]:
 
 
 def checked(ask, truth_file: Path, allowed: Errors) -> dict[str, Any]:
-    """A provider's peak of memory so far, and then whether its results are right."""
+    """A provider's peak memory, and then whether its results are right."""
     peak = ask("peak_memory")
     errors = ask("check", truth_file)
     share, where = verdict(errors, allowed)
@@ -69,8 +69,8 @@ def checked(ask, truth_file: Path, allowed: Errors) -> dict[str, Any]:
 
 
 class Bounds(NamedTuple):
-    """What providers are held to: the truth, how far from it they may be, and the rate of the
-    matrix product in GFLOP/s."""
+    """The bounds of all providers: the truth, the allowed errors, and the matrix product's rate in
+    GFLOP/s."""
 
     truth_file: Path
     allowed: Errors
@@ -84,8 +84,8 @@ def measure(
     options: argparse.Namespace,
     deadline: float = math.inf,
 ) -> dict[str, Any]:
-    """Time, memory and correctness of ours and of each peer, and the speed-up beside each. A peer
-    that would not be done by `deadline`, by what the last one took, is named and left out."""
+    """Time, memory and correctness of ours and of each peer, and the speed-up over each. A peer
+    that could not end by `deadline`, judged by the one before, is named and left out."""
     batch, (truth_file, allowed, product) = Batch.of(case), bounds
     tokens, peers = batch.tokens(), [peer for peer in options.providers if installed(peer)]
     providers: dict[str, dict[str, Any]] = {}
@@ -178,7 +178,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script; 1 where any provider failed."""
+    """Run the script; 1 if any provider failed."""
     options = with_defaults(parser(__doc__).parse_args(argv))
     results: list[dict[str, Any]] = []
     content = document("training", options.threads, results, options.device)

@@ -1,9 +1,9 @@
 """varlen_attention of packed tokens beside every attention that PyTorch and the libraries have.
 
-Peers that want it get their own layout, contiguous (batch, heads, seqlen, head_dim), padded and
-masked where lengths differ: copies to it are not counted. Ours reads views of one packed (tokens,
-3, heads, head_dim). Those that refuse dropout run without it, under a name that says so. A forward
-is 4 and a backward 10 tokens x seqlen x head_dim x heads operations.
+Peers get the layout that they want, contiguous (batch, heads, seqlen, head_dim), padded and masked
+if lengths differ; copies to it are not timed. Ours reads views of one packed (tokens, 3, heads,
+head_dim). Peers without dropout run without it, under a name that says so. A forward is 4, a
+backward 10 tokens x seqlen x head_dim x heads operations.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def eager(p: float, mask: torch.Tensor | None):
 
 
 def sdpa(p: float, mask: torch.Tensor | None, backend: SDPBackend | None = None):
-    """scaled_dot_product_attention, with a backend or with the one that PyTorch picks."""
+    """scaled_dot_product_attention, with a given backend or with the one that PyTorch picks."""
 
     def function(q, k, v):
         with contextlib.nullcontext() if backend is None else sdpa_kernel(backend):
@@ -69,7 +69,7 @@ def sdpa(p: float, mask: torch.Tensor | None, backend: SDPBackend | None = None)
 def dense_peers(
     p: float, mask: torch.Tensor | None, device: str, layout: dict
 ) -> dict[str, Provider]:
-    """Those of (batch, heads, seqlen, head_dim); `layout` has their leaves."""
+    """The peers on (batch, heads, seqlen, head_dim); `layout` has their leaves."""
     forms = {PYTORCH: eager(p, mask), "sdpa": sdpa(p, mask)}
     plain = {PYTORCH: eager(0.0, mask), "sdpa": sdpa(0.0, mask)}
     if device == "cuda":
@@ -90,7 +90,7 @@ def dense_peers(
 def packed_peers(
     bounds: torch.Tensor, seqlen: int, p: float, device: str
 ) -> tuple[dict[str, Provider], list[str]]:
-    """(those of packed tokens, the names of those that are not installed)."""
+    """(peers on packed tokens, the names of those that are not installed)."""
     peers, missing = {}, []
     if device == "cuda" and installed("torch.nn.attention.varlen"):
         from torch.nn.attention.varlen import varlen_attn
@@ -121,7 +121,7 @@ def packed_peers(
 
 
 def sequence_lengths(length: str, tokens: int) -> list[int]:
-    """Of one length, or of six in turn; at most half of the tokens each, and all of them in all."""
+    """One length, or six in turn; each at most half of the tokens, and together all of them."""
     longest = min(512 if length == "ragged" else int(length), tokens // 2)
     eighths = (8, 6, 4, 3, 2, 1) if length == "ragged" else (8,)
     found: list[int] = []

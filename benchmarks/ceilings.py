@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What bounds everything else on a machine: matrix products and copies, measured first."""
+"""The ceilings of a machine, measured first: the rates of matrix products and of copies."""
 
 import argparse
 import sys
@@ -23,8 +23,8 @@ def ceilings(threads: int, *, tiny: bool = False, device: str = "cpu") -> list[d
     written bytes counted).
 
     Args:
-        threads: of each measurement on the CPU.
-        tiny: small sizes, to see that it runs.
+        threads: threads of each measurement on the CPU.
+        tiny: small sizes, to test that it runs.
         device: "cpu" or "cuda".
     """
     before = torch.get_num_threads()

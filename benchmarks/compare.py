@@ -5,14 +5,14 @@
     python benchmarks/compare.py v0.1 --threshold 1.05 --device cuda
     python benchmarks/compare.py benchmarks/results/amd-epyc-2-cores/ops.json --quick
 
-A commit is built in a worktree of its own, then the ops of both are timed by turns, each in a
+A commit is built in a worktree of its own, then the ops of both are timed in turn, each in a
 process of its own: base, head, head, base, ... A round is the median of some calls. An op is slower
-where the median of the rounds' ratios is above the threshold and so is all but their lowest
-quarter: a neighbour that disturbs a few rounds decides nothing. Exit code 1 where an op is slower.
+if the median of the rounds' ratios is above the threshold and so is their lower quartile: a
+neighbour that disturbs a few rounds decides nothing. The exit code is 1 if an op is slower.
 
-With a file of the op suite as the base, the suite is run again on the same device, and each case
-stands beside the file's median by the same rule. The two are not interleaved: a machine that was
-busier, or clocked otherwise, then shows as code that is slower.
+With a file of the op suite as the base, the suite is run again on the same device, and each case is
+compared with the file's median by the same rule. The two are not interleaved, so a machine that is
+busier, or runs at another clock, looks like slower code.
 """
 
 import argparse
@@ -37,7 +37,7 @@ ROOT, OURS = FOLDER.parent, "ours"
 
 
 def quartile(values: list[float]) -> float:
-    """The value that a quarter of the others lie below."""
+    """The lower quartile."""
     return statistics.quantiles(values, n=4)[0] if len(values) > 1 else values[0]
 
 
@@ -86,18 +86,18 @@ def one_round(package: Path, options: argparse.Namespace) -> dict[str, float]:
 
 
 def print_header() -> None:
-    """Above the ops' lines."""
+    """Print the header of the ops' lines."""
     print(f"{'op':<60}{'base ms':>10}{'head ms':>10}{'ratio':>8}")
 
 
 def print_row(op: str, base: float, head: float, ratios: list[float], found: str) -> None:
-    """One op's line; times in seconds."""
+    """Print an op's line; times are in seconds."""
     middle = statistics.median(ratios)
     print(f"{op:<60}{1e3 * base:>10.3f}{1e3 * head:>10.3f}{middle:>8.2f}  {found}")
 
 
 def with_commit(options: argparse.Namespace) -> list[str]:
-    """The ops that are slower than a commit's."""
+    """The ops that are slower than at a commit."""
     seconds: dict[str, list[dict[str, float]]] = {"base": [], "head": []}
     with built(options.base) as base:
         packages = {"base": base, "head": ROOT}
@@ -164,7 +164,7 @@ def with_file(options: argparse.Namespace) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Compare; 1 where an op of the working tree is slower."""
+    """Compare; 1 if an op of the working tree is slower."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,6 +1,6 @@
 """Collects bench_ops.py, and gives its cases their seed and their threads.
 
-A benchmark checks its op's result in the same run before it times it: no figure without a check.
+A benchmark checks its op's result in the same run before it times it.
 """
 
 import sys
@@ -22,7 +22,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Mod
 
 @pytest.fixture
 def threads():
-    """Sets the number of threads, for this benchmark only."""
+    """Set the number of threads, for this benchmark only."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

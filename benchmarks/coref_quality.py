@@ -1,15 +1,15 @@
-"""What a coreference model is worth beside a baseline without training, and on GAP's pronouns.
+"""The quality of a coreference model on GAP's pronouns, and of a baseline without training.
 
     python benchmarks/coref_quality.py baseline test.conll
     python benchmarks/coref_quality.py gap MODEL_DIRECTORY gap-test.tsv [--max N]
 
 The baseline's mentions are pronouns and runs of capitalised words inside a sentence; two are of one
-entity where their head words, the last words, are the same, whatever their capitals.
+entity if their head words, the last words, are the same but for capitals.
 
-GAP (Webster et al. 2018, arXiv 1810.05201): each snippet has a pronoun and two names, and for each
-name whether the pronoun is that person. A name counts as found where the pronoun's predicted
-cluster has a mention that shares a word with the name and does not hold the pronoun. F1 over all
-names, by the pronoun's gender, and its bias, feminine over masculine.
+GAP (Webster et al. 2018, arXiv 1810.05201): each snippet has a pronoun and two names, and says for
+each name whether the pronoun means that person. A name counts as found if the pronoun's predicted
+cluster has a mention that shares a word with the name and does not contain the pronoun. The figures
+are F1 over all names, F1 by the pronoun's gender, and the bias, feminine over masculine.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _GENDERS = {"he": "M", "him": "M", "his": "M", "she": "F", "her": "F", "hers": "
 
 
 def baseline(document: Document) -> list[Cluster]:
-    """Clusters of equal head words."""
+    """The clusters of mentions with equal head words."""
     clusters: dict[str, Cluster] = defaultdict(list)
     first = 0
     for sentence in document.sentences:
@@ -53,7 +53,7 @@ def baseline(document: Document) -> list[Cluster]:
 
 
 class Snippet:
-    """A row of GAP as a document whose words do not break the pronoun or the names apart."""
+    """A row of GAP as a document whose words do not split the pronoun or the names."""
 
     def __init__(self, row: dict[str, str]):
         from spanbert_fast.tasks.coref_text import sentences_of
@@ -83,7 +83,7 @@ class Snippet:
         self.document = Document(row["ID"], row["ID"], "0", sentences, None)
 
     def found(self, clusters: Sequence[Cluster]) -> list[bool]:
-        """For each name whether it is in the pronoun's cluster."""
+        """Whether each name is in the pronoun's cluster."""
         own = next((cluster for cluster in clusters if self.pronoun in cluster), [])
         return [
             any(
@@ -96,7 +96,7 @@ class Snippet:
 
 def gap_scores(snippets: Sequence[Snippet], predicted: Sequence[list[Cluster]]) -> dict[str, float]:
     """F1 in percent of all, of masculine and of feminine pronouns, and the bias."""
-    counts = {gender: [0, 0, 0] for gender in "MF"}  # right, guessed, there
+    counts = {gender: [0, 0, 0] for gender in "MF"}  # right, predicted, gold
     for snippet, clusters in zip(snippets, predicted, strict=True):
         of = counts[snippet.gender]
         for found, (_, gold) in zip(snippet.found(clusters), snippet.names, strict=True):

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
 """Proves, measures and tunes the GPU engine, in runs of at most ten minutes.
 
-    python benchmarks/gpu_check.py            # again and again until nothing is left: three times
-    python benchmarks/gpu_check.py --part 1   # only what proves that it is right
-    python benchmarks/gpu_check.py --tiny     # on a CPU, at tiny shapes: that the script runs
+    python benchmarks/gpu_check.py            # repeat until no step is left: three times
+    python benchmarks/gpu_check.py --part 1   # only the steps that prove that it is right
+    python benchmarks/gpu_check.py --tiny     # on a CPU, at tiny shapes, to test the script
 
-A step is a process with a time limit; a step that fails does not stop the others. After each one
-OUT/gpu_check.json is written, with the figures and the end of what was printed, and OUT/log.txt has
-all of it: whatever ends a run, only the step in progress is lost. The next run goes on behind it,
+A step is a process with a time limit; a step that fails does not stop the others. After each step
+OUT/gpu_check.json is written, with the figures and the end of the output; OUT/log.txt has the whole
+output. So whatever ends a run, only the step in progress is lost. The next run continues after it,
 on the same machine or, with --earlier, on another one with the same GPU.
 
-Nothing is installed: the package is put together, and its extension built, under build/gpu_check.
-docs/gpu.md says what to do with the file.
+Nothing is installed: the package and its extension are built under build/gpu_check. docs/gpu.md
+says what to do with the file.
 
-exit code: 0 all is done and passed, 1 a step has failed, 2 there is no GPU, 3 steps are left, 130
+exit code: 0 all steps passed, 1 a step has failed, 2 there is no GPU, 3 steps are left, 130
 it was interrupted or terminated.
 """
 
@@ -46,7 +46,7 @@ Content = dict[str, Any]
 
 
 def facts(python: str, tiny: bool) -> dict[str, Any] | None:
-    """What the plan depends on: the GPU's name, chip and bytes of memory; None without a GPU."""
+    """The GPU's name, chip and bytes of memory, on which the plan depends; None without a GPU."""
     if tiny:
         return {"name": "cpu", "chip": 0, "memory": 0}
     look = (
@@ -60,10 +60,10 @@ def facts(python: str, tiny: bool) -> dict[str, Any] | None:
 
 
 def read(folders: Sequence[Path], gpu: str) -> Content:
-    """The results so far: the first folder's that has any.
+    """The results so far, of the first folder that has any.
 
     Raises:
-        SystemExit: they are another GPU's.
+        SystemExit: they were measured on another GPU.
     """
     for folder in folders:
         if (folder / RESULT).exists():
@@ -92,9 +92,9 @@ def save(out: Path, content: Content) -> None:
 
 
 def put_together(site: Path, tuned: list[dict] | None) -> None:
-    """The package of this checkout as it would be installed, but for its extension.
+    """The package of this checkout as it would be installed, without its extension.
 
-    `tuned` is the tuned.json that it gets; None leaves it the checkout's.
+    `tuned` is the tuned.json that it gets; None keeps the checkout's.
     """
     package = site / "spanbert_fast"
     unwanted = shutil.ignore_patterns("*.so", "__pycache__")
@@ -117,7 +117,7 @@ def variables(place: Place) -> dict[str, str]:
 
 
 def run(step: Step, place: Place, limit: float) -> tuple[str, float, str]:
-    """(how a step ended, its seconds, what it printed)."""
+    """Run a step: (how it ended, its seconds, its output)."""
     start = time.monotonic()
     where = place.work / f"{step.name}.txt"
     with open(where, "wb") as output:
@@ -143,7 +143,7 @@ def run(step: Step, place: Place, limit: float) -> tuple[str, float, str]:
 
 
 def collect(step: Step, place: Place, content: Content) -> None:
-    """Take what a step has written into the results, however it ended."""
+    """Add what a step has written to the results, however it ended."""
     path = place.work / f"{step.writes}.json"
     if step.writes is None or not path.exists():
         return
@@ -158,12 +158,12 @@ def collect(step: Step, place: Place, content: Content) -> None:
 
 
 def outcomes(content: Content) -> dict[str, str]:
-    """How each step that was run has ended."""
+    """How each step that was run ended."""
     return {record["name"]: record["outcome"] for record in content["results"]}
 
 
 def why_not_now(step: Step, content: Content, left: float) -> str | None:
-    """Why a step is not started: None where it is."""
+    """Why a step is not started; None if it is."""
     ended = outcomes(content)
     if missing := [name for name in step.needs if name not in ended]:
         return f"waits for {', '.join(missing)}"
@@ -171,7 +171,7 @@ def why_not_now(step: Step, content: Content, left: float) -> str | None:
 
 
 def run_steps(todo: Sequence[Step], place: Place, content: Content, seconds: float) -> list[str]:
-    """Run what there is time for; the names of the steps that are left."""
+    """Run the steps that there is time for; returns the names of those that are left."""
     end, waiting = time.monotonic() + seconds, []
     for step in todo:
         if reason := why_not_now(step, content, end - time.monotonic() - _SAVING):
@@ -198,7 +198,7 @@ def run_steps(todo: Sequence[Step], place: Place, content: Content, seconds: flo
 
 
 def wanted(steps: Sequence[Step], content: Content, options: argparse.Namespace) -> list[Step]:
-    """The steps of this run: those that were named; else those that have not ended yet."""
+    """The steps of this run: the named ones, or else those that have not ended yet."""
     if options.steps:
         return [step for step in steps if step.name in options.steps or step.always]
     ended = outcomes(content)
@@ -207,7 +207,7 @@ def wanted(steps: Sequence[Step], content: Content, options: argparse.Namespace)
 
 
 def unpack(path: Path, results: Path = RESULTS) -> None:
-    """Write what a result has where `make report` looks, and its tiles into kernels/tuned.json."""
+    """Write the results to where `make report` looks, and the tiles to kernels/tuned.json."""
     content = json.loads(path.read_text(encoding="utf-8"))
     documents: dict[str, Any] = {**content["documents"], "gpu_check": content}
     # one suite of the report, whose parts are steps for the sake of their limits
@@ -251,7 +251,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is left; see the module for the exit code."""
+    """Run the steps that are left; the module's docstring has the exit codes."""
     options = arguments(argv)
     if options.unpack:
         unpack(options.unpack)

@@ -1,4 +1,4 @@
-"""The steps of gpu_check.py, in order: first what proves the engine, then what measures and tunes.
+"""The steps of gpu_check.py in order: first those that prove the engine, then measuring and tuning.
 
 The limits of a part add up to less than ten minutes; they are about twice what a step should take
 on sixteen cores and a large GPU.
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
-# By how much of a training step's time they take; each is tried with ten tiles.
+# In the order of their share of a training step's time; each is tried with ten tiles.
 TUNED_KERNELS = (
     "varlen_attention_fwd",
     "attention_one_tile",
@@ -27,7 +27,7 @@ TUNED_KERNELS = (
 
 
 class Place(NamedTuple):
-    """Folders: of the results, of the package put together, and of what steps write."""
+    """Folders for the results, for the built package, and for the files that steps write."""
 
     out: Path
     site: Path
@@ -38,15 +38,15 @@ class Step(NamedTuple):
     """A process to run.
 
     Attributes:
-        name: of it, in the results too.
+        name: its name, also in the results.
         part: 1 proves, 2 measures, 3 tunes.
-        seconds: after which it is killed.
-        command: to run at the root of the checkout.
+        seconds: it is killed after these.
+        command: what to run, at the root of the checkout.
         writes: the stem of the JSON file that it leaves in the work folder.
-        needs: names of steps that must have ended, however they did.
-        program: what has to be on the PATH for it.
-        always: it runs first in every run, for the machine may be another one.
-        variables: of the environment.
+        needs: names of steps that must have ended, passed or not.
+        program: a program that it needs on the PATH.
+        always: it runs first in every run, since the machine may be another one.
+        variables: environment variables.
     """
 
     name: str
@@ -61,8 +61,8 @@ class Step(NamedTuple):
 
 
 def marked_tests() -> list[str]:
-    """The test files that are marked for a GPU, by their text: collecting the others would import
-    what bare GPU images do not have."""
+    """The test files that are marked for a GPU, found by their text: collecting the others would
+    import packages that bare GPU images do not have."""
     mark = "\npytestmark = pytest.mark.gpu\n"
     files = sorted((ROOT / "tests").glob("test_*.py"))
     return [f"tests/{f.name}" for f in files if mark in f.read_text(encoding="utf-8")]
@@ -74,7 +74,7 @@ def plan(place: Place, facts: Mapping[str, Any], tiny: bool) -> list[Step]:
     Args:
         place: folders.
         facts: the GPU's `chip`, as 90 for sm_90, and bytes of `memory`.
-        tiny: on the CPU, every step as short as it can be; nothing is tuned there.
+        tiny: on the CPU, every step as short as possible; nothing is tuned.
     """
     device = ("--device", "cpu" if tiny else "cuda")
     small = ("--tiny",) * tiny

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Steps of gpu_check.py that no test and no benchmark is: the build, races, waiting and captures.
+"""Steps of gpu_check.py beside tests and benchmarks: the build, races, host waits and captures.
 
 python benchmarks/gpu_probes.py build --site build/gpu_check/site --out build/gpu_check --chip 90
 python benchmarks/gpu_probes.py races
@@ -34,15 +34,15 @@ WARMED = (
     ("dropout_add_layer_norm",),
     ("embedding_layer_norm",),
     ("span_boundary_gather",),
-    ("bias_gelu", "pad"),
+    ("bias_gelu", "padding"),
 )
-COMPILED_CHIPS = (80, 90, 100)  # of which kernel_report.py compiles what a launch looks up
-_MOST_APART = 2e-2  # of a gradient's norm, between two kernels in 16 bits
+COMPILED_CHIPS = (80, 90, 100)  # for these kernel_report.py compiles what a launch looks up
+_MOST_APART = 2e-2  # share of a gradient's norm by which two kernels in 16 bits may differ
 _MOST_LOSS_APART = 1e-3
 
 
 def extension_key() -> str:
-    """Equal where one built extension serves: the sources, Python, torch and its CUDA."""
+    """A key of the sources, Python, torch and its CUDA; a built extension serves an equal key."""
     digest = hashlib.sha256(f"{sys.version} {torch.__version__} {torch.version.cuda}".encode())
     for path in sorted([ROOT / "setup.py", *(ROOT / "csrc").rglob("*.[chu]*")]):
         digest.update(path.read_bytes())
@@ -65,9 +65,9 @@ def warm(chip: int, folder: Path) -> list[subprocess.Popen]:
 
 
 def build(site: Path, out: Path, chip: int, output: Path) -> int:
-    """The extension into `site`, from `out` where it has it already, and the environment.
+    """Build the extension into `site`, or copy it from `out`, and write the environment.
 
-    What is built is kept in `out` as extension-KEY.so. Triton's cache is filled beside it.
+    The built extension is kept in `out` as extension-KEY.so. Meanwhile Triton's cache is filled.
     """
     kept = out / f"extension-{extension_key()}.so"
     target = site / "spanbert_fast" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -104,7 +104,7 @@ def build(site: Path, out: Path, chip: int, output: Path) -> int:
 
 
 class Heads(NamedTuple):
-    """Attention to run again and again: sequences, heads, longest length, dtype."""
+    """Attention to run repeatedly: sequences, heads, longest length, dtype."""
 
     sequences: int
     heads: int
@@ -123,7 +123,7 @@ TINY_RACES = (Heads(2, 1, 40, torch.bfloat16),)
 
 @contextlib.contextmanager
 def other_work(device: str):
-    """Gives a function that keeps the rest of the GPU, and its L2, busy beside what follows."""
+    """A function that keeps the rest of the GPU, and its L2 cache, busy."""
     if device == "cpu":
         yield lambda: None
         return
@@ -140,7 +140,7 @@ def other_work(device: str):
 
 
 def moved(call: Callable[[], Sequence[torch.Tensor]], repeats: int, device: str) -> int:
-    """How many results of a call are not, bit for bit, what they were at first."""
+    """How many results of repeated calls differ from the first one in any bit."""
     first, count = call(), 0
     with other_work(device) as start:
         for _ in range(repeats):
@@ -150,8 +150,8 @@ def moved(call: Callable[[], Sequence[torch.Tensor]], repeats: int, device: str)
 
 
 def races(device: str, cases: Sequence[Heads] = RACES, repeats: int = 50) -> list[str]:
-    """What was found wrong: attention that gives other bits when it runs again, or gradients that
-    are not those of the kernels that share nothing between programs."""
+    """Faults: attention that gives other bits when it runs again, or gradients that differ from
+    those of the kernels whose programs share nothing."""
     from spanbert_fast.kernels.tile_config import Tile, forced_tile
     from spanbert_fast.ops.dropout import Dropout
     from spanbert_fast.ops.varlen_attention import varlen_attention
@@ -189,13 +189,13 @@ def races(device: str, cases: Sequence[Heads] = RACES, repeats: int = 50) -> lis
 
 
 def losses_of(train: Callable[[int], torch.Tensor], steps: int = 4) -> list[float]:
-    """The losses of some steps, each with a dropout seed of its own."""
+    """The losses of some steps, each with its own dropout seed."""
     return [train(seed).item() for seed in range(steps)]
 
 
 def steps(device: str, tiny: bool) -> list[str]:
-    """What was found wrong: a step that waits for the GPU, and captured steps whose losses are not
-    those of the same steps launched one by one."""
+    """Faults: a step that waits for the GPU, or captured steps whose losses differ from those of
+    the same steps launched kernel by kernel."""
     from training_check import precision, redraw
     from training_providers import Batch, Case, provider_of
 
@@ -253,7 +253,7 @@ def steps(device: str, tiny: bool) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0, or 1 where something is wrong."""
+    """0, or 1 if there is a fault."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

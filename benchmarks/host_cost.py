@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Microseconds of the host that each layer of a training step costs, ours and Hugging Face's.
+"""Host microseconds that each layer of a training step costs, for ours and for Hugging Face's.
 
-Steps run eagerly, on a few tokens, so that a GPU waits for its host all the time: forward,
-backward, clipping and update, of models of 2 and of 6 layers; a layer's cost is their difference
-by 4. It bounds eager steps on a GPU that is done sooner; a captured step has none of it. On a CPU
-the layer's own work is in it.
+Steps (forward, backward, clipping and update) run eagerly, on a few tokens, so that a GPU always
+waits for its host. Models have 2 and 6 layers; a layer's cost is their difference divided by 4. It
+is a lower bound of eager steps on a fast GPU; captured steps do not have it. On a CPU it includes
+the layer's own work.
 """
 
 import argparse

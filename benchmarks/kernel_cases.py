@@ -1,10 +1,10 @@
 """Every Triton kernel as its launcher would have it compiled, on a machine without a GPU.
 
-The launchers run on tensors of the meta device, under a driver that stands in for a chip's: Triton
-binds and specialises the arguments as for a real launch, and a hook takes what would be compiled.
-So a case cannot drift from its launcher, and a launcher that waited for the device would fail here.
+The launchers run on tensors of the meta device, under a driver that replaces a chip's. Triton binds
+and specialises the arguments as for a real launch, and a hook records what would be compiled. So a
+case cannot differ from its launcher, and a launcher that waited for the device would fail here.
 
-Only for a process of its own, with TRITON_INTERPRET off: the stand-in stays.
+It needs a process of its own, in which the driver stays replaced, with TRITON_INTERPRET off.
 """
 
 import itertools
@@ -37,7 +37,7 @@ from spanbert_fast.kernels.linear_cross_entropy import (
     linear_cross_entropy_bwd,
     linear_cross_entropy_fwd,
 )
-from spanbert_fast.kernels.pad import pad_fwd, unpad_fwd
+from spanbert_fast.kernels.padding import pad_fwd, unpad_fwd
 from spanbert_fast.kernels.span_boundary_gather import (
     span_boundary_gather_bwd,
     span_boundary_gather_fwd,
@@ -58,9 +58,9 @@ from spanbert_fast.ops.span_boundary_gather import GatherInputs
 from spanbert_fast.ops.span_representation import SpanInputs
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-# An int that is a multiple of 16 is compiled for: a model's width is one, a number of rows is not.
+# Triton specialises for an int that is a multiple of 16, as a model's width is, unlike its rows.
 ROWS, SPANS, VOCAB = 4001, 1001, 28_996
-# 1000: no multiple of a block. The others reach each row of the tables for whole rows.
+# 1000 is no multiple of a block; the others reach each row of the tables for whole rows.
 WIDTHS = (256, 512, 768, 1000, 1024, 2048, 4096, 8192)
 _OPTIONS = ("num_warps", "num_ctas", "num_stages", "maxnreg")
 
@@ -69,7 +69,7 @@ Launches = Iterator[tuple[str, Callable[[], object]]]
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A kernel to compile: what Triton's compiler takes, and which launch asked for it."""
+    """A kernel to compile: the arguments of Triton's compiler, and the launch that asked for it."""
 
     op: str
     launch: str
@@ -174,7 +174,7 @@ def _linear_cross_entropy(dtype: torch.dtype) -> Launches:
         )
 
 
-def _pad(dtype: torch.dtype) -> Launches:
+def _padding(dtype: torch.dtype) -> Launches:
     x, indices = _empty(ROWS, 1024, dtype=dtype), _ids(SPANS)
     yield "gather", partial(unpad_fwd, x, indices)
     yield "scatter", partial(pad_fwd, _empty(SPANS, 1024, dtype=dtype), indices, ROWS)
@@ -241,7 +241,7 @@ def _varlen_attention(dtype: torch.dtype) -> Launches:
             yield f"backward, {what}", partial(varlen_attention_bwd, x, inputs, x, lse)
 
 
-# op -> its launches of one dtype; a new op is one line here
+# op -> its launches of one dtype; a new op adds one line here
 OPS: dict[str, Callable[[torch.dtype], Launches]] = {
     "antecedent_loss": _antecedent_loss,
     "antecedent_top_k": _antecedent_top_k,
@@ -249,7 +249,7 @@ OPS: dict[str, Callable[[torch.dtype], Launches]] = {
     "dropout_add_layer_norm": _dropout_add_layer_norm,
     "embedding_layer_norm": _embedding_layer_norm,
     "linear_cross_entropy": _linear_cross_entropy,
-    "pad": _pad,
+    "padding": _padding,
     "span_boundary_gather": _span_boundary_gather,
     "span_representation": _span_representation,
     "varlen_attention": _varlen_attention,
@@ -257,7 +257,7 @@ OPS: dict[str, Callable[[torch.dtype], Launches]] = {
 
 
 def stand_in(chip: int) -> None:
-    """Make Triton believe that a GPU of this chip is at hand; for compiling, not for running."""
+    """Let Triton compile as if there were a GPU with this chip; kernels cannot be run."""
     if knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET must be off where kernels are compiled")
     driver.set_active(
@@ -270,10 +270,10 @@ def stand_in(chip: int) -> None:
 
 
 def record(chip: int, launch: Callable[[], object]) -> tuple[list[dict], list[tuple]]:
-    """Run a launcher on meta tensors: (what would be compiled, (kernel, tile) that were asked for).
+    """Run a launcher on meta tensors: (what would be compiled, (kernel, tile) that it asked for).
 
     Raises:
-        whatever the launcher raises, as where it reads a value of the device.
+        what the launcher raises, for example if it reads a value of the device.
     """
     compiled: list[dict] = []
     tiles: list[tuple] = []
@@ -313,10 +313,10 @@ def cases(
     dtypes: Iterable[str] = DTYPES,
     only: Callable[[str], bool] = lambda launch: True,
 ) -> tuple[list[Case], list[tuple]]:
-    """Every kernel that the launches ask for, each once; and the (kernel, tile) that they took.
+    """Every kernel that the launches ask for, each once, and the (kernel, tile) that they took.
 
     Args:
-        only: which launches, by their description.
+        only: the launches to record, by their description.
     """
     found: dict[str, Case] = {}
     taken: list[tuple] = []

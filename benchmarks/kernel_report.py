@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compiles every Triton kernel for each chip, with no GPU, and prints what each one takes."""
+"""Compiles every Triton kernel for each chip, without a GPU, and prints the resources of each."""
 
 import argparse
 import json
@@ -59,7 +59,7 @@ def measured(chosen: Sequence[Case]) -> list[tuple[Case, Resources]]:
 
 
 def loop_line(case: Case, found: Resources) -> str:
-    """Instructions of the inner loop: of a thread, and per element of a (BLOCK_M, BLOCK_N) tile."""
+    """Instructions of the inner loop, per thread and per element of a (BLOCK_M, BLOCK_N) tile."""
     counts = sorted(found.loop.items(), key=lambda item: -item[1])
     line = "    loop: " + ", ".join(f"{n} {name}" for name, n in counts)
     blocks = case.blocks
@@ -95,7 +95,7 @@ def report(results: Sequence[tuple[Case, Resources]], loops: bool) -> str:
 
 
 def record_of(case: Case, found: Resources) -> dict:
-    """A case and its resources as JSON has them."""
+    """A case and its resources for JSON."""
     names = ("op", "kernel", "launch", "dtype", "chip", "blocks", "options")
     return {
         **{name: getattr(case, name) for name in names},
@@ -105,7 +105,7 @@ def record_of(case: Case, found: Resources) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0, or 1 where a limit is broken."""
+    """0, or 1 if a limit is broken."""
     options = arguments(argv)
 
     def wanted(launch: str) -> bool:

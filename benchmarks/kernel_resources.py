@@ -1,4 +1,4 @@
-"""What a compiled kernel takes of a chip, read from its cubin with the tools that Triton ships."""
+"""The resources of a compiled kernel, read from its cubin with the tools that Triton ships."""
 
 import re
 import subprocess
@@ -31,7 +31,7 @@ CHIPS = {
     100: Chip(227 << 10, 228 << 10),
 }
 
-# class of instructions -> SASS opcodes, the first that fits; a U in front is the uniform datapath
+# class of instructions -> SASS opcodes; the first that fits counts. U marks the uniform datapath.
 CLASSES = {
     "spill": r"LDL|STL",
     "matrix": r"HGMMA|HMMA|IMMA|UTC\w*MMA",
@@ -60,13 +60,13 @@ class Instruction(NamedTuple):
 
     @property
     def opcode(self) -> str:
-        """With its modifiers, such as IMAD.WIDE.U32."""
+        """The opcode with its modifiers, such as IMAD.WIDE.U32."""
         return self.text.split()[0]
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one compiled kernel; bytes of shared memory and stack, blocks on a multiprocessor."""
+    """Resources of a kernel: bytes of shared memory and stack, blocks on a multiprocessor."""
 
     registers: int
     stack: int
@@ -85,8 +85,8 @@ def instructions(sass: str) -> list[Instruction]:
 
 
 def innermost_loop(code: Sequence[Instruction]) -> list[Instruction]:
-    """Of the loops that have none inside, the one with the most matrix instructions, then the
-    longest; [] without a loop. A loop is a branch back and what lies between it and its target."""
+    """The innermost loop with the most matrix instructions, of equal ones the longest; [] without a
+    loop. A loop is a backward branch and the instructions between its target and itself."""
     loops = []
     for i in code:
         branch = _BRANCH.match(i.text)
@@ -105,7 +105,7 @@ def count_classes(code: Sequence[Instruction]) -> Counter[str]:
 
 
 def occupancy(chip: Chip, registers: int, shared: int, warps: int) -> int:
-    """Blocks of so many warps that one multiprocessor holds at a time."""
+    """How many blocks of so many warps one multiprocessor holds at a time."""
     of_a_warp = -(-registers * 32 // 256) * 256  # registers are handed out by 256
     warps_that_fit = chip.registers // of_a_warp // 4 * 4  # to each of four partitions
     return min(
@@ -114,14 +114,14 @@ def occupancy(chip: Chip, registers: int, shared: int, warps: int) -> int:
 
 
 def compile_case(case: Case):
-    """The triton.compiler.CompiledKernel, from Triton's cache where it has been compiled before."""
+    """The triton.compiler.CompiledKernel, from Triton's cache if it has been compiled before."""
     stand_in(case.chip)
     source = ASTSource(case.function, case.signature, case.constexprs, case.attributes)
     return triton.compile(source, target=GPUTarget("cuda", case.chip, 32), options=case.options)
 
 
 def resources(case: Case) -> Resources:
-    """Compile a case and read what it takes.
+    """Compile a case and read its resources.
 
     Raises:
         RuntimeError: cuobjdump failed.
@@ -153,11 +153,11 @@ def resources(case: Case) -> Resources:
 
 
 def stack_allowed(case: Case) -> int:
-    """Bytes of stack that are no problem: 0 but for rows that a model hardly has.
+    """Bytes of stack that are allowed: 0 except for rows that models hardly have.
 
     A backward pass that holds 8,192 columns whole keeps more numbers than a multiprocessor has
-    registers; what is over stays in the L1 cache. At 4,096, and where a width is no multiple of 16
-    so that each element is addressed by itself, ptxas puts up to four numbers there.
+    registers; the rest stays in the L1 cache. At 4,096 columns, and if a width is no multiple of 16
+    so that each element has its own address, ptxas puts up to four numbers there.
     """
     names, block = case.function.arg_names, case.blocks.get("BLOCK", 0)
     if block == 8192:
@@ -167,7 +167,7 @@ def stack_allowed(case: Case) -> int:
 
 
 def problems(case: Case, found: Resources) -> list[str]:
-    """What of it breaks a limit: spills, shared memory, no matrix instructions."""
+    """The limits that it breaks: spills, shared memory, missing matrix instructions."""
     broken = []
     if found.stack > stack_allowed(case) or (found.spills and not found.stack):
         broken.append(f"{found.spills} spills, {found.stack} bytes of stack")

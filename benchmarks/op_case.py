@@ -1,9 +1,9 @@
-"""What is measured of an op: its providers, how each one is checked, and what bounds it.
+"""The measurement of an op: its providers, the check of each, and what bounds them.
 
 Every bench_<op>.py has VARIANTS and `case(variant, device, size)`, which makes an `OpCase`. The
-suite (op_suite.py) and pytest-benchmark (bench_ops.py) measure what they find there. A provider
-gets a ratio only if its results, and ours, were right in the same run: at most twice as far from
-the truth in fp64 as PyTorch's usual operators in the same dtype (contract C5).
+suite (op_suite.py) and pytest-benchmark (bench_ops.py) measure these. A provider gets a ratio only
+if its results, and ours, were right in the same run: at most twice as far from the truth in fp64 as
+PyTorch's usual operators in the same dtype (contract C5).
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import torch
 from spanbert_fast.ops._backend import use_backend
 
 OURS, PYTORCH, COMPILED = "ours", "PyTorch", "PyTorch compiled"
-# One small shape and few rounds: to see that every benchmark runs, not how fast.
+# One small shape and few rounds, to test that every benchmark runs, not how fast.
 TINY = os.environ.get("SPANBERT_FAST_BENCH_TINY") == "1"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -32,9 +32,9 @@ class Provider:
     """One way to compute an op.
 
     Attributes:
-        function: of the leaves; what is timed.
-        plain: the same without dropout, for the check; None where `function` has none.
-        leaves, dy: in a layout of its own; None for the case's.
+        function: the function of the leaves that is timed.
+        plain: the same without dropout, for the check; None if `function` has no dropout.
+        leaves, dy: in the provider's own layout; None for the case's.
         to_ours: results (y, or y and the gradients) in the layout of ours.
         slow: it takes seconds to compile or to run, so the suite measures it in some cases only.
     """
@@ -53,19 +53,19 @@ class OpCase:
 
     Attributes:
         op, variant: names.
-        shape: for reading.
+        shape: in words.
         dtype: "bf16", "fp16" or "fp32".
         leaves: tensors that get gradients.
         dy: the output's gradient.
         providers: by name, `OURS` first.
-        bytes_moved: that must be read and written at least, forward and forward + backward.
-        flops: of matrix products, likewise; 0 where memory is what bounds the op.
+        bytes_moved: the least bytes read and written, in forward and in forward + backward.
+        flops: of matrix products, likewise; 0 if memory bounds the op.
         not_installed: libraries that would be providers.
         autocast: run under bf16 autocast.
         head: (number of first rows that are compared, ours on these rows alone); None for all.
-        floor: error as a share of the largest exact value that is always allowed; None for one
-            unit in the last place, where the baseline is right by luck.
-        baseline: the provider whose errors are what others may have twice.
+        floor: error that is always allowed, as a share of the largest exact value; None for one
+            unit in the last place, for a baseline that is right by luck.
+        baseline: the provider whose errors others may have twice.
     """
 
     op: str
@@ -113,8 +113,8 @@ class OpCase:
             return case.run(provider, function, backward)
 
     def errors(self, backward: bool) -> dict[str, float | Exception]:
-        """Each provider's largest error as a share of what is allowed for it, not above 1 where it
-        is right; or what it raised. Ours is checked with its dropout, too."""
+        """Each provider's largest error as a share of the allowed error, at most 1 if it is right;
+        or what it raised. Ours is also checked with its dropout."""
         exact = self._exact(False, backward, wide=True)
         found: dict[str, Tensors | Exception] = {}
         for name, provider in self.providers.items():
@@ -150,9 +150,9 @@ class OpCase:
 
 
 def error_share(results: Tensors, baseline: Tensors, exact: Tensors, floor: float) -> float:
-    """The largest error by what is allowed for it: 2 max|baseline - exact| + floor max|exact|.
+    """The largest error divided by the allowed 2 max|baseline - exact| + floor max|exact|.
 
-    Infinite where a tensor has another shape, or elements that are not finite.
+    Infinite if a tensor has another shape, or elements that are not finite.
     """
     worst = 0.0
     for ours, peer, truth in zip(results, baseline, exact, strict=True):
@@ -165,7 +165,7 @@ def error_share(results: Tensors, baseline: Tensors, exact: Tensors, floor: floa
 
 
 def compiled(function: Function, plain: Function | None = None, **layout: Any) -> Provider:
-    """torch.compile's form; tiny shapes are only traced, for the C++ compiler takes seconds.
+    """The compiled form; tiny shapes are only traced, since the C++ compiler takes seconds.
 
     Args:
         function, plain, layout: as in `Provider`.
@@ -176,7 +176,7 @@ def compiled(function: Function, plain: Function | None = None, **layout: Any) -
 
 
 def installed(module: str) -> bool:
-    """Whether a library is there and can be imported: it may be built for another torch."""
+    """Whether a library can be imported: it may be missing, or built for another torch."""
     with contextlib.suppress(Exception):
         importlib.import_module(module)
         return True
@@ -184,17 +184,17 @@ def installed(module: str) -> bool:
 
 
 def leaf(*shape: int, dtype: torch.dtype, device: str, scale: float = 1.0) -> torch.Tensor:
-    """Random, and asked for its gradient."""
+    """A random tensor that requires a gradient."""
     return (scale * torch.randn(shape, device=device)).to(dtype).requires_grad_()
 
 
 @dataclasses.dataclass
 class ExactCase:
-    """An op without gradients, whose providers give the same bits; as `OpCase` otherwise.
+    """An op without gradients, whose providers must give the same bits; otherwise as `OpCase`.
 
     Attributes:
-        providers: what is timed, by name.
-        results: what is compared, likewise; the first one's is the truth.
+        providers: the functions that are timed, by name.
+        results: the functions that are compared, by name; the first is the truth.
     """
 
     op: str
@@ -212,7 +212,7 @@ class ExactCase:
         return self.providers[name]
 
     def errors(self, backward: bool) -> dict[str, float | Exception]:
-        """0 where all bits are those of the first result, infinite elsewhere."""
+        """0 if all bits are those of the first result, else infinite."""
         found = {name: [t.cpu() for t in make()] for name, make in self.results.items()}
         first = next(iter(found.values()))
         same = {

@@ -3,11 +3,11 @@
 
     python benchmarks/op_suite.py                        # on the CPU
     python benchmarks/op_suite.py --device cuda --check-only
-    python benchmarks/op_suite.py --tiny --ops pad bias_gelu
+    python benchmarks/op_suite.py --tiny --ops padding bias_gelu
 
-The most telling cases come first: bf16, forward and backward, all threads. The budget is shared
-out between those that are left; when it is spent, the others are in the results as not measured.
-Exit code 1 where ours is wrong or raises.
+The most important cases come first: bf16, forward and backward, all threads. The cases that are
+left share the rest of the budget; when it is spent, the results name them as not measured. The exit
+code is 1 if ours is wrong or raises.
 """
 
 import argparse
@@ -39,7 +39,7 @@ OPS = (
     "antecedent_loss",
     "antecedent_top_k",
     "span_loss",
-    "pad",
+    "padding",
     "sample_spans",
 )
 FORWARD_ALONE = ("antecedent_top_k", "sample_spans")  # without gradients
@@ -56,13 +56,13 @@ class Item(NamedTuple):
     threads: int
 
     def name(self) -> dict[str, Any]:
-        """What tells its record from others."""
+        """What distinguishes its record from others."""
         direction = "forward+backward" if self.backward else "forward"
         case = f"{self.variant}-{direction}"
         return {"op": self.op, "case": case, "threads": self.threads}
 
     def case(self, device: str, size: str) -> OpCase | ExactCase:
-        """Its tensors and providers, always the same ones."""
+        """Its tensors and providers, the same at every call."""
         torch.manual_seed(SEED)
         torch.compiler.reset()  # a compiled function is compiled for few shapes at a time
         return importlib.import_module(f"bench_{self.op}").case(self.variant, device, size)
@@ -77,7 +77,7 @@ class Item(NamedTuple):
 
 
 def items(device: str, threads: int, ops=OPS, quick: bool = False) -> list[Item]:
-    """What is to be measured, the most telling first."""
+    """What is to be measured, the most important first."""
     found, places = [], {}
     for op in ops:
         module = importlib.import_module(f"bench_{op}")
@@ -106,14 +106,14 @@ def measure(
     skipped: dict[str, str],
     check_only: bool = False,
 ) -> dict[str, Any]:
-    """One record: each provider's error, figures, and its ratio to ours where both are right.
+    """One record: each provider's error and figures, and its ratio to ours if both are right.
 
     Args:
         item, case: what is measured.
-        clock: of its device.
-        budget: seconds for its rounds.
+        clock: the device's.
+        budget: seconds for all rounds.
         skipped: providers that are left out, and why.
-        check_only: no timing, and no peers.
+        check_only: no timing and no peers.
     """
     needed = (OURS, getattr(case, "baseline", None)) if check_only else case.providers
     case.providers = {k: v for k, v in case.providers.items() if k in needed and k not in skipped}
@@ -165,8 +165,8 @@ def one(
 def against_ceiling(
     record: dict[str, Any], case: OpCase | ExactCase, bounds: dict[str, float]
 ) -> dict[str, Any]:
-    """What ours achieves of what bounds it: the matrix product's rate, or the copy's, whichever
-    alone would take longer."""
+    """The share of its bound that ours achieves: of the matrix product's rate or the copy's,
+    whichever would take longer alone."""
     seconds = record["providers"][OURS]["median_ms"] / 1e3
     direction = int(record["case"].endswith("backward"))
     product = f"matrix product, {'fp32' if case.dtype == 'fp32' else 'bf16'}"
@@ -218,7 +218,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure; 1 where ours is wrong."""
+    """Measure; 1 if ours is wrong."""
     options = parser().parse_args(argv)
     op_case.TINY = op_case.TINY or options.tiny
     clock = clock_of(options.device)

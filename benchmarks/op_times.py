@@ -1,7 +1,7 @@
-"""Median seconds of each op, forward and backward, as JSON: what compare.py runs for two packages.
+"""Prints median seconds of each op, forward and backward, as JSON; compare.py runs it twice.
 
-The root of the package under test is the first argument, the device ("cpu" where it is missing) the
-second; ops that the package does not have are left out.
+The first argument is the root of the package under test, the second the device (default "cpu"). Ops
+that the package does not have are left out.
 """
 
 import importlib
@@ -25,8 +25,8 @@ from timing import clock_of
 def bind_kernels(package: Path) -> None:
     """Make `spanbert_fast.kernels` the package's own folder.
 
-    setup.py maps the name to `kernels/`, which a path does not tell: an import would find the
-    kernels of the copy that is installed.
+    setup.py maps the name to `kernels/`, so an import by path would find the kernels of the
+    installed copy.
     """
     name, folder = "spanbert_fast.kernels", package / "kernels"
     spec = importlib.util.spec_from_file_location(
@@ -50,7 +50,7 @@ NAMES = (
 
 
 def imported(name: str) -> Callable | None:
-    """The op of that name; None where the package does not have it."""
+    """The op of that name; None if the package does not have it."""
     module = f"spanbert_fast.ops.{name}"
     try:
         return getattr(importlib.import_module(module), name)
@@ -77,7 +77,7 @@ SEED = torch.tensor(2019)
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    """Random, and asked for its gradient."""
+    """A random tensor that requires a gradient."""
     return (0.1 * torch.randn(shape)).to(dtype).requires_grad_()
 
 

@@ -1,5 +1,5 @@
 """The report's pictures: one question each, at most a dozen bars, the machine in the caption. They
-read without colour, bars by the numbers on them, lines by markers and dashes."""
+can be read without colour: bars have numbers, lines have markers and dashes."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ _NAMES = {
 
 
 class Bar(NamedTuple):
-    """A bar: its name, its length, and what stands at its end."""
+    """A bar: its name, its length, and the text at its end."""
 
     name: str
     value: float
@@ -33,53 +33,53 @@ class Bar(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Bars of one case, under a heading that tells all that is special about it."""
+    """The bars of one case, under a heading that says what is special about it."""
 
     heading: str
     bars: list[Bar]
 
 
 class Canvas(NamedTuple):
-    """Where a machine's pictures go, and the caption that they all have.
+    """The folder of a machine's pictures, and their common caption.
 
     Attributes:
         prefix: the path of a picture without "-NAME.png".
-        caption: the machine and what else is the same in all.
+        caption: the machine, and whatever else is the same in all.
     """
 
     prefix: Path
     caption: str
 
     def path(self, name: str) -> Path:
-        """Of the picture of that name."""
+        """The path of the picture of that name."""
         return self.prefix.with_name(f"{self.prefix.name}-{name}.png")
 
 
 def called(provider: str) -> str:
-    """A provider's name for a reader."""
+    """A provider's name, for readers."""
     return _NAMES.get(provider, provider)
 
 
 def speedup(provider: str, ratio: float) -> Bar:
-    """How many times as fast as a provider ours is."""
+    """The speed-up of ours over a provider."""
     return Bar(called(provider), ratio, f"{ratio:.2f} x")
 
 
 def speedups(result: dict[str, Any]) -> list[Bar]:
-    """A bar for each provider that a result compares with."""
+    """A bar for each provider that ours is compared with."""
     return [speedup(name, ratio["median"]) for name, ratio in result["speedups"].items()]
 
 
 def sequences(lengths: list[int], seqlen: int, tokens: int) -> str:
-    """The shape of a batch in words, and how much of it is real."""
+    """The shape of a batch in words, and the share of real tokens."""
     share = tokens / (len(lengths) * seqlen)
     real = "" if share == 1 else f" ({share:.0%} real)"
     return f"{len(lengths)} x {seqlen} tokens{real}"
 
 
 def pages(groups: Sequence[Group]) -> Iterator[list[Group]]:
-    """Groups in their order, as many on a page as have at most MOST_BARS bars in all; a larger
-    group goes on on the next page."""
+    """The groups in order, on pages of at most MOST_BARS bars; a larger group continues on the next
+    page."""
     page: list[Group] = []
     room = MOST_BARS
     for heading, bars in groups:
@@ -102,15 +102,15 @@ def bars(
     label: str,
     line: float | None = None,
 ) -> str:
-    """Horizontal bars in groups; returns the Markdown of the pictures, none for no bars.
+    """Draw horizontal bars in groups; returns the Markdown of the pictures.
 
     Args:
         canvas: where they go.
-        name: of the first picture; where there are more, they are NAME-2 and so on.
+        name: name of the first picture; further ones are NAME-2 and so on.
         question: the title, which the bars answer.
         groups: see `pages`.
-        label: of the axis, with its unit.
-        line: where a line across all bars is.
+        label: label of the axis, with its unit.
+        line: the value of a line across all bars.
     """
     drawn = list(pages([group for group in groups if group.bars]))
     most = max((bar.value for group in groups for bar in group.bars), default=0)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Tables and plots out of the result files, and out of nothing else: `make report`.
+"""Tables and plots from the result files alone: `make report`.
 
-Reads results/<machine>/*.json, writes results/REPORT.md and PNG plots beside it. What has no file
-says "not measured", and so does what a file says was not.
+Reads results/<machine>/*.json, writes results/REPORT.md and PNG plots beside it. A suite without a
+file, or a case that its file says was not measured, gets the words "not measured".
 """
 
 import argparse
@@ -30,7 +30,7 @@ def table(header: list[str], rows: list[list]) -> str:
 
 
 def of_commit(result: dict[str, Any]) -> str:
-    """Where a file keeps a result of an older commit than its others: that commit."""
+    """The commit of a result that is older than the others of its file."""
     return f", commit `{result['commit'][:12]}`" if "commit" in result else ""
 
 
@@ -38,19 +38,19 @@ def of_commit(result: dict[str, Any]) -> str:
 
 
 def of_ceilings(results: Results, canvas: Canvas) -> str:
-    """What bounds the rest."""
+    """The ceilings, which bound the rest."""
     rows = [[r["what"], f"{r['value']:.1f} {r['unit']}"] for r in results]
     return table(["ceiling", "measured"], rows)
 
 
 def of_gpu_check(results: Results, canvas: Canvas) -> str:
-    """How each step of benchmarks/gpu_check.py has ended."""
+    """How each step of benchmarks/gpu_check.py ended."""
     names = ["name", "outcome", "seconds"]
     return table(names, [[r[name] for name in names] for r in results])
 
 
 def of_check(results: Results, canvas: Canvas) -> str:
-    """Whether every op is right on the device."""
+    """Whether each op is right on the device."""
     rows = []
     for r in results:
         passed = r.get("passed") or r.get("providers", {}).get("ours", {}).get("passed")
@@ -59,7 +59,7 @@ def of_check(results: Results, canvas: Canvas) -> str:
 
 
 def of_ops(results: Results, canvas: Canvas) -> str:
-    """Each op beside its peers, and beside what bounds it."""
+    """Each op beside its peers and its bound."""
     rows, ratios, shares, memory, reasons = [], {}, {}, {}, {}
     most = max((r.get("threads", 1) for r in results), default=1)
     for r in sorted(results, key=lambda r: r["op"]):
@@ -155,7 +155,7 @@ def of_inference(results: Results, canvas: Canvas) -> str:
 
 
 def of_training(results: Results, canvas: Canvas, suite: str = "training") -> str:
-    """The training step, its memory too."""
+    """The training step and its memory."""
     rows, groups, memory = [], [], []
     for r in results:
         share = r["tokens"] / (len(r["lengths"]) * r["seqlen"])
@@ -243,6 +243,25 @@ def of_finetuning(results: Results, canvas: Canvas) -> str:
     )
 
 
+def of_families(results: Results, canvas: Canvas | None = None) -> str:
+    """What accelerate() makes of each family."""
+    rows = []
+    for r in results:
+        tests, cells = r["common_tests"], []
+        for dtype in ("fp32", "bf16"):
+            share, ratio = r["share_of_allowed_error"][dtype], r["speedups"].get(dtype)
+            cells += (
+                [f"{share:.2f}", f"{ratio['median']:.2f}"] if ratio else [f"{share:.2f}", "wrong"]
+            )
+        passed = "{accelerated} of {stock}".format(**tests) if tests else NOT_MEASURED
+        same = "the same" if r["same_parameters"] else "others"
+        rows.append([r["family"], r["classes"], passed, same, *cells])
+    header = ["family", "classes", "common tests passed, of stock's", "parameters"]
+    for dtype in ("fp32", "bf16"):
+        header += [f"{dtype}: error, of what C5 allows", f"{dtype}: a step is faster, times"]
+    return table(header, rows)
+
+
 COMMON = {
     "ceilings": ("Ceilings", of_ceilings),
     "ops": ("Ops", of_ops),
@@ -255,6 +274,7 @@ SUITES = {
         **COMMON,
         "finetuning": ("Fine-tuning", of_finetuning),
         "scaling": ("Scaling", of_scaling),
+        "families": ("Families of encoders", of_families),
     },
     "cuda": {
         "gpu_check": ("Every step of the check", of_gpu_check),

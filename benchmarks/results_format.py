@@ -1,12 +1,12 @@
-"""The one format of results: a JSON object with where it was measured, and records.
+"""The format of all results: a JSON object that says where it was measured, with records.
 
     {"benchmark": NAME, "environment": {...}, "commit": ..., "device": "cpu" or "cuda",
      "threads": N, "results": [...]}
 
-`environment` is what `spanbert-fast env --json` prints. Every result has what identifies it (case,
-shape, dtype), for each provider its seconds and whether it was right, the libraries that are not
-installed, and why something was not measured; never a figure that was not. One that is older than
-the others of its file has a `commit` of its own.
+`environment` is the output of `spanbert-fast env --json`. Every result has what identifies it
+(case, shape, dtype), each provider's seconds and whether it was right, the libraries that are not
+installed, and why something was not measured. A result that is older than the others of its file
+has its own `commit`.
 """
 
 import datetime
@@ -35,7 +35,7 @@ def commit() -> str | None:
 def document(
     benchmark: str, threads: int, results: list[dict[str, Any]], device: str = "cpu"
 ) -> dict[str, Any]:
-    """What a result file holds."""
+    """The content of a result file."""
     from spanbert_fast.commands.env import environment
 
     return {
@@ -49,13 +49,13 @@ def document(
 
 
 def write_document(path: Path, content: dict[str, Any]) -> None:
-    """Write a result file, its folder too."""
+    """Write a result file, and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """A result file.
+    """The content of a result file.
 
     Raises:
         ValueError: it is not one, in one line with its name.
@@ -71,7 +71,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def beside(result: dict[str, Any], provider: str) -> str:
-    """How many times as fast ours is; empty for ours, and where one was wrong."""
+    """The speed-up of ours; empty for ours, and if one of the two was wrong."""
     found = result["speedups"].get(provider)
     return "" if found is None else f"{found['median']:.2f}"
 
@@ -96,8 +96,8 @@ def why_not(record: dict[str, Any]) -> str:
 
 
 def machine_name(device: str = "cpu") -> str:
-    """A folder name for what is measured here: a CPU and its number of cores, whose history is
-    kept; or a GPU and the date."""
+    """The folder name of this machine's results: a CPU and its number of cores, whose history is
+    kept, or a GPU and the date."""
     import os
 
     from spanbert_fast.commands.env import environment
@@ -110,5 +110,5 @@ def machine_name(device: str = "cpu") -> str:
 
 
 def file_name(text: str) -> str:
-    """The text as a part of a path."""
+    """The text in a form that can be part of a path."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

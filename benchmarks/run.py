@@ -1,18 +1,18 @@
 #!/usr/bin/env python
-"""Measures what this machine can: ceilings, ops, a training step, inference, scaling, a loss curve.
+"""Measures this machine: ceilings, ops, a training step, inference, scaling, a loss curve.
 
     python benchmarks/run.py                  # on the CPU, under ten minutes on two cores
     python benchmarks/run.py --quick          # about three
     python benchmarks/run.py --device cuda    # on the GPU; eight by its limits, not run yet
-    python benchmarks/run.py --tiny           # every benchmark at one tiny shape: that none rots
+    python benchmarks/run.py --tiny           # every benchmark at one tiny shape, as a test
 
-The suites share the time: what one leaves goes to those behind it, and what one has no time for is
-in its results as not measured. On a GPU every op is checked first, under compute-sanitizer too
-where that is on the PATH. Nothing is installed or built.
+The suites share the time: what one suite leaves goes to the later ones, and its results name the
+cases that it had no time for as not measured. On a GPU every op is checked first, also under
+compute-sanitizer if that is on the PATH. Nothing is installed or built.
 
 Results go to benchmarks/results/<machine>/*.json (<gpu>-<date> for a GPU), one file per suite, and
-a line of the ops' figures to history.jsonl there; `make report` draws them. A suite that fails does
-not keep the others from being measured; the exit code is then 1, and 2 where there is no GPU.
+a line of the ops' figures to history.jsonl there; `make report` draws them. If a suite fails, the
+others are still measured and the exit code is 1; it is 2 if there is no GPU.
 """
 
 import argparse
@@ -61,9 +61,9 @@ def script(name: str, output: Path, *options: str) -> None:
 
 
 def sanitized(device: str, seconds: float) -> dict[str, object]:
-    """What compute-sanitizer says of every op at its tiny shape, as a record.
+    """The verdict of compute-sanitizer on every op at its tiny shape, as a record.
 
-    PyTorch's caching of memory is off: a read past a tensor would stay within its cache's block.
+    PyTorch's caching allocator is off: a read past a tensor would stay within its cached block.
     """
     record: dict[str, object] = {"op": "all", "case": "compute-sanitizer memcheck", "threads": 1}
     program = shutil.which("compute-sanitizer")
@@ -167,7 +167,7 @@ def remember(history: Path, records: list[dict]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure the suites; 1 where one failed, 2 where there is no GPU."""
+    """Measure the suites; 1 if one failed, 2 if there is no GPU."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

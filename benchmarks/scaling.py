@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """How time grows: with sequence length, batch tokens, padding, vocabulary and threads.
 
-Each curve is a set of points of ours and of PyTorch's usual way, measured in turn, and the exponent
-of a power law through each one's points (least squares over the logarithms). Everything runs
+A curve has points of ours and of PyTorch's usual operators, measured in turn, and for each the
+exponent of a power law through its points (least squares over the logarithms). Everything runs
 forward and backward in bf16. Before a point is timed, results and gradients of both are compared,
-without dropout, with the usual way in fp32: a curve with a wrong point gets no ratio.
+without dropout, with the usual operators in fp32; a curve with a wrong point gets no ratio.
 """
 
 import argparse
@@ -42,9 +42,9 @@ class Point:
     """One size of a curve.
 
     Attributes:
-        timed: by provider, ours first.
-        checked: the same providers' results and gradients, without dropout.
-        truth: those of the usual way in fp32.
+        timed: the functions to time, by provider, ours first.
+        checked: functions of the same providers that return results and gradients without dropout.
+        truth: the same for the usual operators in fp32.
     """
 
     timed: dict[str, Callable[[], object]]
@@ -52,14 +52,14 @@ class Point:
     truth: Callable[[], Tensors]
 
     def errors(self) -> dict[str, float]:
-        """Each provider's largest error as a share of what is allowed for it."""
+        """Each provider's largest error as a share of the allowed error."""
         found = {name: run() for name, run in self.checked.items()}
         exact, baseline = self.truth(), list(found.values())[-1]
         return {name: error_share(r, baseline, exact, _FLOOR) for name, r in found.items()}
 
 
 def exponent(sizes: list[float], seconds: list[float]) -> float | None:
-    """The power with which time grows; None for fewer than two sizes."""
+    """The exponent with which time grows; None for fewer than two sizes."""
     if len(set(sizes)) < 2:
         return None
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
@@ -150,7 +150,7 @@ def loss(vocab_size: int, rows: int) -> Point:
 
 
 def with_threads(count: int, make: Callable[[], Point]) -> Point:
-    """The same with another number of threads."""
+    """The same points with another number of threads."""
     point = make()
     point.timed = {
         name: lambda run=run: (torch.set_num_threads(count), run())[1]
@@ -191,9 +191,9 @@ def curves(options: argparse.Namespace) -> Iterator[tuple[str, str, list]]:
 def measure(
     options: argparse.Namespace, what: str, grows: str, points: list, end: float
 ) -> dict[str, Any]:
-    """Errors and medians of a curve's points, and, where all are right, exponents and ratios.
+    """Errors and medians of a curve's points, and, if all are right, exponents and ratios.
 
-    Points that are not reached before `end` (of time.perf_counter) are in "not_measured".
+    Points that are not reached before `end` (of time.perf_counter) are listed in "not_measured".
     """
     found: dict[str, list[float]] = {}
     errors: dict[str, list[float]] = {}
@@ -249,7 +249,7 @@ def show(curve: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure all curves; 1 where one has a wrong point."""
+    """Measure all curves; 1 if one has a wrong point."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,6 +1,6 @@
 """Timing of several providers in alternating rounds.
 
-Machines are shared and clocks drift: what is compared runs turn and turn about in one process, and
+Machines are shared and clocks drift, so providers that are compared run in turn in one process, and
 a ratio is the median over the rounds, never a quotient of two separate runs. Rounds end when their
 spread is small, or when their time is up.
 """
@@ -18,7 +18,7 @@ _SETTLED = 0.03  # half of a provider's rounds lie within this share of their me
 
 
 def last_level_cache() -> int:
-    """Bytes of the CPU's largest cache, as Linux tells them; 32 MB where it does not."""
+    """Bytes of the CPU's largest cache, as Linux reports them; 32 MB if it does not."""
     levels = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
     sizes = [int(level.read_text().strip().removesuffix("K")) for level in levels]  # in KB
     return max(sizes, default=1 << 15) << 10
@@ -27,8 +27,8 @@ def last_level_cache() -> int:
 class Clock:
     """Wall-clock seconds of a call on the CPU.
 
-    Before each call the caches are overwritten: in training a step's activations and weights exceed
-    them by far, and an op's inputs come from memory.
+    Before each call the caches are overwritten: in training, a step's activations and weights are
+    much larger, and an op reads its inputs from memory.
     """
 
     device = "cpu"
@@ -47,17 +47,17 @@ class Clock:
         return time.perf_counter() - start
 
     def peak_mb(self, call: Callable[[], object]) -> float | None:
-        """MB that a call needs beyond what is allocated before it; None where it is not known."""
+        """MB that a call allocates beyond what was allocated before; None if it is not known."""
         return None
 
 
 class CudaClock(Clock):
     """Seconds that the GPU takes for a call, between two events.
 
-    The L2 cache is overwritten likewise, and the GPU is kept busy while the host launches the
-    call's kernels: what is timed is their work, as in a CUDA graph, and not Python. Where the GPU
-    was done before the host, the call is timed again behind more work, but for one that waits for
-    the GPU itself.
+    The L2 cache is overwritten, too, and the GPU is kept busy while the host launches the call's
+    kernels, so that the time is that of the kernels, as in a CUDA graph, without Python. If the GPU
+    was idle before the host had launched all, the call is timed again after more work, unless the
+    call itself waits for the GPU.
     """
 
     device = "cuda"
@@ -83,7 +83,7 @@ class CudaClock(Clock):
             self._busy_cycles *= 4
 
     def peak_mb(self, call: Callable[[], object]) -> float | None:
-        """MB allocated at most during a call, beyond those before it."""
+        """The peak of MB allocated during a call, beyond those before it."""
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -118,16 +118,16 @@ def interleaved(
     least: int = LEAST,
     most: int = MOST,
 ) -> dict[str, list[float]]:
-    """Seconds of each call in rounds of all of them, after one round that warms up.
+    """Seconds of each call in rounds of all calls, after a warm-up round.
 
-    A call that takes longer than a round's share of the budget, and than five of the first call,
-    is in the first round alone.
+    A call that takes longer than a round's share of the budget, and longer than five of the first
+    call, runs in the first round only.
 
     Args:
-        calls: by provider.
-        clock: what takes their time.
+        calls: the calls by provider.
+        clock: times them.
         budget: seconds after which `least` rounds are enough.
-        least, most: numbers of rounds; at `least` already, those whose spread is small are enough.
+        least, most: numbers of rounds; `least` are enough if their spread is small.
     """
     for call in calls.values():
         call()
@@ -152,6 +152,6 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def ratio(peer: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
-    """How many times as fast ours is, over the pairs; a slow peer has fewer."""
+    """The speed-up of ours over the pairs of rounds; a slow peer has fewer."""
     ratios = [a / b for a, b in zip(peer, ours, strict=False)]
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}

@@ -1,11 +1,11 @@
 """Whether the providers of bench_training.py compute the right loss and gradients (contract C5).
 
-The truth is Hugging Face's eager model in fp64; for both losses its encoder under our losses on the
-reference ops. A tensor's root mean square error may be twice that of PyTorch in the same dtype, and
-its largest error four times: with a hundred tensors, the largest one of pure noise often passes
-twice that of another. PyTorch's is the larger one of the same model's with eager and with sdpa
-attention: sdpa rounds the context that its backward takes the probabilities' row sums from, as
-every fused attention does.
+The truth is Hugging Face's eager model in fp64; for both losses it is its encoder under our losses
+on the reference ops. A tensor's root mean square error may be twice PyTorch's in the same dtype,
+and its largest error four times: among a hundred tensors, the largest error of pure noise is often
+more than twice that of another. PyTorch's error is the larger one of eager and sdpa attention:
+sdpa's backward takes the row sums of probabilities from a rounded context, as every fused attention
+does.
 """
 
 import contextlib
@@ -27,21 +27,21 @@ Errors = dict[str, dict[str, Size]]  # objective -> tensor's name -> its error, 
 
 _CHECKED_TOKENS = 1024
 _FACTORS = (2.0, 4.0)
-# With BERT's 0.02 a fault may stay below the rounding. With this the scores of 768 features have a
-# standard deviation of 3, so that the softmax is far from uniform, as in a trained model. With 0.3
-# it is one-hot, and bf16 gradients, Hugging Face's too, have no correct digit left to compare.
+# With BERT's 0.02 a fault may stay below rounding. With this value the scores of 768 features have
+# a standard deviation of 3, so that the softmax is far from uniform, as in a trained model. With
+# 0.3 it is one-hot, and bf16 gradients, also Hugging Face's, have no correct digit to compare.
 _STD = 0.06
 
 
 def case_to_check(case: Case) -> Case:
-    """The same with about 1,024 of its tokens and no dropout, which fp64 can afford."""
+    """The case with about 1,024 of its tokens and no dropout, small enough for fp64."""
     kept = max(1, _CHECKED_TOKENS // case.seqlen)
     stride = math.ceil(len(case.lengths) / kept)
     return dataclasses.replace(case, lengths=case.lengths[::stride], dropout=0.0)
 
 
 def precision(dtype: str, device: str) -> contextlib.AbstractContextManager:
-    """Autocast to bf16, or nothing."""
+    """Autocast to bf16, or a context that does nothing."""
     return torch.autocast(device, torch.bfloat16, enabled=dtype == "bf16")
 
 
@@ -56,8 +56,8 @@ def redraw(model: nn.Module) -> None:
 
 
 def loss_and_gradients(provider: Provider, objective: str, batch: Batch, dtype: str) -> Tensors:
-    """The loss and each parameter's gradient by name, on the CPU, without dropout; "fp64" is what
-    the model itself has been turned to."""
+    """The loss and each parameter's gradient by name, on the CPU, without dropout. For "fp64" the
+    model must be in fp64 already."""
     model = provider.model.eval()
     model.zero_grad(set_to_none=True)
     with use_backend(provider.backend):
@@ -74,7 +74,7 @@ def _size(tensor: torch.Tensor) -> Size:
 
 
 def errors(found: Tensors, truth: Tensors) -> dict[str, Size]:
-    """The size of found - truth for each tensor of `truth`; infinite where one is missing or not
+    """The size of found - truth for each tensor of `truth`; infinite if one is missing or not
     finite."""
     result = {}
     for name, exact in truth.items():
@@ -85,7 +85,7 @@ def errors(found: Tensors, truth: Tensors) -> dict[str, Size]:
 
 
 def check_errors(provider: Provider, case: Case, truth_file: Path) -> Errors:
-    """The errors of each objective that the provider has; the model gets other weights."""
+    """The errors of each objective that the provider has; changes the model's weights."""
     truth = torch.load(truth_file, mmap=True)
     batch = Batch.of(case_to_check(case))
     redraw(provider.model)
@@ -97,7 +97,7 @@ def check_errors(provider: Provider, case: Case, truth_file: Path) -> Errors:
 
 
 def _peers(case: Case, attention: str) -> dict[str, Provider]:
-    """PyTorch's own model of each objective."""
+    """PyTorch's model for each objective."""
     stock = stock_encoder(case, attention)
     stock.model.to(case.device)
     return {MLM: provider_of(f"hf-{attention}", case), BOTH: stock}
@@ -116,7 +116,7 @@ def write_truth(case: Case, truth_file: Path) -> None:
 
 
 def allowed_errors(case: Case, truth_file: Path) -> Errors:
-    """What `check_errors` may find for a case's dtype."""
+    """The errors that are allowed in a case's dtype."""
     truth = torch.load(truth_file, mmap=True)
     checked = case_to_check(case)
     peers = [_peers(checked, attention) for attention in ("eager", "sdpa")]
@@ -154,7 +154,7 @@ def _allowed(truth: Tensors, dtype: str, *peers: dict[str, Size]) -> dict[str, S
 
 
 def verdict(found: Errors, allowed: Errors) -> tuple[float, str]:
-    """(the largest error as a share of what is allowed, whose it is); not above 1 is right."""
+    """(the largest error as a share of the allowed error, its tensor); up to 1 is right."""
     return max(
         (error / limit, f"{objective}: {name}")
         for objective, by_name in found.items()

@@ -87,7 +87,7 @@ def _count(text: str) -> int:
 
 
 def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
-    """The options, with the device's defaults in the place of what was not given."""
+    """The options, with the device's defaults for those that were not given."""
     on_gpu = options.device == "cuda"
     if options.quick:
         options.rounds, options.budget = 2, 0.0
@@ -106,7 +106,7 @@ def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
 
 
 def cases_of(arguments: argparse.Namespace) -> list[Case]:
-    """The product of the options."""
+    """The cases of all combinations of the options."""
     documents: list[str] = []
     if "ragged" in arguments.lengths:
         from spanbert_fast.data.embedded import embedded_documents  # takes seconds

@@ -1,8 +1,8 @@
-"""What bench_training.py compares: models that take one and the same training step.
+"""The models that bench_training.py compares in the same training step.
 
 Every provider has the same masked text, sizes and optimiser. Hugging Face's models get it padded
-and compute the masked-LM loss; ours get it packed and compute the span boundary loss as well, which
-is more work. Names of parameters are the same in all of them (contract C1).
+and compute the masked-LM loss; ours get it packed and also compute the span boundary loss, which is
+more work. Names of parameters are the same in all of them (contract C1).
 """
 
 import contextlib
@@ -53,8 +53,8 @@ class Batch:
 
         Args:
             case: its lengths and its vocabulary.
-            seed: of the masks, and of random words, a piece or two each.
-            words: int64, as many ids as the case has tokens, in place of random words.
+            seed: seed of the masks and of random words of one or two pieces.
+            words: int64, as many ids as the case has tokens; replaces the random words.
         """
         generator = torch.Generator().manual_seed(seed)
         lengths = torch.tensor(case.lengths)
@@ -99,13 +99,13 @@ def _moved(value: torch.Tensor | int, device: str) -> torch.Tensor | int:
 
 @dataclasses.dataclass
 class Provider:
-    """A model in training, and how it turns a batch into its loss.
+    """A model in training, and the functions that turn a batch into its losses.
 
     Attributes:
-        model: whose parameters are trained.
+        model: the model, whose parameters are trained.
         losses: objective -> function of a batch; the last one is what a training step minimises.
-        backend: of our ops.
-        captured: whether its whole step is one CUDA graph, on a GPU.
+        backend: the backend of our ops.
+        captured: whether its whole step is one CUDA graph on a GPU.
     """
 
     model: nn.Module
@@ -139,8 +139,8 @@ def _ours(case: Case, backend: str = "kernels", captured: bool = False) -> Provi
 
 
 def stock_encoder(case: Case, attention: str) -> Provider:
-    """Hugging Face's encoder and head transform under our losses, with the reference ops: for
-    checks, not for timing."""
+    """Hugging Face's encoder and head transform under our losses on the reference ops, for checks,
+    not for timing."""
     model = SpanBertForPreTraining(SpanBertConfig(**_sizes(case)))
     stock = BertForMaskedLM(BertConfig(**_sizes(case), attn_implementation=attention))
     model.bert, model.cls.predictions.transform = stock.bert, stock.cls.predictions.transform
@@ -242,7 +242,7 @@ PROVIDERS: dict[str, Callable[[Case], Provider]] = {
     "hf-sdpa-max-autotune": functools.partial(_sdpa, compiled="max-autotune"),
     "hf-transformer-engine": _transformer_engine,
 }
-# what ours is measured beside by default, the most telling first, the slow to compile last
+# the default peers, the most important first, those that are slow to compile last
 PEERS = {
     "cpu": ("hf-eager", "hf-sdpa", "hf-eager-compiled", "hf-sdpa-compiled", "hf-sdpa-masked-rows",
             "reference"),
@@ -253,7 +253,7 @@ _LIBRARIES = {"hf-transformer-engine": "transformer_engine.pytorch"}
 
 
 def installed(name: str) -> bool:
-    """Whether a provider has the library that it needs."""
+    """Whether the library that a provider needs is installed."""
     library = _LIBRARIES.get(name)
     try:
         return library is None or importlib.import_module(library) is not None
@@ -268,9 +268,9 @@ def provider_of(name: str, case: Case) -> Provider:
 
 
 def lengths_of(documents: Sequence[str], batch: int, seqlen: int) -> tuple[int, ...]:
-    """`batch` lengths spread evenly over those of `documents`, each cut at `seqlen`.
+    """`batch` lengths, spread evenly over the lengths of `documents`, each cut at `seqlen`.
 
-    They are counted in words and punctuation marks, [CLS] and [SEP] included.
+    A length counts words and punctuation marks, [CLS] and [SEP].
     """
     split = BertPreTokenizer().pre_tokenize_str
     counts = torch.tensor([len(split(document)) + 2 for document in documents])

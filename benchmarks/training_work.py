@@ -1,16 +1,15 @@
-"""How much work a training step is, and how many tokens a step on a GPU should have."""
+"""The work of a training step, and the number of tokens for a step on a GPU."""
 
 from training_providers import BOTH, Batch, Case
 
-# What a provider of 24 layers of 1,024 keeps beside ours, which stays in memory, is about 2.7 MB
-# for a token.
+# A provider of 24 layers of 1,024 keeps about 2.7 MB per token, beside ours, which stays in memory.
 _TOKENS_PER_GIB = 340
 _MOST_TOKENS, _STEP = 32_768, 2048
 
 
 def gpu_shapes(memory: int) -> list[tuple[int, int]]:
-    """(sequences, their length) of full batches at 512 and at 128 tokens that fill a GPU of so many
-    bytes of memory, but for what its largest model and a peer's need."""
+    """(sequences, their length) of full batches of 512 and of 128 tokens that fill a GPU with so
+    many bytes of memory, beside the largest model and its peer."""
     tokens = min(_MOST_TOKENS, int(memory / 2**30 * _TOKENS_PER_GIB))
     tokens = max(_STEP, tokens // _STEP * _STEP)
     return [(tokens // seqlen, seqlen) for seqlen in (512, 128)]
@@ -19,7 +18,8 @@ def gpu_shapes(memory: int) -> list[tuple[int, int]]:
 def product_flops(case: Case, batch: Batch, objective: str) -> float:
     """Operations of the matrix products that a step needs, forward and backward.
 
-    The heads' products are counted for the rows alone that have a target, whoever computes more.
+    The heads' products are counted only for rows that have a target, even if a provider computes
+    more.
     """
     width, tokens = case.hidden_size, batch.tokens()
     scores = sum(length**2 for length in case.lengths)

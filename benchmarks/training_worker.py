@@ -1,6 +1,7 @@
-"""A process of its own for each provider of bench_training.py, which takes one step when asked.
+"""A process for each provider of bench_training.py, which takes one step when asked.
 
-Allocator settings are read when a process starts, and a peak of memory belongs to a process.
+A process reads allocator settings when it starts, and peak memory is a process's, so each provider
+has its own.
 """
 
 import concurrent.futures
@@ -23,22 +24,22 @@ from spanbert_fast.data.static_shapes import StaticShapes
 from spanbert_fast.ops._backend import use_backend
 from spanbert_fast.training.captured_step import CapturedStep
 
-# glibc's malloc maps and unmaps every tensor above 32 MB, whose pages the kernel clears each time;
-# with the heap kept it never gives memory back.
+# glibc's malloc maps and unmaps every tensor above 32 MB, whose pages the kernel clears each time.
+# With these settings it keeps the heap and never returns memory.
 ALLOCATORS = {
     "default": {},
     "heap-kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)},
 }
 
 
-# On a GPU: steps between two looks at its clock, so that the L2 cache, and the work that lies ahead
-# of the GPU, are as in training; and the norm to which gradients are clipped.
+# On a GPU: steps between two readings of its clock, so that the L2 cache and the queue of launched
+# work are as in training; and the norm to which gradients are clipped.
 _STEPS_IN_A_ROW = 4
 _MAX_GRAD_NORM = 1.0
 
 
 class Session:
-    """One provider in training. Lives in the worker."""
+    """One provider in training, in the worker's process."""
 
     def __init__(self, name: str, case: Case, threads: int):
         torch.set_num_threads(threads)
@@ -64,7 +65,7 @@ class Session:
                 self.train = self._captured()
 
     def _eager(self) -> None:
-        """One step, its kernels launched one by one."""
+        """One step, launched kernel by kernel."""
         parameters = self.provider.model.parameters()
         with use_backend(self.provider.backend):
             with precision(self.case.dtype, self.case.device):
@@ -76,7 +77,7 @@ class Session:
         self.optimizer.zero_grad(set_to_none=True)
 
     def static_batch(self) -> dict[str, torch.Tensor | int]:
-        """Our batch, filled up as a captured step's have to be."""
+        """Our batch, filled up to the fixed shapes of a captured step."""
         return StaticShapes.of(self.batch.tokens(), self.case.seqlen).fill(self.batch.packed)
 
     def _captured(self) -> Callable[[], object]:
@@ -116,14 +117,14 @@ class Session:
         return time.perf_counter() - start
 
     def peak_memory(self) -> float:
-        """MB that the process has held at most; on a GPU, that its tensors have."""
+        """The peak memory in MB: of the process, or on a GPU of its tensors."""
         if self.case.device == "cuda":
             return torch.cuda.max_memory_allocated() / 2**20
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
     def check(self, truth_file: Path) -> Errors:
-        """See `check_errors`; comes last, for it changes the weights."""
+        """See `check_errors`; must come last, since it changes the weights."""
         return check_errors(self.provider, self.case, truth_file)
 
     def profile(self, steps: int = 3) -> str:

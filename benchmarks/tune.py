@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Times candidate tiles of the Triton kernels on this GPU and writes the fastest to tuned.json.
 
-A candidate is timed only after its results were right: at most twice as far from fp64 as PyTorch's
-in the same dtype. Times are the whole op's, with L2 cold, in rounds of all candidates.
+A candidate is timed only if its results are right: at most twice as far from fp64 as PyTorch's in
+the same dtype. The whole op is timed, with a cold L2 cache, in rounds of all candidates.
 """
 
 import argparse
@@ -80,7 +80,7 @@ TARGETS: dict[str, Target] = {
     "column_sums": Target(
         "bias_gelu", True, ("bf16",), {"ROWS": (32, 64, 128), "COLUMNS": (16, 32, 64)}
     ),
-    "copy_rows": Target("pad", False, ("bf16, unpad",), {"BLOCK": (256, 512, 1024, 2048)}),
+    "copy_rows": Target("padding", False, ("bf16, unpad",), {"BLOCK": (256, 512, 1024, 2048)}),
     "place_sums": Target(
         "span_boundary_gather", True, ("bf16",), {"SPANS": (16, 32, 64), "COLUMNS": (32, 64, 128)}
     ),
@@ -112,8 +112,8 @@ TARGETS: dict[str, Target] = {
 def candidates(target: Target, current: Tile, itemsize: int, chip: int) -> list[Tile]:
     """The tiles to time, the current one first.
 
-    A product whose operands cannot lie in shared memory is left out, and a tile of which a thread
-    would have more than 256 elements.
+    A product whose operands do not fit in shared memory is left out, and so is a tile with more
+    than 256 elements per thread.
     """
     found = [current._replace(measured="static")]
     for sizes in itertools.product(*target.blocks.values()):
@@ -130,8 +130,8 @@ def candidates(target: Target, current: Tile, itemsize: int, chip: int) -> list[
 
 
 def facts_of(kernel: str, call: Callable[[], object]) -> dict[str, int] | None:
-    """What a call's launcher tells about its input when it asks for the kernel's tile; None if it
-    launches no such kernel."""
+    """The facts of the input with which a call's launcher asks for the kernel's tile; None if it
+    does not launch the kernel."""
     told: dict[str, dict[str, int]] = {}
     choose = tile_config.tile
 
@@ -145,14 +145,14 @@ def facts_of(kernel: str, call: Callable[[], object]) -> dict[str, int] | None:
 
 
 def case_of(target: Target, variant: str, device: str, size: str) -> OpCase:
-    """The benchmark's case with ours and what its errors are compared with, alone."""
+    """The benchmark's case with only ours and the baseline of its errors."""
     case = importlib.import_module(f"bench_{target.op}").case(variant, device, size)
     kept = {name: case.providers[name] for name in (OURS, case.baseline)}
     return dataclasses.replace(case, providers=kept)
 
 
 def is_right(target: Target, variant: str, device: str, size: str) -> bool:
-    """Whether the op's results, with the tile in force, are as near to fp64 as they must be."""
+    """Whether the op's results with the forced tile are as near to fp64 as they must be."""
     share = case_of(target, variant, device, size).errors(target.backward)[OURS]
     if isinstance(share, Exception):
         raise share
@@ -190,8 +190,8 @@ def tuned_row(
     takes the kernel.
 
     Args:
-        sizes: of the benchmark's cases on which candidates are checked and timed.
-        limit: how many candidates at most, those nearest to the current tile.
+        sizes: sizes of the benchmark's cases on which candidates are checked and timed.
+        limit: the most candidates, those nearest to the current tile.
         checkers: processes that check them; None for this one.
     """
     target = TARGETS[kernel]
@@ -257,7 +257,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0, 1 where a kernel could not be tuned, or 2 where there is no GPU."""
+    """0, 1 if a kernel could not be tuned, or 2 if there is no GPU."""
     options = arguments(argv)
     if not torch.cuda.is_available():
         print("tune.py: times need an NVIDIA GPU, and there is none", file=sys.stderr)

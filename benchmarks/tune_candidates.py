@@ -1,4 +1,4 @@
-"""Which tiles tune.py tries where it may try few, and their check in several processes at once."""
+"""Which tiles tune.py tries if it may try only a few, and their check in several processes."""
 
 import concurrent.futures
 import math
@@ -12,7 +12,7 @@ from spanbert_fast.kernels.tile_config import Tile
 
 
 def distance(tile: Tile, other: Tile) -> float:
-    """How far two tiles of a kernel are apart: doublings of its sizes and warps, and stages."""
+    """The distance of two tiles of a kernel: doublings of sizes and warps, plus stages."""
     sizes = [(size, other.blocks[name]) for name, size in tile.blocks.items()]
     sizes.append((tile.num_warps, other.num_warps))
     doublings = sum(abs(math.log2(max(a, 1) / max(b, 1))) for a, b in sizes)
@@ -20,13 +20,13 @@ def distance(tile: Tile, other: Tile) -> float:
 
 
 def nearest(tiles: Sequence[Tile], limit: int | None) -> list[Tile]:
-    """The first tile, which is the current one, and those that are least apart from it."""
+    """The first tile, which is the current one, and those nearest to it."""
     return sorted(tiles, key=lambda tile: distance(tile, tiles[0]))[:limit]
 
 
 def _check(kernel: str, variant: str, tile: Tile, device: str, sizes: tuple[str, str]) -> bool:
-    """Whether a tile is right, in a process of its own, which leaves both sizes' compiled kernels
-    in Triton's cache for the one that times them."""
+    """Whether a tile is right. Runs in a process of its own and leaves the compiled kernels of both
+    sizes in Triton's cache, for the process that times them."""
     import tune
 
     from spanbert_fast.kernels.tile_config import forced_tile
@@ -41,10 +41,10 @@ def _check(kernel: str, variant: str, tile: Tile, device: str, sizes: tuple[str,
 
 
 class Checkers:
-    """Processes that check tiles: compiling them takes longer than all else.
+    """Processes that check tiles, most of whose time goes into compiling.
 
     Args:
-        processes: at once; each needs some gigabytes of the GPU's memory.
+        processes: their number; each needs some gigabytes of the GPU's memory.
     """
 
     def __init__(self, processes: int):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def merged(old: Sequence[dict], new: Sequence[dict]) -> list[dict]:
-    """Rows of tuned.json, new ones in the place of old ones for the same kernel, chip and facts."""
+    """Rows of tuned.json; new ones replace old ones for the same kernel, chip and facts."""
 
     def key(row: dict) -> tuple:
         return row["kernel"], row["chip"], sorted(row["facts"].items())

@@ -1,5 +1,6 @@
-// The extension module `spanbert_fast._C`: what is no op on tensors. The ops register themselves
-// with PyTorch when the module is loaded: cpu/<op>.cpp, sample_spans/sample_spans.cpp.
+// The functions of the extension module `spanbert_fast._C` that are not ops on tensors. The ops
+// register themselves with PyTorch when the module is loaded: cpu/<op>.cpp,
+// sample_spans/sample_spans.cpp.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -43,7 +44,7 @@ std::vector<std::string> isa_levels() {
 
 using Words = std::array<uint32_t, 4>;
 
-// For tests: the generator as the kernels have it.
+// For tests: the kernels' generator.
 template <int kRounds>
 Words philox(const Words& counter, const std::array<uint32_t, 2>& key) {
   const PhiloxWords words =
@@ -51,8 +52,8 @@ Words philox(const Words& counter, const std::array<uint32_t, 2>& key) {
   return {words.x[0], words.x[1], words.x[2], words.x[3]};
 }
 
-// For tests: the same product of float matrices (at addresses, contiguous) as each of the threads
-// makes it that run_product_tasks starts: out[i] = a b by the i-th thread to come.
+// For tests: out[i] = a b as the i-th thread of run_product_tasks computes it. a, b and out are
+// addresses of contiguous float matrices.
 void products_of_threads(
     uintptr_t a, uintptr_t b, uintptr_t out, int64_t rows, int64_t inner, int64_t columns) {
   const auto matrix = [](uintptr_t address, int64_t rows, int64_t columns) {
@@ -61,7 +62,7 @@ void products_of_threads(
   std::atomic<int64_t> arrived{0};
   const int64_t threads = num_threads();
   run_product_tasks(threads, [&](Buffers&, int64_t i) {
-    // no thread takes a second task before each has its own
+    // no thread may take a second task before every thread has one
     for (arrived.fetch_add(1); arrived.load() < threads;) {
     }
     const uintptr_t offset = i * rows * columns * sizeof(float);

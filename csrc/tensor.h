@@ -50,7 +50,7 @@ inline const char* name_of(ScalarType dtype) {
   }
 }
 
-// A ValueError for Python, out of the parts of its message.
+// A ValueError for Python; the arguments are the parts of its message.
 template <class... Parts>
 [[noreturn]] void raise_value_error(const Parts&... parts) {
   std::ostringstream message;
@@ -58,7 +58,7 @@ template <class... Parts>
   throw std::invalid_argument(message.str());
 }
 
-// The parts of the message are not looked at where the condition holds.
+// The parts of the message are evaluated only if the condition does not hold.
 #define SPANBERT_FAST_CHECK(condition, ...)                            \
   do {                                                                 \
     if (!(condition)) ::spanbert_fast::raise_value_error(__VA_ARGS__); \
@@ -73,8 +73,8 @@ inline Shape contiguous_strides(const Shape& shape) {
   return strides;
 }
 
-// Contiguous memory of a device, with nothing written to it. Where PyTorch is told to fill such
-// memory (torch.use_deterministic_algorithms), so is this.
+// Contiguous, uninitialised memory of a device. It is filled if PyTorch is told to fill such memory
+// (torch.use_deterministic_algorithms).
 inline Tensor empty(
     const Shape& shape, ScalarType dtype,
     torch::stable::Device device = torch::stable::Device(torch::headeronly::DeviceType::CPU)) {
@@ -100,7 +100,7 @@ inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) 
   return tensor ? std::optional<Tensor>(as_contiguous(*tensor)) : std::nullopt;
 }
 
-// Contiguous and of that dtype: the tensor itself where it is so already.
+// The tensor, contiguous and of that dtype; itself if it already is.
 inline Tensor cast(const Tensor& tensor, ScalarType dtype) {
   if (tensor.scalar_type() == dtype) return as_contiguous(tensor);
   return as_contiguous(torch::stable::to(tensor, dtype));

@@ -1,4 +1,4 @@
-"""What the Triton kernels of the two antecedent ops share: scores of a tile of pairs, launches."""
+"""Helpers of the two antecedent ops' Triton kernels: scores of a tile of pairs, launches."""
 
 import torch
 import triton
@@ -22,9 +22,9 @@ def pair_scores(
     WIDEN: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """(s, bucket) of a tile, both (BLOCK_M, BLOCK_N): s(i, j) in fp32, -inf where j cannot be one.
+    """(s, bucket) of a tile, both (BLOCK_M, BLOCK_N): s(i, j) in fp32, -inf for no candidate.
 
-    firsts: int64 (mentions,), the first mention of each one's document.
+    firsts: int64 (mentions,), the first mention of each mention's document.
     """
     s = scores(queries, keys, row, column, mentions, mentions, width, WIDEN, BLOCK_K)
     own = tl.load(mention_scores + row, mask=row < mentions, other=0.0)
@@ -50,14 +50,14 @@ def is_gold(clusters, row, column, s, mentions):
 
 @triton.jit
 def join(high, total, tile_high, s):
-    """Running (max, sum exp(s - max)) of rows, joined by a tile whose rows' max is tile_high."""
+    """Each row's running (max, sum exp(s - max)) after a further tile s; tile_high is its max."""
     new_high = tl.maximum(high, tile_high)
     base = tl.where(new_high == float("-inf"), 0.0, new_high)
     return new_high, total * tl.exp(high - base) + tl.sum(tl.exp(s - base[:, None]), 1)
 
 
 def bounds(cu_mentions: torch.Tensor, mentions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64 (mentions,) twice: the first mention of each one's document, and the one behind it."""
+    """Two int64 (mentions,): where each mention's document begins, and where it ends."""
     place = torch.arange(mentions, device=cu_mentions.device)
     starts = cu_mentions.long()
     document = torch.searchsorted(starts[1:].contiguous(), place, right=True)
@@ -71,6 +71,6 @@ def pair_arguments(inputs, tile: Tile) -> tuple[torch.Tensor, ...]:
 
 
 def tile_of(kernel: str, queries: torch.Tensor) -> tuple[Tile, dict]:
-    """(tile, what a launch passes beside the arguments)."""
+    """(tile, keyword arguments of a launch)."""
     tile = tile_for(kernel, queries.device, itemsize=queries.element_size())
     return tile, options(queries, tile)

@@ -33,15 +33,15 @@ def _antecedent_loss_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """loss_i = log sum over candidates and none of exp s - the same over the gold ones.
+    """loss_i = log sum exp s over the candidates and none, minus the same over the gold ones.
 
-    One program takes BLOCK_M queries through the keys before them in tiles (BLOCK_M, BLOCK_N).
+    One program scores BLOCK_M queries against the keys before them, in (BLOCK_M, BLOCK_N) tiles.
     Grid: (mentions / BLOCK_M,). mentions^2 width FLOPs. Lee et al. 2017 (arXiv 1707.07045).
     """
     first_row = tl.program_id(0) * BLOCK_M
     row = first_row + tl.arange(0, BLOCK_M)
     begin = tl.min(tl.load(firsts + row, mask=row < mentions, other=mentions), 0).to(tl.int32)
-    high = tl.zeros((BLOCK_M,), tl.float32)  # none, whose score is 0
+    high = tl.zeros((BLOCK_M,), tl.float32)  # the score of none is 0
     total = tl.full((BLOCK_M,), 1.0, tl.float32)
     gold_high = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     gold_total = tl.zeros((BLOCK_M,), tl.float32)
@@ -81,63 +81,7 @@ def _pair_gradients(
 
 
 @triton.jit(do_not_specialize=["mentions"])
-def _antecedent_dqueries_kernel(
-    queries,
-    keys,
-    mention_scores,
-    distance_scores,
-    clusters,
-    firsts,
-    dlosses,
-    lse,
-    gold_lse,
-    dqueries,
-    dscores,
-    ddistances,
-    mentions,
-    width,
-    WIDEN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """dqueries = D K, and the sums of D's rows, all of them and those of each distance.
-
-    One program makes BLOCK_K columns of BLOCK_M queries' gradients, and makes their scores for it.
-    Grid: (mentions / BLOCK_M, width / BLOCK_K); the first column of programs stores the sums.
-    """
-    first_row = tl.program_id(0) * BLOCK_M
-    row = first_row + tl.arange(0, BLOCK_M)
-    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    begin = tl.min(tl.load(firsts + row, mask=row < mentions, other=mentions), 0).to(tl.int32)
-    total = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
-    sums = tl.zeros((BLOCK_M,), tl.float32)
-    lane = tl.arange(0, 16)
-    of_distances = tl.zeros((BLOCK_M, 16), tl.float32)
-    for start in range(begin, tl.minimum(first_row + BLOCK_M, mentions), BLOCK_N):
-        column = start + tl.arange(0, BLOCK_N)
-        d, bucket = _pair_gradients(
-            queries, keys, mention_scores, distance_scores, clusters, firsts, dlosses, lse,
-            gold_lse, row, column, mentions, width, WIDEN, BLOCK_K,
-        )  # fmt: skip
-        c = tl.minimum(column, mentions - 1).to(tl.int64)
-        key = tl.load(keys + c[:, None] * width + k[None, :])
-        total = product(d.to(key.dtype), key, total, WIDEN)
-        sums += tl.sum(d, 1)
-        for b in tl.static_range(1, 10):
-            of_bucket = tl.sum(tl.where(bucket == b, d, 0.0), 1)
-            of_distances += tl.where(lane[None, :] == b, of_bucket[:, None], 0.0)
-    real = row < mentions
-    at = row.to(tl.int64)[:, None] * width + k[None, :]
-    tl.store(dqueries + at, total, mask=real[:, None])
-    is_first = real & (tl.program_id(1) == 0)
-    tl.store(dscores + row, sums, mask=is_first)
-    at = row.to(tl.int64)[:, None] * 10 + lane[None, :]
-    tl.store(ddistances + at, of_distances, mask=is_first[:, None] & (lane < 10)[None, :])
-
-
-@triton.jit(do_not_specialize=["mentions"])
-def _antecedent_dkeys_kernel(
+def _antecedent_gradient_kernel(
     queries,
     keys,
     mention_scores,
@@ -148,40 +92,63 @@ def _antecedent_dkeys_kernel(
     dlosses,
     lse,
     gold_lse,
-    dkeys,
+    gradient,
     dscores,
+    ddistances,
     mentions,
     width,
+    OF_KEYS: tl.constexpr,
     WIDEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """dkeys = D^T Q, and the sums of D's columns.
+    """dqueries = D K and the sums of D's rows, or OF_KEYS dkeys = D^T Q and its columns' sums.
 
-    One program makes BLOCK_K columns of BLOCK_N keys' gradients from the queries behind them.
-    Grid: (mentions / BLOCK_N, width / BLOCK_K); the first column of programs stores the sums.
+    One program makes BLOCK_K columns of the gradient of BLOCK_M queries (BLOCK_N keys), from the
+    keys before them (the queries behind them), and recomputes their scores for it. Grid: (mentions
+    / BLOCK_M or BLOCK_N, width / BLOCK_K); the first column of programs stores the sums. For
+    queries, ddistances (mentions, 10) are the sums of D's rows by distance; for keys it is None.
     """
-    first_column = tl.program_id(0) * BLOCK_N
-    column = first_column + tl.arange(0, BLOCK_N)
+    OWN: tl.constexpr = BLOCK_N if OF_KEYS else BLOCK_M
+    OTHERS: tl.constexpr = BLOCK_M if OF_KEYS else BLOCK_N
+    first = tl.program_id(0) * OWN
+    own = first + tl.arange(0, OWN)
+    real = own < mentions
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    end = tl.max(tl.load(lasts + column, mask=column < mentions, other=0), 0).to(tl.int32)
-    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    sums = tl.zeros((BLOCK_N,), tl.float32)
-    for start in range(first_column, end, BLOCK_M):
-        row = start + tl.arange(0, BLOCK_M)
-        d, _ = _pair_gradients(
+    if OF_KEYS:
+        others, begin = queries, first
+        end = tl.max(tl.load(lasts + own, mask=real, other=0), 0).to(tl.int32)
+    else:
+        others, end = keys, tl.minimum(first + OWN, mentions)
+        begin = tl.min(tl.load(firsts + own, mask=real, other=mentions), 0).to(tl.int32)
+    total = tl.zeros((OWN, BLOCK_K), tl.float32)
+    sums = tl.zeros((OWN,), tl.float32)
+    lane = tl.arange(0, 16)
+    of_distances = tl.zeros((OWN, 16), tl.float32)
+    for start in range(begin, end, OTHERS):
+        other = start + tl.arange(0, OTHERS)
+        d, bucket = _pair_gradients(
             queries, keys, mention_scores, distance_scores, clusters, firsts, dlosses, lse,
-            gold_lse, row, column, mentions, width, WIDEN, BLOCK_K,
+            gold_lse, other if OF_KEYS else own, own if OF_KEYS else other, mentions, width,
+            WIDEN, BLOCK_K,
         )  # fmt: skip
-        r = tl.minimum(row, mentions - 1).to(tl.int64)
-        query = tl.load(queries + r[:, None] * width + k[None, :])
-        total = product(tl.trans(d).to(query.dtype), query, total, WIDEN)
-        sums += tl.sum(d, 0)
-    real = column < mentions
-    at = column.to(tl.int64)[:, None] * width + k[None, :]
-    tl.store(dkeys + at, total, mask=real[:, None])
-    tl.store(dscores + column, sums, mask=real & (tl.program_id(1) == 0))
+        o = tl.minimum(other, mentions - 1).to(tl.int64)
+        factor = tl.load(others + o[:, None] * width + k[None, :])
+        weights = (tl.trans(d) if OF_KEYS else d).to(factor.dtype)
+        total = product(weights, factor, total, WIDEN)
+        sums += tl.sum(d, 0 if OF_KEYS else 1)
+        if ddistances is not None:
+            for b in tl.static_range(1, 10):
+                of_bucket = tl.sum(tl.where(bucket == b, d, 0.0), 1)
+                of_distances += tl.where(lane[None, :] == b, of_bucket[:, None], 0.0)
+    row = own.to(tl.int64)[:, None]
+    tl.store(gradient + row * width + k[None, :], total, mask=real[:, None])
+    is_first = real & (tl.program_id(1) == 0)
+    tl.store(dscores + own, sums, mask=is_first)
+    if ddistances is not None:
+        inside = is_first[:, None] & (lane < 10)[None, :]
+        tl.store(ddistances + row * 10 + lane[None, :], of_distances, mask=inside)
 
 
 def antecedent_loss_fwd(inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -220,19 +187,24 @@ def antecedent_loss_bwd(
     tile, passed = tile_of("antecedent_pairs", queries)
     arguments = pair_arguments(inputs, tile)
     width = arguments[0].shape[1]
-    firsts, lasts = bounds(inputs.cu_mentions, mentions)
     dqueries, dkeys = (torch.empty_like(t) for t in arguments[:2])
     of_queries, of_keys = (torch.empty_like(lse) for _ in range(2))
     ddistances = torch.empty((mentions, 10), dtype=torch.float32, device=queries.device)
-    common = (dlosses.contiguous(), lse.contiguous(), gold_lse.contiguous())
-    clusters, columns = inputs.clusters.contiguous(), width // tile.blocks["BLOCK_K"]
-    _antecedent_dqueries_kernel[(triton.cdiv(mentions, tile.blocks["BLOCK_M"]), columns)](
-        *arguments, clusters, firsts, *common, dqueries, of_queries, ddistances, mentions, width,
-        **passed,
-    )  # fmt: skip
-    _antecedent_dkeys_kernel[(triton.cdiv(mentions, tile.blocks["BLOCK_N"]), columns)](
-        *arguments, clusters, firsts, lasts, *common, dkeys, of_keys, mentions, width, **passed
-    )
+    given = (inputs.clusters, *bounds(inputs.cu_mentions, mentions), dlosses, lse, gold_lse)
+    for of_keys_, block, outputs in (
+        (False, "BLOCK_M", (dqueries, of_queries, ddistances)),
+        (True, "BLOCK_N", (dkeys, of_keys, None)),
+    ):
+        grid = (triton.cdiv(mentions, tile.blocks[block]), width // tile.blocks["BLOCK_K"])
+        _antecedent_gradient_kernel[grid](
+            *arguments,
+            *(t.contiguous() for t in given),
+            *outputs,
+            mentions,
+            width,
+            OF_KEYS=of_keys_,
+            **passed,
+        )
     return (
         dqueries[:, :features].contiguous(),
         dkeys[:, :features].contiguous(),

@@ -25,18 +25,18 @@ def _antecedent_top_k_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The k best candidates of each query, in any order; of equals those that come first.
+    """The k best candidates of each query, in any order; of equal ones the earliest.
 
-    One program takes BLOCK_M queries through tiles (BLOCK_M, BLOCK_N) of the keys before them. As
-    long as a row of the tile has a score above the least of its kept ones, (BLOCK_M, KEPT) with
-    KEPT >= k, the row's largest takes that one's place: many times in the first tiles, seldom
-    later. Grid: (mentions / BLOCK_M,). mentions^2 width FLOPs.
+    One program takes BLOCK_M queries through (BLOCK_M, BLOCK_N) tiles of the keys before them and
+    keeps the best scores, (BLOCK_M, KEPT) with KEPT >= k. While a row of the tile has a score above
+    its least kept one, the row's largest replaces that: often in the first tiles, seldom later.
+    Grid: (mentions / BLOCK_M,). mentions^2 width FLOPs.
     """
     first_row = tl.program_id(0) * BLOCK_M
     row = first_row + tl.arange(0, BLOCK_M)
     begin = tl.min(tl.load(firsts + row, mask=row < mentions, other=mentions), 0).to(tl.int32)
     place = tl.arange(0, KEPT)
-    # places from k on are never the least
+    # places from k on hold inf and are never the least
     kept = (
         tl.zeros((BLOCK_M, KEPT), tl.float32)
         + tl.where(place < k, float("-inf"), float("inf"))[None, :]
@@ -53,7 +53,7 @@ def _antecedent_top_k_kernel(
         while tl.sum((top > least).to(tl.int32), 0) > 0:
             better = top > least
             which = tl.min(tl.where(s == top[:, None], column[None, :], 2147483647), 1)
-            # of the least ones the last in the text goes, of places without one the last
+            # replaced: of equal scores the last in the text, of empty places the last
             is_least = kept == least[:, None]
             oldest = tl.max(tl.where(is_least, named, -2), 1)
             goes = is_least & (named == oldest[:, None])
@@ -71,7 +71,7 @@ def _antecedent_top_k_kernel(
 
 
 def antecedent_top_k_fwd(inputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scores, antecedents) of the op's `TopKInputs`, falling, ties in the order of the text."""
+    """(scores, antecedents) of the op's `TopKInputs`, from high to low, ties in text order."""
     mentions, k, device = inputs.queries.shape[0], inputs.k, inputs.queries.device
     best = torch.empty((mentions, k), dtype=torch.float32, device=device)
     antecedents = torch.empty((mentions, k), dtype=torch.int64, device=device)

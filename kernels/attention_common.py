@@ -1,4 +1,4 @@
-"""What attention's forward and backward share."""
+"""Helpers of attention's forward and backward kernels."""
 
 import torch
 import triton
@@ -6,7 +6,7 @@ import triton.language as tl
 
 from spanbert_fast.kernels.tile_config import Tile, tile_for
 
-LOG2_E = tl.constexpr(1.4426950408889634)  # exp2 and log2 are what the chips compute
+LOG2_E = tl.constexpr(1.4426950408889634)  # the chips compute exp2 and log2
 
 
 def head_block(head_dim: int) -> int:
@@ -15,10 +15,11 @@ def head_block(head_dim: int) -> int:
 
 
 def readable(inputs):
-    """The op's `AttentionInputs` with heads of consecutive numbers and a positive scale.
+    """The op's `AttentionInputs` as the kernels read them: contiguous heads, a positive scale.
 
-    The kernels take the largest score before it is scaled, which needs a positive scale; any other
-    goes into q. Tokens are near enough to each other for 32-bit offsets in a short sequence.
+    The kernels take the maximum of the scores before they scale them, which needs a positive scale;
+    q is multiplied by any other. A tensor with a token stride of 2^22 or more is copied, since
+    offsets in a short sequence are computed in 32 bits.
     """
     q, k, v = (
         t if (t.stride(2) == 1 or t.shape[2] == 1) and t.stride(0) < 1 << 22 else t.contiguous()
@@ -30,12 +31,12 @@ def readable(inputs):
 
 
 def token_and_head_strides(*tensors: torch.Tensor) -> list[int]:
-    """Of each tensor (total, heads, head_dim): elements from token to token, from head to head."""
+    """The token stride and the head stride of each tensor (total, heads, head_dim), in elements."""
     return [t.stride(dim) for t in tensors for dim in (0, 1)]
 
 
 def launch_options(q: torch.Tensor, threshold: int, tile: Tile) -> dict[str, int | bool]:
-    """What a launch of the tile passes beside the arguments."""
+    """The keyword arguments of a launch with this tile."""
     return {
         "HEAD_DIM": q.shape[2],
         "THRESHOLD": threshold,
@@ -51,8 +52,8 @@ def launch_options(q: torch.Tensor, threshold: int, tile: Tile) -> dict[str, int
 def locate(cu_seqlens, order, tiles, BLOCK: tl.constexpr):
     """(head, sequence, its first row for this program, its first token, its length).
 
-    Programs go by sequence and tile of BLOCK rows, and by head; sequences as in `order`, or as they
-    come. Head and token are int64: heads may lie 2^31 elements apart.
+    Grid axis 0 numbers tiles of BLOCK rows, sequence by sequence in the order of `order` (None: as
+    they come); axis 1 numbers heads. Head and token are int64: heads may lie 2^31 elements apart.
     """
     head = tl.program_id(1).to(tl.int64)
     sequence = tl.program_id(0) // tiles
@@ -72,9 +73,10 @@ def load_rows(pointer, token, stride, head_stride, head, inside, BLOCK_D: tl.con
 
 @triton.jit(do_not_specialize=["batch"])
 def _sequence_order_kernel(cu_seqlens, order, batch, BLOCK: tl.constexpr):
-    """order[rank] = sequence, longest first, ties as they come: each counts who goes before it.
+    """order[rank] = sequence, longest first, ties as they come.
 
-    One program ranks BLOCK sequences. Grid: (batch / BLOCK,). Comparisons: batch^2.
+    The rank of a sequence is the number of sequences that go before it. One program ranks BLOCK
+    sequences. Grid: (batch / BLOCK,). Comparisons: batch^2.
     """
     mine = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = mine < batch
@@ -92,7 +94,7 @@ def _sequence_order_kernel(cu_seqlens, order, batch, BLOCK: tl.constexpr):
 
 
 def sequence_order(cu_seqlens: torch.Tensor) -> torch.Tensor:
-    """int32 (batch,): sequences by falling length, so that the last programs to end are short."""
+    """int32 (batch,): sequences from long to short, so that short programs run last."""
     batch = len(cu_seqlens) - 1
     order = torch.empty(batch, dtype=torch.int32, device=cu_seqlens.device)
     _sequence_order_kernel[(triton.cdiv(batch, 64),)](cu_seqlens, order, batch, BLOCK=64)

@@ -1,9 +1,9 @@
-"""Which probabilities of a tile of attention are dropped: bit-sliced bytes (contract C4).
+"""Dropout in a tile of attention probabilities: bit-sliced random bytes (contract C4).
 
-Word (i // 16, i % 8, j // 64, (j % 8) // 2) holds one bit for each of the queries {i, i + 8} times
-16 keys: what one thread of a tensor core's accumulator owns of a 16 x 64 tile. So the 8 Philox
-words of a thread decide 32 elements, compared with the threshold all at once, and no element's bit
-has to change threads. In a tile's words (X, 8, T, 4), X goes by i // 16 and T by j // 64.
+Word (i // 16, i % 8, j // 64, (j % 8) // 2) holds one bit for each pair of the queries {i, i + 8}
+and 16 keys: the elements of a 16 x 64 tile that one thread owns in a tensor core's accumulator. So
+8 Philox words of a thread decide its 32 elements, all compared with the threshold at once, and no
+bit moves between threads. A tile's words have the shape (X, 8, T, 4): X is i // 16, T is j // 64.
 """
 
 import triton
@@ -14,7 +14,7 @@ from spanbert_fast.kernels.philox import philox4x32
 
 @triton.jit
 def _at_least(keep, word, threshold_bit: tl.constexpr):
-    """`byte >= threshold` of the bits so far, from those below, with the next higher bit."""
+    """`byte >= threshold` up to the bits of `word`; `keep` says it of the bits below."""
     if threshold_bit:
         return word & keep
     else:
@@ -23,9 +23,10 @@ def _at_least(keep, word, threshold_bit: tl.constexpr):
 
 @triton.jit
 def _keep_words(i16, g, j64, r, stream, THRESHOLD: tl.constexpr):
-    """uint32 words whose bits say which elements stay, of the shape that the first four make.
+    """uint32 words whose bits say which elements are kept.
 
-    stream is (seed int64, site, head, sequence).
+    The first four arguments broadcast to the words' shape. stream is (seed int64, site, head,
+    sequence).
     """
     seed, site, head, sequence = stream
     c0 = 8 * i16.to(tl.uint32) + g.to(tl.uint32)
@@ -55,7 +56,7 @@ def keep_words(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Words (BLOCK_M / 16, 8, BLOCK_N / 64, 4) of a tile, made where the scores' threads need them.
+    """Words (BLOCK_M / 16, 8, BLOCK_N / 64, 4) of a tile, each made in the thread that needs it.
 
     first_query is a multiple of 16, first_key of 64.
     """
@@ -75,10 +76,10 @@ def keep_words_once(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The same words, each made by one thread, to be handed round: for transposed scores.
+    """The words of `keep_words` for transposed scores: one thread makes each word for several.
 
-    There a thread owns 2 keys x 16 queries, which no word covers. The gather moves nothing; it
-    keeps the compiler from making every word again in each of the 8 threads that read it.
+    With transposed scores a thread owns 2 keys x 16 queries, which no single word covers. The
+    gather is the identity; without it the compiler would make a word in each of its 8 readers.
     """
     T: tl.constexpr = BLOCK_N // 64
     x = tl.arange(0, BLOCK_M * BLOCK_N // 32)
@@ -90,10 +91,10 @@ def keep_words_once(
 
 @triton.jit
 def _spread(per_bit, TRANSPOSED: tl.constexpr):
-    """(X, 8, T, 4, 32), a value for each bit of a word, to the tile (16 X, 64 T) or (64 T, 16 X).
+    """Reshape (X, 8, T, 4, 32), one value per bit, into the tile (16 X, 64 T) or (64 T, 16 X).
 
-    Bits go by (query half, key octet, key parity): 16 X is (X, half, 8), 64 T is (T, octet, 4,
-    parity).
+    The 32 bits are (query half, key octet, key parity); the queries are (X, half, 8), the keys
+    (T, octet, 4, parity).
     """
     X: tl.constexpr = per_bit.shape[0]
     T: tl.constexpr = per_bit.shape[2]
@@ -106,7 +107,7 @@ def _spread(per_bit, TRANSPOSED: tl.constexpr):
 
 @triton.jit
 def drop(p, words, TRANSPOSED: tl.constexpr):
-    """p (BLOCK_M, BLOCK_N), or its transpose, with zeros where the words' bits are zeros."""
+    """p (BLOCK_M, BLOCK_N), or its transpose, with zeros where the words' bits are 0."""
     n = tl.arange(0, 32)[None, None, None, None, :]
     bit = 8 * (n // 16 * 2 + n % 2) + 7 - n // 2 % 8
     one = tl.full((), 1, tl.uint32) << bit.to(tl.uint32)
@@ -115,10 +116,10 @@ def drop(p, words, TRANSPOSED: tl.constexpr):
 
 @triton.jit
 def drop_pairs(p, words):
-    """`drop` of 16-bit p, two elements by one AND.
+    """`drop` of 16-bit p: one AND decides two elements.
 
-    Shifted left by its key octet, a word has the bit of (query half, key parity) as the sign of
-    byte 2 half + parity, which PRMT spreads over the 16 bits of the element.
+    A word that is shifted left by its key octet has the bit of (query half, key parity) as the sign
+    of byte 2 half + parity; PRMT copies that sign to the 16 bits of the element.
     """
     X: tl.constexpr = words.shape[0]
     T: tl.constexpr = words.shape[2]

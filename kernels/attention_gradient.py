@@ -1,4 +1,4 @@
-"""The step that attention's backward kernels share: P and dS of a tile, from factors at hand."""
+"""The step that attention's backward kernels share: P and dS of a tile from loaded factors."""
 
 import triton
 import triton.language as tl
@@ -25,9 +25,9 @@ def kept_and_slope(
 
     Args:
         score_factors, slope_factors: (a, b) with a b^T = q k^T and = dout v^T, or their transposes.
-        row_terms: the queries' (lse log2 e, delta), of a shape that broadcasts to the tile's; of a
-            query that is not there (inf, 0), which makes its P 0.
-        real: which keys are there, of such a shape; None where it does not matter.
+        row_terms: each query's (lse log2 e, delta), broadcastable to the tile; (inf, 0) past the
+            end of the sequence, which makes P 0.
+        real: which keys exist, broadcastable to the tile; None where keys need no mask.
         words: the tile's dropout words, None without dropout.
     """
     a, b = score_factors
@@ -36,7 +36,7 @@ def kept_and_slope(
     s = product(a, tl.trans(b), nothing, WIDEN)
     a, b = slope_factors
     dp = product(a, tl.trans(b), nothing, WIDEN)
-    # element by element from here: P, M P and dS of the whole tile need never be held at once
+    # elementwise from here on: P, M P and dS of the whole tile are never all in registers
     p = tl.exp2(s * (scale * LOG2_E) - log2_sum)
     if real is not None:
         p = tl.where(real, p, 0.0)

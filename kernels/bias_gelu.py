@@ -58,7 +58,7 @@ def _bias_gelu_bwd_kernel(
         z = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + shift[None, :]
         dz = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32) * gelu_slope(z, SHORT)
         tl.store(dx + at, dz.to(dx.dtype.element_ty), mask=inside)
-        total += tl.where(inside, dz, 0.0)  # a bias that is not finite stays in its own rows
+        total += tl.where(inside, dz, 0.0)  # past the end, a bias that is not finite gives NaN
     tl.store(partial + part.to(tl.int64) * width + column, tl.sum(total, 0), mask=fits)
 
 

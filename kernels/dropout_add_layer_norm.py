@@ -38,7 +38,7 @@ def _dropout_add_layer_norm_fwd_kernel(
     """y = LN(drop(x + x_bias) scale + residual) weight + bias, statistics in fp32.
 
     One program makes a row, whole in registers: (BLOCK,) with BLOCK >= width. Grid: (rows,).
-    Absent: x_bias, seed (no dropout), row_numbers. Bytes: x, residual read and y written once.
+    May be None: x_bias, seed (no dropout), row_numbers. Bytes: x, residual read and y written once.
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -89,8 +89,8 @@ def _dropout_add_layer_norm_bwd_kernel(
 ):
     """dresidual = LN'(dy), dx = drop(dresidual) scale; partial sums of dweight, dbias, dx_bias.
 
-    The sum z is made again from x and residual. One program goes down `steps` rows, each whole in
-    registers, (BLOCK,), and keeps three sums there. Grid: (parts,).
+    The sum z is recomputed from x and residual. One program goes down `steps` rows, each whole in
+    registers, (BLOCK,), beside the three sums. Grid: (parts,).
     Bytes: dy, x, residual read, dx and dresidual written once.
     """
     part = tl.program_id(0).to(tl.int64)
@@ -117,7 +117,7 @@ def _dropout_add_layer_norm_bwd_kernel(
             keep = keep_row(tl.load(seed), site, number, width, threshold, BLOCK, WHOLE)
             z = tl.where(keep, z * scale, 0.0)
         z += r
-        w = load_row(weight, column, fits)  # from the cache: registers are few
+        w = load_row(weight, column, fits)  # reloaded from the cache to save registers
         dz, normed = layer_norm_slope(g, z, w, m, s, inside, width)
         dweight += g * normed
         dbias += g
@@ -137,7 +137,7 @@ def _dropout_add_layer_norm_bwd_kernel(
 def launch_dropout_add_layer_norm_fwd(
     x, residual, weight, bias, x_bias, seed, row_numbers, y, mean, rstd, threshold, site, eps
 ) -> None:
-    """Into given y (rows, width) and mean, rstd (rows, 1); all contiguous."""
+    """Fill y (rows, width) and mean, rstd (rows, 1); all contiguous."""
     rows, width = x.shape
     if x.numel() == 0:
         mean.zero_()
@@ -182,7 +182,7 @@ def launch_dropout_add_layer_norm_bwd(
     threshold,
     site,
 ) -> None:
-    """Into given dx, dresidual (rows, width), dweight, dbias, dx_bias (width,); all contiguous."""
+    """Fill dx, dresidual (rows, width), dweight, dbias, dx_bias (width,); all contiguous."""
     rows, width = x.shape
     parts, steps = split_rows(rows)
     partial = torch.empty((3, parts, width), dtype=torch.float32, device=x.device)

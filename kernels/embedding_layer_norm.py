@@ -17,7 +17,7 @@ from spanbert_fast.kernels.rows import (
 
 @triton.jit
 def _table_row(table, ids, token, rows, column, fits, width):
-    """Row ids[token] of a (rows, width) table; NaN for an id out of range, which shows."""
+    """Row ids[token] of a (rows, width) table; an id out of range gives NaN, which shows."""
     index = tl.load(ids + token)
     inside = (index >= 0) & (index < rows)
     value = tl.load(table + index * width + column, mask=fits & inside, other=0.0).to(tl.float32)
@@ -51,7 +51,7 @@ def _embedded(
     return tl.where(fits, z, 0.0)
 
 
-# `words` is a number of rows where embeddings are given
+# with embeddings given in place of ids, `words` is their number of rows
 @triton.jit(do_not_specialize=["words", "site"])
 def _embedding_layer_norm_fwd_kernel(
     input_ids,
@@ -80,7 +80,7 @@ def _embedding_layer_norm_fwd_kernel(
     """y = drop(LN(word[id] + position[p] + type[t]) weight + bias) scale, statistics in fp32.
 
     One program makes a token's row, whole in registers: (BLOCK,) with BLOCK >= width. Grid:
-    (tokens,). Absent: input_ids (`word` has a row for each token), token types, seed (no dropout).
+    (tokens,). May be None: input_ids (`word` has a row per token), token types, seed (no dropout).
     Bytes: a row of the word table read and y written once; positions and types come from the cache.
     """
     token = tl.program_id(0).to(tl.int64)
@@ -139,9 +139,10 @@ def _embedding_layer_norm_bwd_kernel(
     BLOCK: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """dz = LN'(drop(dy) scale) in fp32, of the sum that is gathered again; dweight and dbias parts.
+    """dz = LN'(drop(dy) scale) in fp32; partial sums of dweight and dbias.
 
-    One program goes down `steps` tokens, each row whole in registers, (BLOCK,). Grid: (parts,).
+    The sum of the three rows is gathered again. One program goes down `steps` tokens, each row
+    whole in registers, (BLOCK,). Grid: (parts,).
     Bytes: dy and a row of the word table read, dz (fp32) written once.
     """
     part = tl.program_id(0).to(tl.int64)
@@ -171,7 +172,7 @@ def _embedding_layer_norm_bwd_kernel(
         if seed is not None:
             keep = keep_row(tl.load(seed), site, token, width, threshold, BLOCK, WHOLE)
             g = tl.where(keep, g * scale, 0.0)
-        w = load_row(weight, column, fits)  # from the cache: registers are few
+        w = load_row(weight, column, fits)  # reloaded from the cache to save registers
         d, normed = layer_norm_slope(
             g, z, w, tl.load(mean + token), tl.load(rstd + token), inside, width
         )
@@ -217,7 +218,7 @@ def _table_gradient(
     dz: torch.Tensor, ids: torch.Tensor, table: torch.Tensor, padding_idx: int = -1
 ) -> torch.Tensor:
     """Sums of dz's rows by id, in the order of a stable sort: deterministic, no host sync."""
-    ids = ids.clamp(0, table.shape[0] - 1)  # one out of range has made NaN, and may not write
+    ids = ids.clamp(0, table.shape[0] - 1)  # an id out of range has made NaN and must not write
     sums = torch.ops.aten.embedding_dense_backward(dz, ids, table.shape[0], padding_idx, False)
     return sums.to(table.dtype)
 

@@ -1,4 +1,4 @@
-"""Which elements of a row hidden-state dropout keeps (contract C4)."""
+"""Dropout of hidden states: which elements of a row are kept (contract C4)."""
 
 import triton
 import triton.language as tl
@@ -7,13 +7,13 @@ from spanbert_fast.kernels.philox import philox4x32
 
 
 def keep_scale(threshold: int) -> float:
-    """What the kept elements are multiplied by."""
+    """The factor of the elements that are kept."""
     return 256 / (256 - threshold)
 
 
 @triton.jit
 def _words(seed, site, call):
-    """The four words of each Philox4x32-7 call, of the counter (call low, call high, stream, 0)."""
+    """The four words of each Philox4x32-7 call; the counter is (call low, call high, stream, 0)."""
     c0 = call.to(tl.uint32)
     c1 = (call >> 32).to(tl.uint32)
     c2 = tl.zeros_like(c0) + ((site << 16) | 0xFFFF).to(tl.uint32)
@@ -28,8 +28,8 @@ def keep_row(seed, site, row, width, threshold, BLOCK: tl.constexpr, WHOLE: tl.c
     Element e = row width + column owns byte e % 4 of word (e % 256) // 64 of call
     16 (e // 256) + (e % 64) // 4.
 
-    WHOLE: the width is a multiple of 256, so that a row is whole calls: each is made once, for its
-        16 elements, and handed to their threads; else each element makes its own.
+    WHOLE: the width is a multiple of 256, so that a row consists of whole calls. Each call is then
+        made once and shared by its 16 elements; otherwise each element makes its own.
     """
     column = tl.arange(0, BLOCK)
     if WHOLE:

@@ -24,7 +24,7 @@ _COLUMNS_PER_SPLIT = 4096
 
 @triton.jit(
     do_not_specialize=["rows", "stride"],
-    # of a group's rows, which begin anywhere
+    # slices of a group's rows, which may begin at any row
     do_not_specialize_on_alignment=["targets", "largest", "total", "score", "best"],
 )
 def _linear_cross_entropy_fwd_kernel(
@@ -46,11 +46,11 @@ def _linear_cross_entropy_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Of a part of the vocabulary, each row's max s, sum exp(s - max), target score and argmax.
+    """Each row's max s, sum exp(s - max), target score and argmax over a part of the vocabulary.
 
     One program takes BLOCK_M rows through `tiles` tiles of BLOCK_N entries. Grid: (rows / BLOCK_M,
     splits), rows first, so that programs that run together read the same weights. Results are
-    (splits, stride) each. Absent: best.
+    (splits, stride) each. May be None: best.
     """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     split = tl.program_id(1)
@@ -62,7 +62,7 @@ def _linear_cross_entropy_fwd_kernel(
     for tile in range(tiles):
         column = (split * tiles + tile) * BLOCK_N + tl.arange(0, BLOCK_N)
         s = scores(x, weight, row, column, rows, vocab, width, WIDEN, BLOCK_K)
-        # after the products, which have no register to spare
+        # loaded after the products, which leave no register free
         shift = tl.load(bias + column, mask=column < vocab, other=float("-inf"))
         s += shift.to(tl.float32)[None, :]
         of_target += tl.sum(tl.where(column[None, :] == target[:, None], s, 0.0), 1)
@@ -84,7 +84,7 @@ def _linear_cross_entropy_fwd_kernel(
 
 @triton.jit(
     do_not_specialize=["rows"],
-    # of parts, which follow each other
+    # slices of one tensor of parts, which may begin anywhere
     do_not_specialize_on_alignment=["largest", "total", "score"],
 )
 def _join_parts_kernel(
@@ -101,7 +101,7 @@ def _join_parts_kernel(
     splits,
     BLOCK: tl.constexpr,
 ):
-    """lse = max + log(sum exp), loss = lse - target score, of the splits' parts in order.
+    """lse = max + log(sum exp), loss = lse - target score, from the splits' parts in order.
 
     One program joins BLOCK rows. Grid: (rows / BLOCK,). A target out of range gives NaN.
     """

@@ -1,9 +1,8 @@
 """Triton kernel of `linear_cross_entropy`, backward.
 
 It makes D = dl (softmax - onehot) for a chunk of the vocabulary at a time, in the dtype of the
-inputs, and leaves dX = D W and dW = D^T X to the BLAS. Products cost 6 rows width vocab FLOPs,
-against which the chunk's 4 bytes per score of traffic are few (width >= 768: a hundredth of the
-time).
+inputs, and leaves dX = D W and dW = D^T X to the BLAS. The products cost 6 rows width vocab FLOPs;
+beside them D's traffic of 4 bytes per score is small (width >= 768: a hundredth of the time).
 """
 
 import torch
@@ -24,7 +23,7 @@ _CHUNK_BYTES = 96 << 20  # of D at once: three chunks for 4,896 rows of a vocabu
 
 @triton.jit(
     do_not_specialize=["rows", "all_rows"],
-    # of a group's rows, which begin anywhere
+    # slices of a group's rows, which may begin at any row
     do_not_specialize_on_alignment=["targets", "lse", "dlosses"],
 )
 def _score_gradient_kernel(
@@ -67,7 +66,7 @@ def _score_gradient_kernel(
     inside = (row < rows)[:, None] & (column < vocab)[None, :]
     p = tl.where(inside, p * dl[:, None], 0.0)
     at = row.to(tl.int64)[:, None] * stride + column[None, :]
-    # whole tiles, as the stride holds them: a mask by column would cut the stores up
+    # the stride holds whole tiles: a mask by column would split the stores
     tl.store(d + at, p.to(d.dtype.element_ty), mask=(row < rows)[:, None])
     sums = partial + tile.to(tl.int64) * vocab + column
     tl.store(sums, tl.sum(p, 0), mask=column < vocab)

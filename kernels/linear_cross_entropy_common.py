@@ -1,4 +1,4 @@
-"""What the loss's forward and backward share: scores in tiles, widths in whole blocks, groups."""
+"""Helpers of the loss's forward and backward: scores in tiles, widths in whole blocks, groups."""
 
 from itertools import accumulate
 
@@ -23,9 +23,9 @@ def scores(
     WIDEN: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """x weight^T, fp32 (BLOCK_M, BLOCK_N); past the ends the last row and entry again.
+    """x weight^T, fp32 (BLOCK_M, BLOCK_N); past the ends the last row or entry repeats.
 
-    width is a multiple of BLOCK_K: masks, and rows that start unaligned, would cut the loads up.
+    width is a multiple of BLOCK_K: masks, or rows that are not aligned, would split the loads.
     """
     r = tl.minimum(row, rows - 1).to(tl.int64)
     c = tl.minimum(column, vocab - 1).to(tl.int64)
@@ -41,7 +41,7 @@ def scores(
 
 
 def options(hidden: torch.Tensor, tile: Tile) -> dict:
-    """What a launch of the tile passes beside the arguments."""
+    """The keyword arguments of a launch with this tile."""
     return {
         "WIDEN": hidden.device.type == "cpu",
         **tile.blocks,
@@ -51,13 +51,13 @@ def options(hidden: torch.Tensor, tile: Tile) -> dict:
 
 
 def whole_blocks(x: torch.Tensor, tile: Tile) -> torch.Tensor:
-    """x (rows, width) with zeros to the right, if its width is not blocks of the products."""
+    """x (rows, width), padded with zeros on the right to whole blocks of BLOCK_K columns."""
     excess = -x.shape[1] % tile.blocks["BLOCK_K"]
     return F.pad(x, (0, excess)) if excess else x
 
 
 def groups(group_sizes: list[int]) -> list[tuple[int, slice]]:
-    """(group, its rows) of the groups that have any."""
+    """(group, slice of its rows) for each group that has rows."""
     stops = accumulate(group_sizes)
     rows = [slice(stop - size, stop) for size, stop in zip(group_sizes, stops, strict=True)]
     return [(group, r) for group, r in enumerate(rows) if r.stop > r.start]

@@ -10,7 +10,7 @@ def philox4x32(c0, c1, c2, c3, seed):
     k0 = seed.to(tl.uint32)
     k1 = (seed >> 32).to(tl.uint32)
     for _ in tl.static_range(7):
-        # one wide product: umulhi and a product would be two instructions
+        # one 64-bit product; umulhi and a 32-bit product would be two instructions
         a = c0.to(tl.uint64) * tl.full((), 0xD2511F53, tl.uint64)
         b = c2.to(tl.uint64) * tl.full((), 0xCD9E8D57, tl.uint64)
         c0 = (b >> 32).to(tl.uint32) ^ c1 ^ k0

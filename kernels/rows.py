@@ -1,4 +1,4 @@
-"""What the kernels that hold a row whole share: loads, LayerNorm forward and backward, options."""
+"""Helpers of the kernels that hold a whole row: loads, LayerNorm, its gradient, launch options."""
 
 import torch
 import triton
@@ -17,7 +17,7 @@ def load_row(pointer, at, fits):
 def row_statistics(z, fits, width, eps):
     """(mean, 1 / sqrt(var + eps)) of the elements of a row that `fits` marks; z is 0 elsewhere."""
     mean = tl.sum(z, 0) / width
-    centred = tl.where(fits, z - mean, 0.0)  # a large mean must not cancel the variance
+    centred = tl.where(fits, z - mean, 0.0)  # a large mean would cancel the variance's digits
     return mean, 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / width + eps)
 
 
@@ -36,5 +36,5 @@ def row_options(kernel: str, device: torch.device, width: int) -> dict[str, int]
 
 
 def contiguous(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
-    """Each tensor with its last dimension dense; None stays None."""
+    """Each tensor, contiguous; None stays None."""
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]

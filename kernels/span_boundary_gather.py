@@ -18,7 +18,7 @@ from spanbert_fast.kernels.tile_config import tile_for
 
 @triton.jit
 def _segment(cu_span_lengths, span, num_spans, num_targets, num_places):
-    """(first target, targets) of a span, none past the last one; never out of the tensors."""
+    """(first target, number of targets) of a span, within the tensors; past the last span 0."""
     real = span < num_spans
     start = tl.maximum(tl.load(cu_span_lengths + span, mask=real, other=0), 0)
     stop = tl.load(cu_span_lengths + span + 1, mask=real, other=0)
@@ -87,7 +87,7 @@ def _span_boundary_gather_bwd_kernel(
     SHORT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dz[t] = GELU'(z) LN'(dy[t]) in fp32; dspans[s] = its span's sum; dweight and dbias parts.
+    """dz[t] = GELU'(z) LN'(dy[t]) in fp32; dspans[s] = its sum over s; parts of dweight and dbias.
 
     One program goes through `steps` spans and their targets in order, each row whole in registers,
     (BLOCK,). Grid: (parts,). Bytes: dy and spans read, dz (fp32) and dspans written once.

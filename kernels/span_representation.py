@@ -9,7 +9,7 @@ from spanbert_fast.kernels.tile_config import tile_for
 
 @triton.jit
 def _copy(source, row, target, at, width, BLOCK: tl.constexpr):
-    """target[at ... at + width] = source[row], of which one element after another is taken."""
+    """target[at : at + width] = source[row]."""
     for start in range(0, width, BLOCK):
         column = start + tl.arange(0, BLOCK)
         x = tl.load(source + row * width + column, mask=column < width)
@@ -34,7 +34,7 @@ def _span_representation_fwd_kernel(
     """y[s] = [firsts[start]; lasts[end]; sum_t softmax(logits[start..end])_t inner[t]].
 
     One program makes a span, BLOCK columns at a time. Grid: (spans,). Bytes: the span's rows read
-    and y written once. Lee et al. 2017 (arXiv 1707.07045), section 4. Absent: inner, logits.
+    and y written once. Lee et al. 2017 (arXiv 1707.07045), section 4. May be None: inner, logits.
     """
     span = tl.program_id(0).to(tl.int64)
     start = tl.load(starts + span)
@@ -63,7 +63,7 @@ def _span_representation_fwd_kernel(
 
 @triton.jit
 def _sum_of_spans(dy, spans, bounds, row, total, offset, width, out, BLOCK: tl.constexpr):
-    """out[row] = the sum of dy[s, offset ...] over a row's spans, in their order, in fp32."""
+    """out[row] = the sum of dy[s, offset : offset + width] over the row's spans s, in fp32."""
     begin = tl.load(bounds + row)
     end = tl.load(bounds + row + 1)
     for first in range(0, width, BLOCK):
@@ -98,10 +98,11 @@ def _span_representation_bwd_kernel(
     c,
     BLOCK: tl.constexpr,
 ):
-    """The gradients of one row: of the spans that start there, end there, and go over it.
+    """The gradients of one row, summed over the spans that start at it, end at it or contain it.
 
-    Spans in the order of their starts: those over row t lie between reaching[t], before which every
-    span ends before t, and start_bounds[t + 1]. Grid: (rows,). Absent: inner and what goes with it.
+    In the order of their starts, the spans that contain row t lie between reaching[t] (all spans
+    before it end before t) and start_bounds[t + 1]. Grid: (rows,). May be None: inner and what
+    belongs to it.
     """
     row = tl.program_id(0).to(tl.int64)
     total = a + b + c
@@ -133,7 +134,7 @@ def _span_representation_bwd_kernel(
 
 
 def _order(rows_of_spans: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64: spans in the order of a row of each, and where each row's begin, (rows + 1,)."""
+    """(the spans sorted by their row, where each row's spans begin (rows + 1,)), int64."""
     in_order, spans = rows_of_spans.sort(stable=True)
     every = torch.arange(rows + 1, device=spans.device)
     return spans, torch.searchsorted(in_order, every)
@@ -164,7 +165,7 @@ def span_representation_fwd(inputs) -> tuple[torch.Tensor, torch.Tensor]:
 def span_representation_bwd(
     dy: torch.Tensor, inputs, y: torch.Tensor, lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dfirsts, dlasts, dinner, dlogits) of the op's `SpanInputs`; (0,) for what is None."""
+    """(dfirsts, dlasts, dinner, dlogits) of the op's `SpanInputs`; (0,) where an input is None."""
     firsts, lasts, inner, logits, starts, ends = inputs
     a, b, c = _widths(inputs)
     rows, device, dy = firsts.shape[0], firsts.device, dy.contiguous()

@@ -1,8 +1,8 @@
 """Tiles of the kernels: block sizes, warps and pipeline stages, one table per kernel.
 
 `measured` says where a row comes from: "static" is chosen from registers, shared memory and
-instruction counts of the compiled kernel (`make kernel-report`), not yet from a clock. Rows that
-`benchmarks/tune.py` has timed stand in tuned.json and take the place of the static ones.
+instruction counts of the compiled kernel (`make kernel-report`), not from measured times. Rows that
+`benchmarks/tune.py` has timed are in tuned.json and replace the static ones.
 """
 
 import functools
@@ -19,7 +19,7 @@ TUNED_FILE = Path(__file__).with_name("tuned.json")
 
 
 class Tile(NamedTuple):
-    """What a launcher passes on: constexpr sizes by name, warps, stages, and the row's origin."""
+    """Launch parameters: block sizes by name, warps, pipeline stages, and how they were found."""
 
     blocks: dict[str, int]
     num_warps: int
@@ -28,16 +28,16 @@ class Tile(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A tile, from which chip on, and for which facts: each is the largest that the row takes."""
+    """A tile and the launches that may take it: from `chip` on, with facts up to these."""
 
     tile: Tile
     chip: int = 80
     facts: dict[str, int] = {}
 
 
-# One program holds a row whole: warps by the padded width, 8 elements to a thread (one 16-byte load
-# of 16-bit numbers). A backward pass of 8,192 columns keeps up to 8 numbers of each element, more
-# than the 64 registers of 32 warps hold, so that it takes 8 warps of 255.
+# One program holds a whole row, with 8 elements of the padded width per thread (one 16-byte load of
+# 16-bit numbers). A backward pass of 8,192 columns keeps up to 8 numbers per element. The 64
+# registers that a thread of 32 warps has do not hold them, so it takes 8 warps with 255 registers.
 _NARROW = [Row(Tile({}, w // 256), facts={"width": w}) for w in (256, 512, 1024, 2048, 4096)]
 _WHOLE_ROWS = [*_NARROW, Row(Tile({}, 32))]
 _WHOLE_ROWS_BACKWARD = [*_NARROW, Row(Tile({}, 8))]
@@ -48,7 +48,7 @@ def _product(m: int, n: int, k: int, warps: int, stages: int, chip: int, itemsiz
     return Row(Tile(blocks, warps, stages), chip, {"itemsize": itemsize})
 
 
-# Products of fp32 are made in fp32, without matrix units, so that their tiles are smaller.
+# Products of fp32 are computed in fp32 without matrix units, so their tiles are smaller.
 _FP32_PRODUCT = _product(64, 64, 32, 8, 2, chip=80, itemsize=4)
 
 
@@ -60,11 +60,11 @@ def _one_tile(block: int, warps: int, *, chip: int, **facts: int) -> Row:
     return Row(Tile({"BLOCK": block}, warps), chip, facts)
 
 
-# Without matrix units a thread keeps whole rows of factors: small tiles.
+# Without matrix units a thread keeps whole rows of factors, so tiles are small.
 _FP32_ATTENTION = _attention(16, 64, 8, chip=80, stages=1)
 
 TABLES: dict[str, list[Row]] = {
-    # two (64, 64) tiles of fp32 and one of numbers of distances in registers
+    # registers hold two (64, 64) tiles of fp32 and one of distance buckets
     "antecedent_pairs": [_product(64, 64, 64, 4, 2, chip=80, itemsize=2), _FP32_PRODUCT],
     "antecedent_top_k_fwd": [_product(32, 64, 64, 4, 2, chip=80, itemsize=2), _FP32_PRODUCT],
     "attention_dk_dv": [
@@ -84,13 +84,13 @@ TABLES: dict[str, list[Row]] = {
         _attention(32, 128, 8, chip=100, itemsize=2, head_block=64, keys=512),
         _attention(64, 128, 8, chip=90, itemsize=2, head_block=64, keys=512),
         _attention(32, 64, 4, chip=80, itemsize=2, head_block=64, keys=512),
-        _attention(0, 0, 4, chip=80),  # wider heads and fp32 have no registers for it
+        _attention(0, 0, 4, chip=80),  # not for wider heads and fp32: too few registers
     ],
     "attention_one_tile": [
         _one_tile(64, 4, chip=80, itemsize=2, head_block=64, keys=64),
         _one_tile(128, 8, chip=90, itemsize=2, head_block=64),
         _one_tile(64, 4, chip=80, itemsize=2, head_block=128),
-        _one_tile(0, 4, chip=80),  # fp32 has no room for the scores: always the other two kernels
+        _one_tile(0, 4, chip=80),  # not for fp32, whose scores do not fit: the other two kernels
     ],
     "bias_gelu_fwd": [Row(Tile({"ROWS": 4, "COLUMNS": 1024}, 4))],
     "bias_gelu_bwd": [Row(Tile({"ROWS": 2, "COLUMNS": 1024}, 4))],
@@ -124,7 +124,7 @@ TABLES: dict[str, list[Row]] = {
     ],
 }
 
-# for the interpreter, whose time is the number of programs and operations
+# for the interpreter, whose time grows with the number of programs and operations
 _INTERPRETED = {
     "antecedent_pairs": {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 16},
     "antecedent_top_k_fwd": {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 16},
@@ -174,7 +174,7 @@ TUNED = read_tuned(TUNED_FILE)
 def rows_of(kernel: str, chip: int) -> list[Row]:
     """The rows of a kernel for a chip in the order in which they are tried.
 
-    A tuned row stands in the place of the static one with the same facts.
+    A tuned row replaces the static one with the same facts.
     """
     tuned = [row for row in TUNED.get(kernel, []) if row.chip == chip]
     static = [row for row in TABLES[kernel] if row.chip <= chip]
@@ -206,13 +206,13 @@ def tile(kernel: str, chip: int, **facts: int) -> Tile:
 
 @functools.cache
 def chip_of(device: torch.device) -> int:
-    """Which chip's rows a GPU takes; consumer cards, with their small shared memory, sm_80's."""
+    """The chip whose rows a GPU takes: sm_80's for consumer cards, with less shared memory."""
     major, _ = torch.cuda.get_device_capability(device)
     return {9: 90, 10: 100}.get(major, 80)
 
 
 def tile_for(kernel: str, device: torch.device, **facts: int) -> Tile:
-    """`tile` of the device's chip; on the CPU small tiles, which the interpreter runs."""
+    """`tile` for the device's chip; on the CPU the interpreter's small tiles."""
     if kernel in _forced:
         return _forced[kernel]
     if device.type == "cpu":

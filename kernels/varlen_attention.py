@@ -37,8 +37,8 @@ def _attend_to_tile(
 ):
     """One step of the online softmax (arXiv 1805.02867): a tile of BLOCK_N keys and values.
 
-    softmax is (sum of P v, largest score, sum of P), which it returns; queries (tile, first row),
-    keys (k, v, their strides, length). LAST: the tile may reach beyond the sequence's end.
+    softmax is (sum of P v, largest score, sum of P), which is returned anew; queries is (tile,
+    first row), keys is (k, v, their strides, length). LAST: the tile may pass the sequence's end.
     """
     acc, high, total = softmax
     q_tile, first_query = queries
@@ -106,10 +106,10 @@ def _varlen_attention_fwd_kernel(
 ):
     """out = (M softmax(q k^T)) v and lse = log sum exp(q k^T) within a sequence (arXiv 2205.14135).
 
-    One program makes BLOCK_M queries of one head of one sequence, going along the keys BLOCK_N at
-    a time; with ONE_TILE they are one tile. Grid: (batch * tiles, heads), a sequence's tiles side
-    by side; programs past its end stop at once. FLOPs: 4 length^2 head_dim.
-    Absent: order (sequences as they come), seed.
+    One program computes BLOCK_M queries of one head of one sequence, over BLOCK_N keys at a time;
+    with ONE_TILE all keys are one tile. Grid: (batch * tiles, heads), a sequence's tiles side by
+    side; programs past its end stop at once. FLOPs: 4 length^2 head_dim.
+    May be None: order (sequences as they come), seed (no dropout).
     """
     head, sequence, first_query, start, length = locate(cu_seqlens, order, tiles, BLOCK_M)
     if first_query >= length:
@@ -129,7 +129,7 @@ def _varlen_attention_fwd_kernel(
         tl.full((BLOCK_M,), float("-inf"), tl.float32),
         tl.zeros((BLOCK_M,), tl.float32),
     )
-    # fp32 has no registers for two copies of the step
+    # fp32 has too few registers for two copies of the step
     PEELED: tl.constexpr = q_tile.dtype != tl.float32 and not ONE_TILE
     last = 0
     if PEELED:
@@ -176,7 +176,7 @@ def _varlen_attention_fwd_kernel(
 
 
 def launch_varlen_attention_fwd(inputs, out: torch.Tensor, lse: torch.Tensor) -> None:
-    """Into a given out (total, heads, head_dim) and lse (total, heads) fp32, both contiguous.
+    """Fill out (total, heads, head_dim) and lse (total, heads) fp32, both contiguous.
 
     inputs: the op's `AttentionInputs`, `readable`.
     """

@@ -1,13 +1,13 @@
-"""Triton kernels of `varlen_attention`, backward: nothing is added to by two programs.
+"""Triton kernels of `varlen_attention`, backward: no two programs add to one number.
 
-With P = exp(S - lse), M the kept positions, r what is kept's scale and delta = sum_d dout out / r:
+With P = exp(S - lse), M the kept positions, r their scale and delta = sum_d dout out / r:
 
     dv = r (M P)^T dout      dS = M P (dout v^T) - P delta
     dq = r scale dS k        dk = r scale dS^T q
 
-Sequences that fit one tile go to varlen_attention_one_tile.py; many sequences that are short go to
-varlen_attention_one_program.py. The others take two kernels, one for each tile of keys and one for
-each tile of queries, which makes S and dP twice (7 products): to make them once, programs would
+Sequences that fit one tile go to varlen_attention_one_tile.py, many short sequences to
+varlen_attention_one_program.py. The others take two kernels, one over tiles of keys and one over
+tiles of queries. These compute S and dP twice (7 products): to compute them once, programs would
 have to share dq.
 """
 
@@ -50,9 +50,10 @@ def _row_terms_kernel(
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """log2_sums = lse log2 e and delta = sum_d dout out / r, both (heads, total): rows together.
+    """log2_sums = lse log2 e and delta = sum_d dout out / r, both (heads, total).
 
-    One program does ROWS tokens of one head. Grid: (total / ROWS, heads). Bytes: out and dout read.
+    One program takes ROWS tokens of one head. Grid: (total / ROWS, heads). Bytes: out and dout
+    read.
     """
     head = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -98,10 +99,10 @@ def _attention_dk_dv_kernel(
     BLOCK_D: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """dk and dv of BLOCK_N keys of one head, going along the queries BLOCK_M at a time.
+    """dk and dv of BLOCK_N keys of one head, over BLOCK_M queries at a time.
 
-    Scores are transposed, (keys, queries): so P^T and dS^T are the left factors of dv and dk as
-    they lie in registers. Grid: (batch * tiles, heads). FLOPs: 8 length^2 head_dim.
+    Scores are transposed, (keys, queries), so that P^T and dS^T lie in registers as the left
+    factors of dv and dk. Grid: (batch * tiles, heads). FLOPs: 8 length^2 head_dim.
     """
     head, sequence, first_key, start, length = locate(cu_seqlens, order, tiles, BLOCK_N)
     if first_key >= length:
@@ -175,7 +176,7 @@ def _attention_dq_kernel(
     BLOCK_D: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """dq of BLOCK_M queries of one head, going along the keys BLOCK_N at a time.
+    """dq of BLOCK_M queries of one head, over BLOCK_N keys at a time.
 
     Grid: (batch * tiles, heads). FLOPs: 6 length^2 head_dim.
     """
@@ -220,7 +221,7 @@ def _attention_dq_kernel(
 def launch_tiled_bwd(
     dout: torch.Tensor, inputs, out: torch.Tensor, lse: torch.Tensor, gradients: list[torch.Tensor]
 ) -> None:
-    """Into given [dq, dk, dv] (total, heads, head_dim), contiguous, as dout, out and lse are.
+    """Fill [dq, dk, dv] (total, heads, head_dim); all contiguous, as dout, out and lse.
 
     inputs: the op's `AttentionInputs`, `readable`.
     """

@@ -1,6 +1,6 @@
-"""Triton kernel of `varlen_attention`, backward of a short sequence's head by one program.
+"""Triton kernel of `varlen_attention`, backward: one program for a head of a short sequence.
 
-All three gradients come from one look at the scores (5 products); the formulas are those of
+It computes the scores once for all three gradients (5 products); the formulas are those of
 varlen_attention_backward.py.
 """
 
@@ -22,7 +22,7 @@ from spanbert_fast.kernels.attention_dropout import keep_words_once
 from spanbert_fast.kernels.attention_gradient import kept_and_slope
 from spanbert_fast.kernels.product import product
 
-# about two for each multiprocessor; with fewer, tiles of a sequence fill the chip better
+# about two per multiprocessor; below that, one program per tile fills the chip better
 ENOUGH_PROGRAMS = 256
 
 
@@ -61,13 +61,13 @@ def _attention_one_program_kernel(
 ):
     """dq, dk and dv of one head of one sequence. Grid: (batch, heads). FLOPs: 10 length^2 head_dim.
 
-    Outside go BLOCK_N keys, whose dk and dv stay in registers; inside BLOCK_M queries, whose dq is
-    added to in `sums`, which stays in the L2 cache. No other program adds to it, and always in the
-    same order: the same bits in every run. Scores are transposed, (keys, queries).
+    The outer loop goes over BLOCK_N keys, whose dk and dv stay in registers, the inner loop over
+    BLOCK_M queries, whose dq is summed in `sums`, in the L2 cache. No other program adds there, and
+    the order is fixed: every run gives the same bits. Scores are transposed, (keys, queries).
 
-    terms (lse log2 e of a block, then its delta) and sums are scratch of whole blocks of BLOCK_M
-    rows, scratch_blocks to a head: a sequence has its own, so that the inner loop reads and adds
-    without masks, and aligned.
+    terms (lse log2 e of a block, then its delta) and sums are scratch in whole blocks of BLOCK_M
+    rows, scratch_blocks per head. A sequence has its own blocks, so that the inner loop is aligned
+    and needs no masks.
     """
     head, sequence, _, start, length = locate(cu_seqlens, order, 1, BLOCK_N)
     KEEP_SCALE: tl.constexpr = 256 / (256 - THRESHOLD)
@@ -102,7 +102,7 @@ def _attention_one_program_kernel(
     tl.debug_barrier()
 
     for first_key in range(0, length, BLOCK_N):
-        # read again and again: what lives through the inner loop takes its registers
+        # read again here, since a value that lives through the inner loop takes registers from it
         start = tl.load(cu_seqlens + sequence).to(tl.int64)
         key = first_key + tl.arange(0, BLOCK_N)
         inside = (key < length)[:, None] & fits
@@ -144,17 +144,17 @@ def _attention_one_program_kernel(
     dq += start * token_stride + head * HEAD_DIM
     for first in range(0, length, BLOCK_M):
         inside = (row < length - first)[:, None] & fits
-        # .cg: from L2, where the additions were made
+        # .cg reads from L2, where the additions were made
         x = tl.load(sums + first * BLOCK_D + sums_at, mask=inside, other=0.0, cache_modifier=".cg")
         x *= scale * KEEP_SCALE
         tl.store(dq + first * token_stride + out_at, x.to(dq.dtype.element_ty), mask=inside)
 
 
 def fits_one_program(q: torch.Tensor, max_seqlen: int) -> bool:
-    """Whether this kernel has a tile for q (total, heads, head_dim) and programs for the chip.
+    """Whether there is a tile for q (total, heads, head_dim) and enough programs for the chip.
 
-    Sequences are counted by the tokens that they share, so many at least: empty ones, with which a
-    batch of a fixed shape is filled, make no program that works.
+    total / max_seqlen is the least number of sequences that are not empty. Empty ones, which fill
+    a batch of fixed shape, have a program without work.
     """
     tile = attention_tile("attention_one_program", q, max_seqlen)
     total, heads, _ = q.shape
@@ -164,7 +164,7 @@ def fits_one_program(q: torch.Tensor, max_seqlen: int) -> bool:
 def launch_attention_one_program(
     dout: torch.Tensor, inputs, out: torch.Tensor, lse: torch.Tensor, gradients: list[torch.Tensor]
 ) -> None:
-    """Into given [dq, dk, dv] (total, heads, head_dim), contiguous, as dout, out and lse are.
+    """Fill [dq, dk, dv] (total, heads, head_dim); all contiguous, as dout, out and lse.
 
     inputs: the op's `AttentionInputs`, `readable`.
     """

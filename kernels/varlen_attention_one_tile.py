@@ -1,6 +1,6 @@
 """Triton kernel of `varlen_attention`, backward of sequences that fit one tile.
 
-All three gradients come from one look at the scores (5 products); the formulas are those of
+It computes the scores once for all three gradients (5 products); the formulas are those of
 varlen_attention_backward.py.
 """
 
@@ -69,7 +69,7 @@ def _attention_one_tile_kernel(
     log2_sum = tl.load(lse + token * heads + head, mask=within, other=float("inf")) * LOG2_E
 
     scores = tl.zeros((BLOCK, BLOCK), tl.float32)
-    # P and dS here and not by `kept_and_slope`: the dropout words, drawn before the products, spill
+    # not by `kept_and_slope`: it gets its dropout words before the products, and would spill here
     dp = product(do, tl.trans(v_tile), scores, WIDEN)
     s = product(q_tile, tl.trans(k_tile), scores, WIDEN)  # (queries, keys)
     p = tl.exp2(s * (scale * LOG2_E) - log2_sum[:, None])
@@ -99,7 +99,7 @@ def fits_one_tile(q: torch.Tensor, max_seqlen: int) -> bool:
 def launch_attention_one_tile(
     dout: torch.Tensor, inputs, out: torch.Tensor, lse: torch.Tensor, gradients: list[torch.Tensor]
 ) -> None:
-    """Into given [dq, dk, dv] (total, heads, head_dim), contiguous, as dout, out and lse are.
+    """Fill [dq, dk, dv] (total, heads, head_dim); all contiguous, as dout, out and lse.
 
     inputs: the op's `AttentionInputs`, `readable`.
     """

@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 _ROOMS = ("data", "models", "nn", "ops", "tasks")
 _PUBLIC = {
+    "AutoModelForSpanPreTraining": "spanbert_fast.models",
     "DataCollatorForSpanMasking": "spanbert_fast.data.collator",
     "FillSpan": "spanbert_fast.fill_span",
     "SpanBertConfig": "spanbert_fast.models",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see: a name that is not h
     from spanbert_fast.accelerated.accelerate import decelerate as decelerate
     from spanbert_fast.data.collator import DataCollatorForSpanMasking as DataCollatorForSpanMasking
     from spanbert_fast.fill_span import FillSpan as FillSpan
+    from spanbert_fast.models import AutoModelForSpanPreTraining as AutoModelForSpanPreTraining
     from spanbert_fast.models import SpanBertConfig as SpanBertConfig
     from spanbert_fast.models import SpanBertForCoreference as SpanBertForCoreference
     from spanbert_fast.models import SpanBertForMaskedLM as SpanBertForMaskedLM

@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "write a checkpoint for transformers, ONNX, in half precision",
     "import-fairseq": "convert an original SpanBERT training checkpoint",
     "env": "versions, hardware, and which implementation each op runs",
+    "completion": "print a script for the completion of your shell",
 }
 
 USAGE_ERROR, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143

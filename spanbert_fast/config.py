@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import BertConfig
+from transformers import BertConfig, PreTrainedConfig
 
 from spanbert_fast.errors import DataError
 from spanbert_fast.schema import (
@@ -62,7 +62,8 @@ _RULES = {
     "label2id": object_of(TEXT, whole(0, 1 << 20)),
     "architectures": optional(list_of(TEXT)),
     **dict.fromkeys(("dtype", "torch_dtype"), optional(one_of(*_DTYPES))),
-    **dict.fromkeys(("model_type", "hidden_act", "pair_loss_form"), TEXT),
+    **dict.fromkeys(("model_type", "hidden_act"), TEXT),
+    "pair_loss_form": one_of("likelihood", "printed"),
     **dict.fromkeys(("is_decoder", "add_cross_attention", "residual_in_fp32"), TRUTH),
 }
 
@@ -181,6 +182,34 @@ class SpanBertConfig(BertConfig):
             raise ValueError(
                 f'pair_loss_form must be "likelihood" or "printed", got "{self.pair_loss_form}"'
             )
+
+
+SPAN_FIELDS = (
+    "max_span_targets",
+    "span_position_embedding_size",
+    "sbo_weight",
+    "sbo_denominator_offset",
+    "pair_loss_weight",
+    "pair_loss_form",
+)
+
+
+def add_span_fields(config: PreTrainedConfig, **given: Any) -> None:
+    """Give the configuration of any encoder the fields of the span objectives, as SpanBertConfig
+    has them.
+
+    Args:
+        given: values in place of those that the configuration has, or of the defaults.
+
+    Raises:
+        DataError: a value cannot be.
+    """
+    values = {name: getattr(config, name, getattr(SpanBertConfig, name)) for name in SPAN_FIELDS}
+    values |= given
+    where = f"the configuration of a {config.model_type}"
+    check(where, values, {name: _RULES[name] for name in SPAN_FIELDS})
+    for name, value in values.items():
+        setattr(config, name, value)
 
 
 def _stock_name(architecture: str) -> str:

@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional as F
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from spanbert_fast.models import SpanBertForMaskedLM, SpanBertForPreTraining
+from spanbert_fast.models import SpanBertForMaskedLM
 from spanbert_fast.models.evaluation_mode import evaluation_mode
-from spanbert_fast.models.inputs import EncoderInputs
-from spanbert_fast.values import FilledSpan, Filling
+from spanbert_fast.models.span_objectives import SpanObjectives
+from spanbert_fast.values import SPACES, FilledSpan, Filling
 
 __all__ = ["FillSpan", "FilledSpan", "Filling"]
 
@@ -39,22 +39,24 @@ class FillSpan:
     the start or the end of the text, nor the places from `config.max_span_targets` on.
 
         >>> from transformers import AutoTokenizer
+        >>> from spanbert_fast import SpanBertForPreTraining
         >>> model = SpanBertForPreTraining.from_pretrained("runs/first/model")
         >>> fill = FillSpan(model, AutoTokenizer.from_pretrained("runs/first/model"))
         >>> len(fill("The [MASK] [MASK] fox", head="both", top_k=2)[0].spans[0].tokens)
         2
 
     Args:
-        model: a SpanBertForPreTraining, or a SpanBertForMaskedLM, which has head="mlm" only.
+        model: a SpanBertForPreTraining, or what `AutoModelForSpanPreTraining` gives; or a
+            SpanBertForMaskedLM, which has head="mlm" only.
         tokenizer: its fast tokenizer, with a mask token.
     """
 
     def __init__(
         self,
-        model: SpanBertForPreTraining | SpanBertForMaskedLM,
+        model: SpanObjectives | SpanBertForMaskedLM,
         tokenizer: PreTrainedTokenizerBase,
     ):
-        if not isinstance(model, (SpanBertForPreTraining, SpanBertForMaskedLM)):
+        if not isinstance(model, (SpanObjectives, SpanBertForMaskedLM)):
             raise TypeError(
                 "model must be a SpanBertForPreTraining or a SpanBertForMaskedLM, "
                 f"got {type(model).__name__}"
@@ -114,7 +116,7 @@ class FillSpan:
         """
         if head not in _HEADS:
             raise ValueError(f"head must be one of {', '.join(_HEADS)}, got {head!r}")
-        if head != "mlm" and not isinstance(self.model, SpanBertForPreTraining):
+        if head != "mlm" and not isinstance(self.model, SpanObjectives):
             raise ValueError(
                 f'head must be "mlm" with a {type(self.model).__name__}, which has no span '
                 f"boundary head, got {head!r}"
@@ -215,26 +217,26 @@ class FillSpan:
         starts = list(accumulate(map(len, batch), initial=0))
         masked = [s + p for s, ids in zip(starts, batch, strict=False) for p in self._masked(ids)]
         boundaries, lengths, answers = self._questions([] if head == "mlm" else batch, starts, head)
-        inputs = EncoderInputs.of(
-            torch.tensor(sum(batch, []), device=device),
+        inputs = model.encoder_inputs(
+            input_ids=torch.tensor(sum(batch, []), device=device),
             cu_seqlens=torch.tensor(starts, dtype=torch.int32, device=device),
             max_seqlen=max(map(len, batch)),
-            max_positions=model.config.max_position_embeddings,
         )
         needed = torch.tensor(masked + boundaries, device=device)
-        hidden = model.bert.encode(inputs, rows=needed).hidden_states
-        log_p = model.cls.predictions.logits(hidden[: len(masked)]).float().log_softmax(-1)
+        hidden = model.encode(inputs, rows=needed).hidden_states
+        log_p = model.masked_lm_logits(hidden[: len(masked)]).float().log_softmax(-1)
         if answers:
-            assert isinstance(model, SpanBertForPreTraining)  # no other head has questions
-            sbo_head, decoder = model.cls.span_boundary, model.cls.predictions.decoder
+            assert isinstance(model, SpanObjectives)  # no other head has questions
+            heads = model.pretraining_heads()
             cu_lengths = list(accumulate(lengths, initial=0))
-            states = sbo_head(
+            states = heads.span_boundary(
                 hidden,
                 torch.arange(len(masked), len(hidden), device=device).view(-1, 2),
                 torch.tensor(cu_lengths, dtype=torch.int32, device=device),
                 len(answers),
             )
-            sbo = F.linear(states, decoder.weight, sbo_head.bias).float().log_softmax(-1)
+            scores = F.linear(states, heads.decoder_weight, heads.span_boundary.bias)
+            sbo = scores.float().log_softmax(-1)
             log_p[answers] = sbo if head == "sbo" else (log_p[answers] + sbo).log_softmax(-1)
         if not log_p.isfinite().all():
             raise FloatingPointError("the model's scores are not finite (NaN or infinity)")
@@ -272,8 +274,7 @@ class FillSpan:
             tokens = tuple(self.tokenizer.convert_ids_to_tokens(list(token_ids)))
             filling = self.tokenizer.convert_tokens_to_string(list(tokens))
             left, right = text[: offsets[first][0]], text[offsets[last][1] :]
-            joined = left.rstrip() + filling[2:] if filling.startswith("##") else left + filling
-            text = joined + right
+            text = _joined(left, filling, tokens[0]) + right
             each = tuple(hypothesis.log_probabilities[p] for p in range(first, last + 1))
             spans.append(FilledSpan(filling, token_ids, tokens, each))
         return Filling(text, hypothesis.score, tuple(reversed(spans)))
@@ -286,6 +287,17 @@ class _Hypothesis(NamedTuple):
     @property
     def score(self) -> float:
         return sum(self.log_probabilities.values())
+
+
+def _joined(left: str, filling: str, first_token: str) -> str:
+    """A text and what continues it, with a space between them where the first token has one."""
+    if filling.startswith("##"):
+        return left.rstrip() + filling[2:]
+    if first_token.startswith(SPACES):
+        # a mask token may take the space in front of it, and a tokenizer leave out the first one
+        filling = filling.removeprefix(" ")
+        return left + filling if not left or left[-1].isspace() else f"{left} {filling}"
+    return left + filling
 
 
 def _replaced(token_ids: list[int], by_place: dict[int, int]) -> list[int]:

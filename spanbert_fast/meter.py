@@ -63,9 +63,13 @@ class Meter:
         if not self.total:
             return f"{self.done:,}{unit}"
         seconds = (time.monotonic() - self._began) * (self.total / max(self.done, 1) - 1)
-        minutes, seconds = divmod(max(round(seconds), 0), 60)
-        left = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-        return f"{self.done:,} of {self.total:,}{unit}, {left} left"
+        return f"{self.done:,} of {self.total:,}{unit}, {duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds, for a person."""
+    minutes, seconds = divmod(max(round(seconds), 0), 60)
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def metered(

@@ -34,10 +34,10 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 class WindowedPipeline(Pipeline):
     """A pipeline whose inputs are examples of a task, which makes windows of them."""
 
-    _load_processor = False
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = True
+    _load_processor: Any = False
+    _load_image_processor: Any = False
+    _load_feature_extractor: Any = False
+    _load_tokenizer: Any = True
 
     def __init__(self, model, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
@@ -47,19 +47,23 @@ class WindowedPipeline(Pipeline):
     def _sanitize_parameters(self, **options) -> tuple[dict, dict, dict]:
         return options, {}, {}
 
-    def preprocess(self, examples: Sequence[Example], **options) -> tuple[Task, list[Example]]:
-        """The task with the caller's options, and what it is to read."""
-        longest = min(512, self.model.config.max_position_embeddings)
-        return self.task_of({"max_seq_length": longest, **options}), list(examples)
+    def task_of(self, options: dict) -> Task:
+        """The task with these options."""
+        raise NotImplementedError
 
-    def _forward(self, given: tuple[Task, list[Example]], batch_size: int = 16) -> list:
-        task, examples = given
+    def preprocess(self, input_: Sequence[Example], **options) -> Any:
+        """(task with the caller's options, examples)."""
+        longest = min(512, self.model.config.max_position_embeddings)
+        return self.task_of({"max_seq_length": longest, **options}), list(input_)
+
+    def _forward(self, input_tensors: Any, batch_size: Any = 16, **options) -> Any:
+        task, examples = input_tensors
         tokens = batch_size * task.max_seq_length
         return predict(self.model, task, examples, self.tokenizer, tokens_per_batch=tokens)
 
-    def postprocess(self, predictions: list, **options) -> list:
-        """Nothing: a task decodes its own predictions."""
-        return predictions
+    def postprocess(self, model_outputs: Any, **options) -> Any:
+        """The predictions as they are: a task decodes its own."""
+        return model_outputs
 
     def predictions(self, examples: Sequence[Example], batch_size: int, options: dict) -> list:
         """One per example, all windows in common batches."""
@@ -70,8 +74,7 @@ class WindowedPipeline(Pipeline):
 class QuestionAnsweringPipeline(WindowedPipeline):
     """Answers from texts of any length, with the inputs and outputs that transformers 4 had."""
 
-    @staticmethod
-    def task_of(options: dict) -> QuestionAnswering:
+    def task_of(self, options: dict) -> QuestionAnswering:
         """The task that reads the questions."""
         return QuestionAnswering(**options)
 
@@ -105,14 +108,14 @@ class QuestionAnsweringPipeline(WindowedPipeline):
         pairs, is_one = _pairs(inputs, question, context)
         examples = [Question(str(i), f"question {i}", *pair) for i, pair in enumerate(pairs)]
         found = self.predictions(examples, batch_size, options)
-        rows = [_answers(prediction, top_k, handle_impossible_answer) for prediction in found]
-        rows = [row[0] if top_k == 1 else row for row in rows]
+        answers = [_answers(prediction, top_k, handle_impossible_answer) for prediction in found]
+        rows = [best[0] if top_k == 1 else best for best in answers]
         return rows[0] if is_one else rows
 
 
 def _pairs(inputs: tuple, question: Any, context: Any) -> tuple[list[tuple[str, str]], bool]:
     if inputs:
-        items = inputs[0] if len(inputs) == 1 else list(inputs)
+        items: Any = inputs[0] if len(inputs) == 1 else list(inputs)
         is_one = isinstance(items, Mapping)
         pairs = [(item["question"], item["context"]) for item in ([items] if is_one else items)]
     else:
@@ -142,13 +145,15 @@ def _answers(prediction: Prediction, top_k: int, may_be_empty: bool) -> list[dic
 class _Entities(NamedEntities):
     """Also says how sure the model is of each word's tag."""
 
-    def decode(self, example: Sentence, windows, outputs) -> list[tuple[str, float]]:
+    def decode(self, example: Sentence, windows, outputs) -> list[Any]:
+        """(tag, probability) of each word."""
         scores = self.word_scores(example, windows, outputs)
         with np.errstate(over="ignore"):
             shares = np.exp(scores - scores.max(1, keepdims=True))
         shares /= shares.sum(1, keepdims=True)
-        tags = entities.best_path(scores, self.labels)
-        number = {label: i for i, label in enumerate(self.labels)}
+        labels = self.learnt_labels()
+        tags = entities.best_path(scores, labels)
+        number = {label: i for i, label in enumerate(labels)}
         return [(tag, float(shares[i, number.get(tag, 0)])) for i, tag in enumerate(tags)]
 
 
@@ -157,10 +162,12 @@ class EntityPipeline(WindowedPipeline):
 
     def task_of(self, options: dict) -> NamedEntities:
         """The task that reads the texts, with the model's own labels."""
-        names = self.model.config.id2label
+        names: Any = self.model.config.id2label
         return _Entities(labels=[names[i] for i in range(len(names))], **options)
 
-    def __call__(self, inputs: str | Sequence[str], batch_size: int = 16, **options) -> list:
+    def __call__(  # type: ignore[override]  # of positional arguments only batch_size has a meaning
+        self, inputs: str | Sequence[str], batch_size: int = 16, **options
+    ) -> list:
         """The entities of a text, or of each of many.
 
         Args:
@@ -210,10 +217,10 @@ def pipeline(task: str, model: Any, **kwargs) -> Pipeline:
         model: a directory, a name of the Hub, or a model, whose tokenizer is then given, too.
         kwargs: of `transformers.pipeline`.
     """
-    kind = _CLASSES.get(task)
-    return transformers.pipeline(
-        task, model=model, **({} if kind is None else {"pipeline_class": kind}), **kwargs
-    )
+    if kind := _CLASSES.get(task):
+        kwargs["pipeline_class"] = kind
+    make: Any = transformers.pipeline  # its overloads know no name that is a variable
+    return make(task, model=model, **kwargs)
 
 
 # transformers 5 refuses the name of the pipeline that it has dropped; here is one of that name.

@@ -29,8 +29,8 @@ def assert_no_worse_than(
         >>> ours, peer, truth = (torch.tensor([x]) for x in (1.2, 1.1, 1.0))
         >>> assert_no_worse_than(ours, peer, truth, floor=0.01)  # 0.2 <= 2 * 0.1 + 0.01
 
-    The root of the mean square is held to the same rule: a largest error bounds the others only by
-    itself, and hides it where many small values are wrong beside a few large ones.
+    The root mean square error must satisfy the same rule: the maximum alone would not show that
+    many small values are wrong beside a few large ones.
 
     Args:
         ours: the result to test.
@@ -64,8 +64,8 @@ def _root_mean_square(x: torch.Tensor) -> torch.Tensor:
 
 
 class _Rounding(TorchDispatchMode):
-    """Multiplies each floating result of PyTorch's operators, forward and backward, by 1 + u with
-    u uniform in [-eps, eps]. Views and results in place are not changed."""
+    """Multiplies each floating result of PyTorch's operators, forward and backward, by 1 + u, where
+    u is uniform in [-eps, eps]. It does not change views and results of in-place operators."""
 
     def __init__(self, eps: float):
         super().__init__()
@@ -91,7 +91,7 @@ def rounding_noise(
     dtype: torch.dtype = torch.float32,
     draws: int = 3,
 ) -> dict[str, float]:
-    """How far each result of a model moves if every number behind it is off by one rounding.
+    """How far each result of a model moves if every number on the way to it is rounded once.
 
     In copies of `truth` each parameter and each result of an operator, forward and backward, is
     multiplied by 1 + u, where u is uniform within the spacing of `dtype` at 1. A sum then moves by
@@ -115,7 +115,7 @@ def rounding_noise(
         with torch.no_grad():
             for parameter in model.parameters():
                 rounding.jitter(parameter)
-        # attention made of single operators: a fused one would be rounded only once
+        # attention in single operators, since a fused one would be rounded only once
         with sdpa_kernel(SDPBackend.MATH), rounding:
             moved = run(model)
         for name in noise:

@@ -3,6 +3,9 @@
 import dataclasses
 
 IGNORED_TARGET = -100  # no loss is taken of it, as throughout transformers
+WORDS = ("tokenizer", "tokens", "characters")  # what spans are made of; see `WordStarts.of`
+# Ġ and ▁, as which tokens of byte-level BPE and of SentencePiece spell a space
+SPACES = ("\u0120", "\u2581")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -10,7 +13,8 @@ class FilledSpan:
     """One run of masks, filled.
 
     Attributes:
-        text: the filling as text; with a leading "##" where it continues the word before it.
+        text: the filling as text; of WordPiece with a leading "##" where it continues the word
+            before it.
         token_ids, tokens: one entry per mask.
         log_probabilities: of each token, natural logarithm.
     """

@@ -1,4 +1,4 @@
-"""What the tests of accelerate() share: every model class, batches with labels, results."""
+"""Shared by the tests of accelerate(): every model class, batches with labels, results."""
 
 import torch
 from torch import nn
@@ -51,7 +51,7 @@ def batch():
 
 def masked_labels(inputs):
     labels = torch.where(torch.rand(4, 19) < 0.3, torch.randint(0, 97, (4, 19)), -100)
-    labels[0, 0] = 5  # one at least
+    labels[0, 0] = 5  # at least one
     return torch.where(inputs["attention_mask"] == 0, -100, labels)
 
 
@@ -70,7 +70,7 @@ def inputs_of(name):
         inputs = {k: v.view(2, 2, 19) for k, v in inputs.items()}
         inputs["labels"] = torch.tensor([1, 0])
     if name == "BertForQuestionAnswering":
-        del inputs["attention_mask"]  # padding is another matter: below
+        del inputs["attention_mask"]  # padding has tests of its own
         inputs["start_positions"] = torch.tensor([3, 0, 18, 40])
         inputs["end_positions"] = torch.tensor([5, 0, 18, 2])
     return inputs
@@ -92,7 +92,7 @@ MODELS = {
 
 
 def results(model, inputs, mask):
-    """Every output at real positions, and all gradients of a loss that reads them."""
+    """Every output at real positions, and all gradients of a loss over these outputs."""
     output = model(**inputs)
     tensors = {}
     for key, value in output.items():

@@ -1,4 +1,4 @@
-"""What the tests of accelerated classes share: trios with fp64 truth, padded batches."""
+"""Shared by the tests of accelerated classes: trios with fp64 truth, padded batches."""
 
 import torch
 from transformers import BertConfig

@@ -1,4 +1,4 @@
-"""What the tests of the antecedent ops share: documents of mentions, and their values."""
+"""Shared by the tests of the antecedent ops: documents of mentions, and their values."""
 
 import torch
 
@@ -17,7 +17,7 @@ def cumulative(lengths: list[int]) -> torch.Tensor:
 
 
 def tensors_of(mentions: int, features: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Queries, keys, mention scores and distance scores whose pairs' scores spread by about 3."""
+    """Queries, keys, mention scores and distance scores; pairs score about 0 +- 3."""
     shapes = ((mentions, features), (mentions, features), (mentions,), (mentions, 10))
     scale = features**-0.25
     return [
@@ -26,6 +26,6 @@ def tensors_of(mentions: int, features: int, dtype: torch.dtype) -> list[torch.T
 
 
 def clusters_of(mentions: int) -> torch.Tensor:
-    """A third in no cluster, the others in clusters of four or so."""
+    """A third of the mentions in no cluster, the others in clusters of about four."""
     clusters = torch.randint(0, max(1, mentions // 6), (mentions,))
     return clusters.masked_fill(torch.rand(mentions) < 0.3, -1)

@@ -1,7 +1,7 @@
-"""What the tests of BERT models share: sizes and large weights.
+"""Shared by the tests of BERT models: sizes and large weights.
 
-At the default standard deviation of 0.02 real faults hide: a wrong softmax scale moves the output
-by 2e-5. Here every weight, bias included, has 0.3, and norms are random around 1.
+The default standard deviation of 0.02 hides real faults: a wrong softmax scale moves the output by
+2e-5. Here every weight and bias has 0.3, and norms are random around 1.
 """
 
 import torch

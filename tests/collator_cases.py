@@ -1,4 +1,4 @@
-"""What the tests of the collator share: a tokenizer, examples, comparing batches."""
+"""Shared by the tests of the collator: a tokenizer, examples, the comparison of batches."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Shared fixtures. First of all the repository root leaves sys.path: its `kernels/` folder would
+"""Shared fixtures. First, the repository root is removed from sys.path: its `kernels/` folder would
 shadow the PyPI package of that name, which transformers looks for."""
 
 import sys
@@ -17,18 +17,18 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 if not torch.cuda.is_available():
-    # Triton decides at its first import, whoever that is by, whether kernels are interpreted.
+    # Triton decides when it is first imported whether kernels are interpreted.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# what several test files share: its assertions are explained as theirs are
+# pytest explains the assertions of these shared modules as it does those of tests
 pytest.register_assert_rewrite(*(p.stem for p in Path(__file__).parent.glob("*_cases.py")))
 
 from spanbert_fast.testing import assert_bitwise_equal  # noqa: E402
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """`-m gpu` imports the files that are marked and no other: a bare GPU machine may lack what
-    those import."""
+    """With `-m gpu`, import only the files that are marked: a bare GPU machine may lack packages
+    that the others import."""
     if config.option.markexpr == "gpu" and collection_path.suffix == ".py":
         if "\npytestmark = pytest.mark.gpu\n" not in collection_path.read_text("utf-8"):
             return True
@@ -43,9 +43,9 @@ def fixed_seed():
 
 @pytest.fixture(autouse=True)
 def fresh_log():
-    """A command that a test calls in this process sets up the log; the next test finds it as it
-    was: pytest would take every line of a logger that it finds cut off, and that a test joins to
-    the others again, twice."""
+    """Restore the log that a command sets up when a test calls it in this process. Otherwise pytest
+    would take every line twice from a logger that does not propagate and that a test lets propagate
+    again."""
     yield
     logger = logging.getLogger("spanbert_fast")
     logger.handlers, logger.propagate = [], True
@@ -53,7 +53,7 @@ def fresh_log():
 
 @pytest.fixture
 def poisoned_empty(monkeypatch):
-    """torch.empty and friends give NaN (or the lowest integer): what is not written shows."""
+    """torch.empty and the like give NaN (or the lowest integer): unwritten elements show."""
 
     def poison(make):
         def made(*args, **kwargs):
@@ -71,14 +71,14 @@ def poisoned_empty(monkeypatch):
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
-    torch.set_deterministic_debug_mode("error")  # poisons what compiled code allocates
+    torch.set_deterministic_debug_mode("error")  # poisons memory that compiled code allocates
     yield
     torch.set_deterministic_debug_mode("default")
 
 
 @pytest.fixture
 def each_thread_count():
-    """A function that runs another one with 1, 2 and 3 threads and compares the results' bits."""
+    """A function that runs a function with 1, 2 and 3 threads and compares the results' bits."""
     before = torch.get_num_threads()
 
     def compare(run):
@@ -130,7 +130,7 @@ def small_run() -> list[str]:
 
 @pytest.fixture(scope="session")
 def command():
-    """Run `spanbert-fast` in a process of its own, on one thread; gives subprocess.Popen."""
+    """Run `spanbert-fast` in a process of its own, on one thread; returns a subprocess.Popen."""
     import subprocess
 
     def start(*arguments, processes: int = 1) -> subprocess.Popen:
@@ -151,7 +151,7 @@ def command():
 
 @pytest.fixture
 def one_thread():
-    """As the processes that `command` starts."""
+    """One thread, as in the processes that `command` starts."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -160,7 +160,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def trained_model(tmp_path_factory, corpus_file) -> Path:
-    """Directory of a small SpanBERT that a run of two steps has left, with its tokenizer."""
+    """The directory of a small SpanBERT after a run of two steps, with its tokenizer."""
     from spanbert_fast.cli import main
 
     run = tmp_path_factory.mktemp("trained") / "run"

@@ -1,4 +1,4 @@
-"""What the tests of coreference share: small documents, a checkpoint, a run's options."""
+"""Shared by the tests of coreference: small documents, a checkpoint, a run's options."""
 
 import random
 from pathlib import Path
@@ -15,7 +15,7 @@ PEOPLE = (("Ann", "she"), ("Tom", "he"), ("the old cat", "it"))
 
 
 def document(name: str, draw: random.Random, sentences: int) -> Document:
-    """People, each named once or more and then called by their pronoun."""
+    """A document of people, each named at least once and then called by a pronoun."""
     texts, clusters, known, place = [], {}, [], 0
     for _ in range(sentences):
         words = []
@@ -33,7 +33,7 @@ def document(name: str, draw: random.Random, sentences: int) -> Document:
 
 
 def write_folder(folder: Path) -> Path:
-    """train.jsonl, dev.conll and test.jsonl, and a small checkpoint in model/."""
+    """Write train.jsonl, dev.conll and test.jsonl, and a small checkpoint in model/."""
     draw = random.Random(3)
     for name, count in (("train.jsonl", 60), ("dev.conll", 4), ("test.jsonl", 4)):
         documents = [document(f"{name}-{i}", draw, draw.randint(2, 6)) for i in range(count)]

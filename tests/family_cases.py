@@ -1,4 +1,4 @@
-"""What the tests of families share: a small model of each class in the table, and its inputs."""
+"""Shared by the tests of families: a small model of each class in the table, and its inputs."""
 
 import importlib
 import inspect
@@ -14,7 +14,7 @@ from spanbert_fast.accelerated.families import FAMILIES
 BATCH, SEQLEN, VOCABULARY, PAD = 4, 19, 97, 1
 NAMES = [family.name for family in FAMILIES]
 BY_NAME = {family.name: family for family in FAMILIES}
-# what a family's configuration has beside, or in place of, the sizes of all
+# fields of a family's configuration beside the common sizes, or in place of them
 FIELDS = {
     "electra": {"embedding_size": 32},
     "ernie": {"use_task_id": True},
@@ -43,7 +43,7 @@ SIZES = {
 
 
 def stock_classes(name):
-    """Every model class of a family in transformers that is an encoder, or stands over one."""
+    """Every model class of a family in transformers that is an encoder or contains one."""
     modeling = importlib.import_module(BY_NAME[name].modeling)
     return {
         key: value
@@ -68,7 +68,7 @@ def config(name, **fields):
 
 
 def model(name, head, **fields):
-    """With every parameter normal, std 0.3, in training mode."""
+    """A model with normal parameters, std 0.3, in training mode."""
     return large_init(stock_classes(name)[head](config(name, **fields))).train()
 
 
@@ -115,7 +115,7 @@ def inputs_of(made):
 
 
 def only_tokens(inputs, head):
-    """The inputs without padding: for heads that score it otherwise than transformers does."""
+    """The inputs without padding, for heads that do not score padding as transformers does."""
     if head.endswith("ForQuestionAnswering"):
         inputs = {key: value for key, value in inputs.items() if key != "attention_mask"}
     return inputs

@@ -1,4 +1,4 @@
-"""What the tests of fine-tuning share: entities that a small model learns, checkpoints, options."""
+"""Shared by the tests of fine-tuning: entities that a small model learns, checkpoints, options."""
 
 import random
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def sentences(count: int, seed: int) -> str:
 
 
 def write_folder(folder: Path) -> Path:
-    """train, dev and test files, and two small checkpoints, one of large weights."""
+    """Write train, dev and test files and two small checkpoints, one with large weights."""
     for seed, (name, count) in enumerate((("train", 60), ("dev", 20), ("test", 20))):
         (folder / f"{name}.conll").write_text(sentences(count, seed))
     words = (folder / "train.conll").read_text().replace("\t", " ")

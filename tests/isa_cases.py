@@ -1,4 +1,4 @@
-"""What the tests at forced instruction sets share."""
+"""Shared by the tests at forced instruction sets."""
 
 import os
 import platform
@@ -22,8 +22,8 @@ def levels() -> tuple[str, ...]:
 
 LEVELS = levels()
 
-# What ATEN_CPU_CAPABILITY may say, and the level of our kernels that it stands for, of those that
-# this CPU has: PyTorch itself dies of an instruction that is not there.
+# The values of ATEN_CPU_CAPABILITY and the levels of our kernels that they select, for levels that
+# this CPU has: PyTorch itself crashes at an instruction that the CPU lacks.
 CAPABILITIES = {
     capability: level
     for capability, level in {"default": "baseline", "avx2": "avx2", "avx512": "avx512"}.items()
@@ -34,7 +34,7 @@ CAPABILITIES = {
 def run_at_level(
     level: str, files: list[str], chosen: str, *options: str, at_least: int, **environment: str
 ) -> None:
-    """Tests that `-k chosen` selects, in a process of their own whose kernels run at `level`.
+    """Run the tests that `-k chosen` selects, in a process whose kernels run at `level`.
 
     Raises:
         AssertionError: another level runs, a test fails, or fewer than `at_least` pass.

@@ -1,4 +1,4 @@
-"""What the tests of linear_cross_entropy share: inputs, and PyTorch's own loss of groups."""
+"""Shared by the tests of linear_cross_entropy: inputs, and PyTorch's loss of groups."""
 
 import torch
 from torch.nn import functional as F
@@ -24,7 +24,7 @@ def run(function, tensors, dlosses, dtype):
 
 
 def peer(group_sizes, targets):
-    """PyTorch's own: the scores of each group, whole."""
+    """PyTorch's loss, with all scores of each group in memory."""
 
     def function(hidden, weight, bias):
         parts = zip(hidden.split(group_sizes), targets.split(group_sizes), bias, strict=True)

@@ -1,5 +1,5 @@
-"""What `test_memory.py` runs in a process of its own: inputs that would fill memory, each under a
-limit of its address space. Prints a JSON object: case -> what became of it."""
+"""Run by `test_memory.py` in a process of its own: inputs that would fill memory, each under a
+limit of the address space. Prints a JSON object: case -> outcome."""
 
 import bz2
 import gzip
@@ -29,7 +29,7 @@ WORDS = "the river is long and the garden is old "
 
 
 def bombs(folder: Path) -> dict[str, Path]:
-    """Files of some kilobytes that become half a gigabyte; each member or frame stands alone."""
+    """Files of some kilobytes that expand to half a gigabyte, each in one member or frame."""
     part = b"a" * (16 * MIB)
     codec = pa.Codec("zstd")
     compress = {
@@ -48,7 +48,7 @@ def bombs(folder: Path) -> dict[str, Path]:
 
 
 def zip_bomb(folder: Path) -> Path:
-    """A file of torch.save whose members were compressed: torch stores them as they are."""
+    """A file of torch.save with compressed members; torch itself does not compress them."""
     source, path = folder / "plain.pt", folder / "bomb.pt"
     torch.save({"model": {"decoder.x": torch.zeros(64 * MIB)}}, source)
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
@@ -104,7 +104,7 @@ def tokenise_long_line(path: Path, folder: Path) -> int:
 
 
 def limited(mebibytes: int, function: Callable[[], object]) -> dict:
-    """What a function does where the process may take so much more memory than it has."""
+    """The outcome of a function if the process may take only so much more memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = pages * resource.getpagesize() + mebibytes * MIB

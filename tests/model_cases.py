@@ -1,4 +1,4 @@
-"""What the tests of the SpanBERT models share: ours beside stock BERT, batches."""
+"""Shared by the tests of the SpanBERT models: ours beside stock BERT, batches."""
 
 import torch
 from torch.nn import functional as F
@@ -12,7 +12,7 @@ SPAN_SIZES = {"max_span_targets": 4, "span_position_embedding_size": 12}
 
 
 def pair(ours_class, theirs_class, **fields):
-    """(ours, theirs, theirs in fp64) with the same large weights; eager attention on their side."""
+    """(ours, theirs, theirs in fp64) with the same large weights; theirs with eager attention."""
     ours = large_init(ours_class(SpanBertConfig(**SIZES, **fields)))
     config = BertConfig(**SIZES, **fields, attn_implementation="eager")
     theirs, truth = theirs_class(config).eval(), theirs_class(config).eval()
@@ -25,7 +25,7 @@ def pair(ours_class, theirs_class, **fields):
 
 
 def batch(kind):
-    """Keyword arguments of a BERT, and the mask of what is real."""
+    """Keyword arguments of a BERT, and the mask of real tokens."""
     shape = {"length 1": (3, 1), "max length": (2, 40), "one sequence": (1, 17)}.get(kind, (4, 19))
     ids = torch.randint(1, 97, shape)
     mask = torch.ones(shape, dtype=torch.int64)

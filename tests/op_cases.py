@@ -16,7 +16,7 @@ from spanbert_fast.ops.dropout import of_flat
 from spanbert_fast.ops.dropout_add_layer_norm import NormInputs
 from spanbert_fast.ops.embedding_layer_norm import EmbeddingInputs
 from spanbert_fast.ops.linear_cross_entropy import LossInputs
-from spanbert_fast.ops.pad import pad, unpad  # noqa: F401  (registers their functions)
+from spanbert_fast.ops.padding import pad, unpad  # noqa: F401  (registers their functions)
 from spanbert_fast.ops.sample_spans import SpanText, span_capacity
 from spanbert_fast.ops.span_boundary_gather import GatherInputs
 from spanbert_fast.ops.span_options import SpanOptions
@@ -41,8 +41,8 @@ class Case(NamedTuple):
 
     Attributes:
         op: its name; the registered functions are op_fwd and op_bwd, or op alone.
-        inputs: of the dtype that was asked for.
-        fixed: inputs whose values cannot be changed at will: prefix sums, distinct indices.
+        inputs: inputs of the given dtype.
+        fixed: inputs whose values are not free: prefix sums, distinct indices.
     """
 
     op: str
@@ -63,20 +63,20 @@ class Case(NamedTuple):
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def saved(self, outputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Those of the forward's outputs that the backward takes."""
+        """The outputs of the forward that the backward takes."""
         whole = {"varlen_attention": 0, "span_representation": 0, "linear_cross_entropy": 2}
         return outputs[whole.get(self.op, 1) :]
 
 
 class IndexInputs(NamedTuple):
-    """What unpad_fwd takes."""
+    """The arguments of unpad_fwd."""
 
     x: torch.Tensor
     indices: torch.Tensor
 
 
 class PadInputs(NamedTuple):
-    """What pad_fwd takes."""
+    """The arguments of pad_fwd."""
 
     x: torch.Tensor
     indices: torch.Tensor
@@ -106,7 +106,7 @@ def _span_case() -> Case:
 
 
 def cases(dtype: torch.dtype) -> dict[str, Case]:
-    """Every registered function at least once, with and without what may be left out."""
+    """Every registered function at least once, with and without optional arguments."""
 
     def floats(*shape: int) -> torch.Tensor:
         return torch.randn(shape).to(dtype)
@@ -126,7 +126,7 @@ def cases(dtype: torch.dtype) -> dict[str, Case]:
         floats(9, 2, 16), floats(9, 2, 16), floats(9, 2, 16), _ints(0, 5, 5, 9), 5, 0.3, None, 0, 0
     )
     wide = product_dtype(dtype, torch.device("cpu"))  # as the op casts it
-    kept = 0 if _C is None or dtype == torch.float64 else 256  # by compiled code alone
+    kept = 0 if _C is None or dtype == torch.float64 else 256  # compiled code only
     loss = LossInputs(
         floats(7, 8).to(wide), floats(300, 8), floats(2, 300), ids(300, 7), [4, 3], True, kept
     )

@@ -1,4 +1,4 @@
-"""What the tests of question answering share: a tokenizer of letters, questions, logits."""
+"""Shared by the tests of question answering: a tokenizer of letters, questions, logits."""
 
 import numpy as np
 from transformers import BertTokenizer
@@ -13,7 +13,7 @@ CONTEXT = "The Normans lived in Normandy, a region of France; in the 10th centur
 
 
 def letter_tokenizer() -> BertTokenizer:
-    """Every letter is a piece."""
+    """A tokenizer for which every letter is a piece."""
     return BertTokenizer(vocab={t: i for i, t in enumerate(TOKENS)}, do_lower_case=True)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of relations share: files of two formats."""
+"""Shared by the tests of relations: files of two formats."""
 
 
 def written(path, text):

@@ -1,6 +1,6 @@
 """Where equal bits are promised, where they are not, and why: the table of docs/same_bits.md.
 
-PYTHONPATH=tests python -m same_bits_cases        the table, with what is so on this machine
+PYTHONPATH=tests python -m same_bits_cases        the table, with what holds on this machine
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Promise(NamedTuple):
     Attributes:
         what, facet: its row and column.
         why_not: empty where equal bits are promised.
-        results: [(results of one way, results of another)], for each pair of ways.
+        results: [(results of one way, results of another)], one pair per comparison.
     """
 
     what: str
@@ -224,7 +224,7 @@ PROMISES = (
 
 
 def table(cell: Callable[[Promise], str] | None = None) -> str:
-    """In Markdown; a cell says what is promised, unless `cell` gives another word."""
+    """The table in Markdown; a cell says what is promised, unless `cell` gives another text."""
     reasons = list(dict.fromkeys(p.why_not for p in PROMISES if p.why_not))
     cells = {}
     for p in PROMISES:

@@ -1,4 +1,4 @@
-"""What the tests of the span sampler share: random texts and options, and all that must hold."""
+"""Shared by the tests of the span sampler: random texts and options, and their invariants."""
 
 import itertools
 
@@ -10,7 +10,9 @@ from spanbert_fast.ops.sample_spans import SpanOptions, SpanSample, sample_spans
 from spanbert_fast.testing import assert_bitwise_equal
 
 MASK = 4
-POOL = torch.tensor([1000, 1001, 1002, 1002])  # disjoint from the texts' ids: origins show
+POOL = torch.tensor(
+    [1000, 1001, 1002, 1002]
+)  # disjoint from the texts' ids, so that random tokens can be told apart
 
 
 def make_texts(lengths, seed=0, continuation=0.3, special=0.0, ids=(5, 900)):
@@ -51,7 +53,7 @@ def assert_same(ours: SpanSample, expected: SpanSample) -> None:
 
 
 def check_invariants(texts, sample: SpanSample, law, given_spans=None, schemes=("geometric",)):
-    """All that holds for every text and seed, token by token."""
+    """Check all that holds for every text and seed, token by token."""
     input_ids, cu_seqlens, word_starts, special = (t.numpy() for t in texts)
     fields = {name: t.numpy() for name, t in sample._asdict().items()}
     total = len(input_ids)
@@ -132,7 +134,7 @@ LENGTH_SHARES = [0.1, 0.1, 0.2, 0.3, 0.24, 0.02, 0.02, 0.02]
 
 
 def random_given_spans(texts, seed):
-    """Some spans in each text that hold no special token, in order, overlapping at times."""
+    """Some spans in each text without special tokens, in order; some overlap."""
     _, cu_seqlens, _, special = texts
     generator = np.random.default_rng(seed)
     spans = []
@@ -145,7 +147,7 @@ def random_given_spans(texts, seed):
 
 
 def random_case(options, seed, num_texts):
-    """(texts, options for `run`, those of SpanOptions) of one set of options."""
+    """(texts, options for `run`, SpanOptions) of one set of options."""
     options = dict(options)
     options["min_span_words"], options["max_span_words"] = options.pop("words")
     generator = np.random.default_rng(seed)

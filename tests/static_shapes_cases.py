@@ -1,4 +1,4 @@
-"""Small packed batches, as they are and filled up, and a model to train on them."""
+"""Small packed batches, also filled up to fixed shapes, and a model to train on them."""
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def collator(tokenizer, options=SpanOptions(), **more):  # noqa: B008
 
 
 def pair_of_batches(tokenizer, lengths=(40, 3, 17, 33), seed=0):
-    """The same examples as they are and filled up."""
+    """The same examples as a plain batch and as a filled one."""
     items = examples(tokenizer, lengths, seed)
     return [collator(tokenizer, static_shapes=shapes)(items) for shapes in (None, SHAPES)]
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from transformers import (
     BertConfig,
     BertModel,
@@ -152,3 +153,36 @@ def test_refusals():
             attention.attention_forward(module, **inputs)
     with pytest.raises(ValueError, match="queries and keys must be the same tokens"):
         attention.attention_mask_of(2, 3, 6, attention.bidirectional_mask_function)
+
+
+@pytest.mark.parametrize("kind", ["DebertaV2", "MPNet", "RoFormer"])
+def test_models_that_would_ignore_the_name_are_refused(kind):
+    """Their attention is their own, and asks no registry."""
+    config = getattr(transformers, f"{kind}Config")(**SIZES)
+    for head in ("Model", "ForTokenClassification"):
+        made = getattr(transformers, f"{kind}{head}")
+        with pytest.raises(ValueError, match=f"got {kind}{head}, whose attention is its own"):
+            made._from_config(config, attn_implementation=NAME)
+        made._from_config(config, attn_implementation="eager")
+
+
+def test_a_user_s_own_model_may_use_the_name():
+    class Own(RobertaModel):
+        pass
+
+    class Other(transformers.PreTrainedModel):
+        """Not transformers' code: what it does with the name is its author's business."""
+
+        config_class = RobertaConfig
+
+    for made in (Own, Other):
+        model = made(RobertaConfig(**SIZES, attn_implementation=NAME))
+        assert model.config._attn_implementation == NAME
+
+
+def test_a_mask_that_a_model_adds_itself_is_refused():
+    """Code of a user's that asks transformers for a mask, and adds it to scores of its own."""
+    _, mask = batch()
+    made = attention.attention_mask_of(4, 19, 19, attention.bidirectional_mask_function, mask)
+    with pytest.raises(ValueError, match="adds its mask to its scores itself"):
+        torch.zeros(4, 2, 19, 19) + made

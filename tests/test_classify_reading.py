@@ -174,7 +174,8 @@ def test_reads_json_lines(tmp_path):
         (
             11,
             "needs the column text1+text2 or sentence1+sentence2 or premise+hypothesis or "
-            "question1+question2 or question+sentence or text or sentence, has body",
+            "question1+question2 or question+sentence or question+passage or text or sentence, "
+            "has body; --text-columns names others",
         ),
         (13, "text must be a string, got 3"),
         (15, "the label must be a string or a number, got ['x']"),
@@ -196,7 +197,7 @@ def test_reads_plain_text(tmp_path):
     assert rows(Classification(), written(tmp_path / "c.txt", "a b\n")) == [("0", ("a b",), None)]
     with pytest.raises(UsageError, match="--text-columns, --label-column: .*a.txt has no header"):
         Classification(text_columns=["x"]).read(path)
-    with pytest.raises(DataError, match=r"one of .csv, .tsv, .jsonl, .txt, got '.xml'"):
+    with pytest.raises(DataError, match=r"one of .csv, .*, .txt, got '.xml'; pandas"):
         Classification().read(tmp_path / "a.xml")
     with pytest.raises(DataError, match="there is no example in it"):
         Classification().read(written(tmp_path / "d.txt", "\n"))

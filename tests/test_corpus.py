@@ -64,10 +64,10 @@ def test_parquet_and_saved_datasets_give_their_documents(tmp_path, kind):
     assert texts(tmp_path / "saved") == DOCUMENTS
 
 
-def test_lines_are_stripped_and_any_run_of_blank_lines_is_one_boundary(tmp_path):
+def test_lines_are_as_they_were_and_any_run_of_blank_lines_is_one_boundary(tmp_path):
     content = "\ufeff\r\n \t\r\n  One line. \r\nAnother.\n\n\t\n\nSecond\u2028same line\n\n\n"
     path = write(tmp_path / "a.text", content)
-    assert texts(path) == ["One line.\nAnother.", "Second\u2028same line"]
+    assert texts(path) == ["  One line. \nAnother.", "Second\u2028same line"]
 
 
 def test_files_come_in_the_order_given_and_end_documents(tmp_path):

@@ -39,8 +39,8 @@ def test_every_registered_function_is_here():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_kernel_takes_what_the_op_is_given(name):
     op, way = name.rsplit("_", 1)
-    ops = importlib.import_module(f"spanbert_fast.ops.{'pad' if 'pad' in op else op}")
-    composite_name = f"_composite_{name}" if "pad" in op else f"_composite_{way}"
+    ops = importlib.import_module(f"spanbert_fast.ops.{op_of(name)}")
+    composite_name = f"_composite_{way}" if op == op_of(name) else f"_composite_{name}"
     if op == "varlen_attention":
         composite_name = f"composite_{way}"
     kernel = getattr(importlib.import_module(f"spanbert_fast.kernels.{op_of(name)}"), name)

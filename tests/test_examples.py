@@ -71,6 +71,18 @@ def test_trainer(tmp_path, corpus_file, monkeypatch):
     assert type(again) is stock.BertForMaskedLM
 
 
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta"])
+def test_any_encoder(family, tmp_path, corpus_file, capsys):
+    """Both losses fall, and transformers' scores are ours."""
+    options = "--vocab-size 400 --max-steps 40 --max-seq-length 48 --tokens-per-batch 256".split()
+    arguments = [family, str(tmp_path), str(corpus_file), *options, "--held-out", "0.1"]
+    assert load("any_encoder").main(arguments) < 1e-4
+    assert "ForMaskedLM: " in capsys.readouterr().out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for loss in ("mlm_loss", "sbo_loss"):
+        assert summary["held_out_after"][loss] < 0.8 * summary["held_out_before"][loss], loss
+
+
 @torch.no_grad()
 def test_pipeline(tmp_path, capsys):
     """The small models, then the same from their directories, against their own logits."""

@@ -1,6 +1,7 @@
 """accelerate(): every model class of every family in the table, against transformers' own."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,14 @@ def real_of(inputs):
 def encoder_of(name):
     """The name of the family's headless class."""
     return next(iter(stock_classes(name)))
+
+
+def test_the_texts_name_the_families_of_the_table():
+    *titles, last = (family.title for family in BY_NAME.values())
+    listed = f"{', '.join(titles)} and {last}"
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    for text in (readme, sb.accelerate.__doc__):
+        assert listed in " ".join(text.split())
 
 
 @pytest.mark.parametrize(("name", "head"), EVERY)

@@ -6,14 +6,14 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from transformers import MPNetConfig, MPNetModel
+from transformers import GPT2Config, GPT2Model, MPNetConfig
 
 import spanbert_fast as sb
-import spanbert_fast.integrations.attention  # noqa: F401  (registers the name)
 from accelerate_cases import results
 from bert_cases import SIZES
 from family_cases import inputs_of, mask, model
 from spanbert_fast.accelerated import packed
+from spanbert_fast.accelerated.registry import is_fast
 from spanbert_fast.commands import env
 from spanbert_fast.testing import assert_models_agree
 
@@ -22,6 +22,11 @@ HEADS = {
     "electra": "ElectraForSequenceClassification",
     "distilbert": "DistilBertForSequenceClassification",
 }
+SMALL_GPT2 = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=97)
+
+
+def encoder_inputs(inputs):
+    return {key: value for key, value in inputs.items() if key != "labels"}
 
 
 def pair(name, head=None):
@@ -155,13 +160,34 @@ def test_a_model_inside_another():
     torch.testing.assert_close(ours(**inputs), theirs(**inputs), rtol=1e-3, atol=1e-3)
 
 
-def test_a_mask_that_a_model_adds_itself_is_refused():
-    """MPNet asks transformers for a mask, and adds it to scores of its own."""
-    config = MPNetConfig(**SIZES)
-    config._attn_implementation = "spanbert_fast"
-    made = MPNetModel(config)
-    with pytest.raises(ValueError, match="adds its mask to its scores itself"):
-        made(torch.randint(2, 97, (4, 19)), attention_mask=mask())
+def test_an_unknown_encoder_beside_a_known_one_stays_and_is_named():
+    made = nn.ModuleDict({"text": model("roberta", "RobertaModel"), "other": GPT2Model(SMALL_GPT2)})
+    before = [type(part) for part in made["other"].modules()]
+    assert "unknown   other (GPT2Model): of no family" in str(sb.accelerate(made, dry_run=True))
+    with pytest.warns(UserWarning, match=r"other \(GPT2Model\): of no family that"):
+        sb.accelerate(made)
+    assert [type(part) for part in made["other"].modules()] == before
+    assert is_fast(type(made["text"]))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_padding_may_be_filled(name):
+    """With what transformers has there; the logits that read first tokens alone stay packed."""
+    ours, theirs, inputs = pair(name)
+    assert (ours.base_model(**encoder_inputs(inputs))[0][inputs["attention_mask"] == 0] == 0).all()
+    sb.accelerate(ours, fill_padding=True)
+    for stages in (False, True):
+        given = {**encoder_inputs(inputs), "output_hidden_states": stages}
+        got, expected = (made.base_model(**given).to_tuple() for made in (ours, theirs))
+        for a, b in zip(got[-1] if stages else got, expected[-1] if stages else expected, strict=1):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    calls = []
+    hook = query_of(ours).register_forward_hook(lambda _, args, out: calls.append(out.dim()))
+    torch.testing.assert_close(ours(**inputs).logits, theirs(**inputs).logits, rtol=1e-3, atol=1e-3)
+    ours.base_model(inputs["input_ids"])  # nothing is padding
+    hook.remove()
+    assert calls == [2, 2]
+    assert "fill_padding" not in vars(sb.decelerate(ours).base_model)
 
 
 def test_the_command_line_says_what_would_be_replaced(tmp_path, capsys):

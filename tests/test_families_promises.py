@@ -1,6 +1,7 @@
 """accelerate(): what it promises of BERT holds for every family in the table."""
 
 import copy
+import inspect
 import pickle
 import warnings
 
@@ -150,6 +151,19 @@ def test_nothing_but_classes_changes(name, tmp_path):
     fast_class(kind)(ours.config).save_pretrained(tmp_path)
     loaded = kind.from_pretrained(tmp_path)
     assert loaded.config.architectures == [kind.__name__]
+
+
+def test_accelerated_classes_have_a_module_and_follow_a_change_of_attention():
+    made = model("roberta", "RobertaForMaskedLM")
+    inputs = {"input_ids": ids(), "attention_mask": mask()}
+    expected = made.eval()(**inputs).logits
+    sb.accelerate(made)
+    assert inspect.getfile(type(made)).endswith("roberta.py")
+    made.set_attn_implementation("eager")
+    assert made.config._attn_implementation == "eager"
+    output = made(**inputs, output_attentions=True)
+    assert len(output.attentions) == 2
+    torch.testing.assert_close(output.logits, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -57,6 +57,16 @@ def test_bad_data_ends_in_one_line_or_is_counted(command_line, folder, tmp_path,
     assert json.loads((tmp_path / "b/metrics.json").read_text())["skipped"] == {"train": 1}
 
 
+def test_the_task_stands_before_the_options(tmp_path, capsys):
+    """So that the value of an option is never taken for a task."""
+    assert main(["finetune", "--output-dir", "ner", "qa"]) == 2
+    assert "TASK must come first: finetune TASK --output-dir ..." in capsys.readouterr().err
+    assert main(["finetune", "qa", "--output-dir", "ner"]) == 2
+    assert "--model must be given" in capsys.readouterr().err
+    assert main(["finetune"]) == 2
+    assert "required: TASK" in capsys.readouterr().err
+
+
 def test_a_label_that_training_lacks_is_bad_data(command_line, folder, tmp_path, capsys):
     """On dev and test; `predict` measures it as any other answer that the model does not give."""
     strange = tmp_path / "strange.conll"

@@ -3,7 +3,10 @@
 import logging
 import sys
 
+from transformers import TrainerState
+
 from spanbert_fast import meter
+from spanbert_fast.training import progress
 
 
 def test_lines_off_a_terminal(monkeypatch, caplog):
@@ -37,3 +40,26 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys, caplog):
     shown = capsys.readouterr().err
     assert "tokenise" in shown and "documents" in shown
     assert not caplog.records
+
+
+def test_a_run_tells_how_much_is_left(monkeypatch, capsys):
+    """Off a terminal: in every log line, and in a line of its own after 30 s without one."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    shown = progress.Progress(lambda logs: f"loss {logs['loss']}" if "loss" in logs else None)
+    state = TrainerState(max_steps=100, global_step=10)  # resumed
+    shown.on_train_begin(None, state, None)
+    for _ in range(12):
+        now[0] += 9.0
+        state.global_step += 1
+        shown.on_step_end(None, state, None)
+        if state.global_step == 15:
+            shown.on_log(None, state, None, logs={"loss": 2.5})
+    state.global_step = 100
+    shown.on_log(None, state, None, logs={"loss": 2.0})
+    assert capsys.readouterr().err.splitlines() == [
+        "step 14/100  12 min 54 s left",
+        "step 15/100  loss 2.5  12 min 45 s left",
+        "step 19/100  12 min 9 s left",
+        "step 100/100  loss 2.0",
+    ]

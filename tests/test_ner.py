@@ -136,7 +136,7 @@ def test_words_alone_are_read_without_tags(tmp_path):
 BAD = [
     ("", "there is no example in it"),
     ("a O\nb\n", r":2: has 1 columns where the sentence began with 2"),
-    ("a O\nb B\n", r":1: a tag must be O or one of B/I-TYPE, got 'B'"),
+    ("a B-X\nb B\n", r":1: a tag must be O or one of B/I-TYPE, got 'B'"),
     ("a\tO\n\tO\n", r":2: has no word"),
 ]
 
@@ -181,7 +181,7 @@ def test_an_unknown_type_on_dev(tmp_path):
         task.check_labels(dev)
     assert task.check_labels(dev, "b", skip_bad=True) == (dev[:1], 1)
     with pytest.raises(
-        UsageError, match="--scheme must be one of bio, iob1, iobes, bilou, got bmewo"
+        UsageError, match="--scheme must be one of bio, iob1, iobes, bilou, bmes, got bmewo"
     ):
         NamedEntities(scheme="bmewo")
     for length in (0, 2):

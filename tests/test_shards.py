@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from spanbert_fast.data import encode as encode_module
 from spanbert_fast.data import prepare as prepare_module
 from spanbert_fast.data.prepare import is_prepared, open_shards, prepare
 from spanbert_fast.data.shards import Shard, write_shard
@@ -17,8 +18,8 @@ from spanbert_fast.data.tokenizer import (
     load_tokenizer,
     tokenizer_fingerprint,
     train_wordpiece,
-    word_start_table,
 )
+from spanbert_fast.data.words import word_start_table
 from spanbert_fast.errors import DataError, UsageError
 
 TEXTS = [
@@ -83,7 +84,7 @@ def test_prepared_tokens_are_the_tokenizer_s(tmp_path, tokenizer, shard_tokens):
 def test_small_batches_give_the_same_shard(tmp_path, tokenizer, monkeypatch):
     prepare(corpus(TEXTS), tokenizer, tmp_path / "large")
     monkeypatch.setattr(prepare_module, "_BATCH_CHARACTERS", 50)
-    monkeypatch.setattr(prepare_module, "_PIECE", 20)  # cuts lines, at blanks
+    monkeypatch.setattr(encode_module, "_PIECE", 20)  # cuts lines, at blanks
     prepare(corpus(TEXTS), tokenizer, tmp_path / "small")
     name = "shard-00000.safetensors"
     assert (tmp_path / "large" / name).read_bytes() == (tmp_path / "small" / name).read_bytes()

@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerFast
 
 from spanbert_fast.data.tokenizer import (
     load_tokenizer,
+    load_wordpiece,
     piece_ids,
     tokenizer_fingerprint,
     train_wordpiece,
-    word_start_table,
 )
+from spanbert_fast.data.words import word_start_table
 from spanbert_fast.errors import DataError, UsageError
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -201,7 +202,8 @@ def test_what_is_no_wordpiece_tokenizer_is_refused(tmp_path):
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "cls", "sep", "mask")}
     save(tmp_path / "level", models.WordLevel(vocab, unk_token="[UNK]"), **names)
     with pytest.raises(UsageError, match="level: tokenizer.json is a WordLevel model"):
-        load_tokenizer(tmp_path / "level")
+        load_wordpiece(tmp_path / "level")
+    assert load_tokenizer(tmp_path / "level").mask_token_id == 4
     save(tmp_path / "good", models.WordPiece(vocab, unk_token="[UNK]"), **names)
     assert load_tokenizer(tmp_path / "good").mask_token_id == 4
 

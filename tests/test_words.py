@@ -1,62 +1,20 @@
-"""Where words begin, for the three kinds of tokenizers, and masked text in any script."""
+"""Where words begin, for every kind of tokenizer, and text in any script, prepared and masked."""
+
+import json
+import unicodedata
+from itertools import pairwise
 
 import numpy as np
 import pytest
-import tokenizers
-from tokenizers import decoders, pre_tokenizers
-from tokenizers.models import BPE, Unigram
-from tokenizers.trainers import BpeTrainer, UnigramTrainer
-from transformers import PreTrainedTokenizerFast
 
 from spanbert_fast import DataCollatorForSpanMasking
-from spanbert_fast.data.tokenizer import train_wordpiece
+from spanbert_fast.data.blocks import BlockDataset
+from spanbert_fast.data.corpus import load_documents
+from spanbert_fast.data.prepare import open_shards, prepare, words_of
+from spanbert_fast.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from spanbert_fast.data.words import WordStarts
-
-TEXTS = (
-    "The engine masks whole words, not parts of them; it began in 2019 (or 2020)!",
-    "النص العربي لا يتغير أبدًا",
-    "中文没有空格，也要遮盖。",
-    "ภาษาไทยไม่เว้นวรรคระหว่างคำ",
-    "हिन्दी में संयुक्त अक्षर होते हैं",
-    "Émile a dit: 👩🏽‍💻 et e\u0301tait là 🎉",
-)
-SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-
-
-def byte_level():
-    made = tokenizers.Tokenizer(BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = BpeTrainer(
-        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
-    made.train_from_iterator(TEXTS, trainer)
-    return wrapped(made)
-
-
-def sentence_piece():
-    made = tokenizers.Tokenizer(Unigram())
-    made.pre_tokenizer = pre_tokenizers.Metaspace()
-    made.decoder = decoders.Metaspace()
-    trainer = UnigramTrainer(
-        vocab_size=300, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
-    )
-    made.train_from_iterator(TEXTS, trainer)
-    return wrapped(made)
-
-
-def wrapped(made):
-    names = ("bos", "pad", "eos", "unk", "mask")
-    tokens = {f"{name}_token": token for name, token in zip(names, SPECIAL, strict=True)}
-    return PreTrainedTokenizerFast(tokenizer_object=made, **tokens)
-
-
-KINDS = {
-    "byte-level": byte_level,
-    "sentence piece": sentence_piece,
-    "word piece": lambda: train_wordpiece(list(TEXTS), 300),
-}
+from spanbert_fast.values import WORDS
+from tokenizer_cases import ALL_KINDS, KINDS, TEXTS
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,7 +31,7 @@ def test_words_are_the_pre_tokenizers(kind):
         assert got.tolist() == expected.tolist(), tokenizer.convert_ids_to_tokens(encoded.input_ids)
 
 
-@pytest.mark.parametrize("words", ["tokenizer", "tokens"])
+@pytest.mark.parametrize("words", ["tokenizer", "tokens", "characters"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_comes_back_from_its_masks(kind, words):
     """Every script: targets put back give the ids, and the ids the text; no special token is
@@ -81,9 +39,8 @@ def test_text_comes_back_from_its_masks(kind, words):
     tokenizer = KINDS[kind]()
     collator = DataCollatorForSpanMasking(tokenizer, seed=3, words=words)
     assert not set(collator.random_token_pool.tolist()) & {*tokenizer.all_special_ids}
-    first = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
     for text in TEXTS:
-        ids = [first, *tokenizer(text, add_special_tokens=False).input_ids]
+        ids = [tokenizer.cls_token_id, *tokenizer(text, add_special_tokens=False).input_ids]
         batch = collator([{"input_ids": ids}])
         masked = batch["input_ids"].clone()
         positions = batch["mlm_positions"]
@@ -94,15 +51,104 @@ def test_text_comes_back_from_its_masks(kind, words):
             assert tokenizer.decode(masked[1:]) == text
 
 
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_text_comes_back_from_prepared_and_masked_blocks(tmp_path, kind):
+    """From a file through shards, blocks and masks: what the tokenizer made of each line, and no
+    character of the text changed on the way to it."""
+    # spaces at both ends, marks in another order than a normal form has them
+    odd = "  \u3000\u4e2d\u6587 e\u0301\u0327\u00a0x\u200d \u0e01\u0e33  "
+    lines = [*TEXTS, odd]
+    (tmp_path / "text.txt").write_text("\r\n".join(lines), encoding="utf-8", newline="")
+    documents = load_documents([tmp_path / "text.txt"])
+    assert documents["text"][:] == ["\n".join(lines)]
+    tokenizer = ALL_KINDS[kind]()
+    prepare(documents, tokenizer, tmp_path / "shards")
+    loaded = load_tokenizer(tmp_path / "shards")
+    shards = open_shards(tmp_path / "shards", tokenizer_fingerprint(loaded))
+    blocks = BlockDataset(
+        shards,
+        cls_token_id=loaded.cls_token_id,
+        sep_token_id=loaded.sep_token_id,
+        max_seq_length=16,
+    )
+    batch = DataCollatorForSpanMasking(loaded, seed=1)([blocks[i] for i in range(len(blocks))])
+    ids, positions = batch["input_ids"].clone(), batch["mlm_positions"]
+    assert len(positions) > 10 and (ids[positions] == loaded.mask_token_id).any()
+    ids[positions] = batch["mlm_targets"]
+    special = [loaded.cls_token_id, loaded.sep_token_id]
+    ends = batch["cu_seqlens"].tolist()
+    rows = [ids[a:b].tolist() for a, b in pairwise(ends)]
+    assert all([row[0], row[-1]] == special for row in rows)
+    expected = [tokenizer(line, add_special_tokens=False).input_ids for line in lines]
+    assert [i for row in rows for i in row[1:-1]] == sum(expected, [])
+    for line, tokens in zip(lines, expected, strict=True):
+        if kind == "byte-level":  # the one kind that has a token for everything
+            assert tokenizer.decode(tokens) == line
+    starts = shards[0].word_starts(0, shards[0].num_tokens)
+    firsts = np.cumsum([0, *map(len, expected[:-1])])
+    assert starts[firsts].all() and not starts.all()
+
+
+def test_words_that_tokens_do_not_show_are_the_pre_tokenizers(tmp_path):
+    tokenizer = ALL_KINDS["unmarked"]()
+    prepare([{"text": TEXTS[0] + "\n<mask> two"}], tokenizer, tmp_path / "shards")
+    (shard,) = open_shards(tmp_path / "shards")
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    expected = []
+    for line in (TEXTS[0], "<mask> two"):
+        encoding = backend.encode(line, add_special_tokens=False)
+        expected += np.diff(encoding.word_ids, prepend=-1).astype(bool).tolist()
+    assert shard.word_starts(0, shard.num_tokens).tolist() == expected
+    assert tokenizer.mask_token_id not in shard.tokens
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_characters_are_never_cut(kind):
+    """Each token is a word of its own, but for the later bytes of a character, and marks."""
+    tokenizer = ALL_KINDS[kind]()
+    starts_of = WordStarts.of(tokenizer, "characters")
+    every = WordStarts.of(tokenizer, "tokens")
+    inside = 0
+    for text in (*TEXTS, "\U0001f600", "\u0928\u093f"):
+        ids = np.array(tokenizer(text, add_special_tokens=False).input_ids)
+        starts = starts_of(ids)
+        assert starts[0] and every(ids).all()
+        inside += (~starts).sum()
+        cuts = [*np.flatnonzero(starts), len(ids)]
+        for first, last in pairwise(cuts):
+            part = tokenizer.decode(ids[first:last])
+            assert "\ufffd" not in part, (text, part)
+            # of a mark that is spelled in bytes, the first one does not tell
+            is_mark = unicodedata.category(part.lstrip("#")[:1] or "x")[0] == "M"
+            assert not is_mark or last - first > 1, part
+    assert inside > 0 or kind == "word piece"
+
+
+def test_prepared_data_says_what_its_words_are(tmp_path):
+    tokenizer = KINDS["byte-level"]()
+    for words in WORDS:
+        folder = tmp_path / words
+        prepare([{"text": TEXTS[2]}], tokenizer, folder, words=words)
+        assert words_of(folder) == words
+    tokens, characters = (
+        open_shards(tmp_path / words)[0].word_starts(0, 4) for words in ("tokens", "characters")
+    )
+    assert tokens.all() and not characters.all()
+    manifest = tmp_path / "tokens" / "corpus.json"
+    content = json.loads(manifest.read_text())
+    del content["words"]  # as written before there was a choice
+    manifest.write_text(json.dumps(content))
+    assert words_of(tmp_path / "tokens") == "tokenizer"
+    with pytest.raises(ValueError, match="words must be .*, got 'letters'"):
+        prepare([{"text": "x"}], tokenizer, tmp_path / "other", words="letters")
+
+
 def test_what_marks_no_words_needs_them_in_the_examples():
-    made = tokenizers.Tokenizer(BPE())
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = BpeTrainer(vocab_size=100, special_tokens=SPECIAL, show_progress=False)
-    made.train_from_iterator(["ab cd"], trainer)
-    tokenizer = wrapped(made)
+    tokenizer = ALL_KINDS["unmarked"]()
     example = {"input_ids": [0, 5, 6, 7]}
     with pytest.raises(ValueError, match="where the tokenizer does not mark words"):
         DataCollatorForSpanMasking(tokenizer)([example])
     assert len(DataCollatorForSpanMasking(tokenizer, words="tokens")([example])["mlm_positions"])
-    with pytest.raises(ValueError, match="words must be .tokenizer. or .tokens., got 'letters'"):
+    with pytest.raises(ValueError, match="words must be .* or .characters., got 'letters'"):
         DataCollatorForSpanMasking(tokenizer, words="letters")

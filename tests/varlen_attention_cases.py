@@ -1,4 +1,4 @@
-"""What the tests of varlen_attention share: ragged batches, and the comparison with PyTorch."""
+"""Shared by the tests of varlen_attention: ragged batches, and the comparison with PyTorch."""
 
 import torch
 from torch.nn import functional as F
@@ -46,12 +46,12 @@ def run(function, qkv, dout, dtype):
 
 
 def rounding_floors(q, k, v, dout, truth, dtype):
-    """What an implementation that keeps lse and out, and not the probabilities, must round.
+    """The rounding errors of an implementation that keeps lse and out instead of probabilities.
 
-    exp(S - lse) is off by eps * |S| in fp32, relatively; out is stored in `dtype`, so dS = P (dP -
-    dout out) by eps * |dout| |out| absolutely, and by as much in fp32 again, where dP and dout out
-    are summed in two orders. PyTorch's softmax stores P and has none of it (with one token its dq
-    is exactly 0).
+    In fp32, exp(S - lse) has the relative error eps * |S|. out is stored in `dtype`, so dS = P (dP
+    - dout out) has the absolute error eps * |dout| |out|, and as much again in fp32, since dP and
+    dout out are summed in two orders. PyTorch's softmax stores P and has neither error (with one
+    token its dq is exactly 0).
     """
     if len(q) == 0:
         return 0.0, 0.0, 0.0, 0.0

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TORCH = ("2.11.0", "2.15.0")
 TRANSFORMERS = ("5.17.0", "5.24.0")
 TESTS = (
-    "bias_gelu", "dropout", "embedding_layer_norm", "linear", "pad", "products", "sample_spans",
+    "bias_gelu", "dropout", "embedding_layer_norm", "linear", "padding", "products", "sample_spans",
     "span_boundary_gather", "span_representation", "antecedent", "coref",
     "varlen_attention", "kernels", "views", "nn", "models", "heads",
     "accelerate", "attention", "static_shapes", "captured_step", "collator",

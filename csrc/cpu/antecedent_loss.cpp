@@ -1,6 +1,6 @@
-// antecedent_loss on the CPU: products by PyTorch on tiles of pairs, and the passes over them in
-// kernels/antecedents.cpp. The backward goes over the pairs twice, by queries for their gradients
-// and by keys for theirs: each sum is one task's, in one order for any number of threads.
+// antecedent_loss on the CPU: PyTorch computes the products of tiles of pairs, and
+// kernels/antecedents.cpp has the passes over them. The backward goes over the pairs twice, by
+// queries and by keys, so that one task computes each sum, in one order for any number of threads.
 #include <cmath>
 
 #include "cpu/antecedents.h"
@@ -20,7 +20,7 @@ std::tuple<Tensor, Tensor, Tensor> antecedent_loss_fwd(
   run_product_tasks(in.blocks.size(), [&](Buffers& buffers, int64_t i) {
     const auto& [begin, document_end, rows] = in.blocks[i];
     constexpr float kNone = -0x1.fffffep127f;
-    // at first none alone, whose score is 0, and no gold antecedent
+    // initially only "none", whose score is 0, and no gold antecedent
     std::vector<float> top(rows.size, 0.0f), sum(rows.size, 1.0f), gold_top(rows.size, kNone),
         gold_sum(rows.size, 0.0f);
     for (const Range columns : blocks_of(begin, rows.first + rows.size, kMostPairColumns)) {

@@ -1,5 +1,5 @@
-// antecedent_top_k on the CPU: products by PyTorch on tiles of pairs, whose k best of each query
-// are kept as the tiles go by.
+// antecedent_top_k on the CPU: PyTorch computes the products of tiles of pairs, and each tile is
+// merged into the k best antecedents of its queries.
 #include <limits>
 
 #include "cpu/antecedents.h"

@@ -1,4 +1,4 @@
-// What antecedent_loss and antecedent_top_k share: their inputs, and tasks over tiles of pairs.
+// Shared by antecedent_loss and antecedent_top_k: their inputs, and tasks over tiles of pairs.
 #pragma once
 
 #include "cpu/common.h"
@@ -7,11 +7,11 @@
 
 namespace spanbert_fast {
 
-constexpr int64_t kPairRows = 128;  // of a tile
+constexpr int64_t kPairRows = 128;  // rows of a tile
 
-// The inputs of both ops, checked; contiguous, scores in float.
+// The inputs of both ops: checked, contiguous, scores in float.
 struct Pairs {
-  // Queries of a document that are one task.
+  // The queries of one task, which lie in one document.
   struct Block {
     int64_t document_begin, document_end;
     Range rows;
@@ -62,7 +62,7 @@ struct Pairs {
 
   ScalarType dtype() const { return queries.scalar_type(); }
 
-  // The products of some queries and keys in `buffer`, as a tile.
+  // The tile of products of some queries and keys, in `buffer`.
   PairTile tile(
       Buffer& buffer, Range rows, Range columns, const int64_t* clusters = nullptr) const {
     const Matrix products = buffer.get(rows.size, columns.size, dtype());

@@ -1,5 +1,5 @@
 // bias_gelu on the CPU: tasks over rows, kernels in kernels/bias_gelu.cpp. Its results are the
-// widest of a layer: mapping 25 MB of new pages takes longer than computing them.
+// largest of a layer, and mapping 25 MB of new pages takes longer than computing them.
 #include "cpu/kernels/bias_gelu.h"
 
 #include "cpu/common.h"

@@ -1,7 +1,7 @@
-// What the CPU ops share: formats, checks, the split of rows into tasks.
+// Shared by the CPU ops: formats, checks, the split of rows into tasks.
 //
-// Work is split into tasks by the shape alone, and partial sums of tasks are added in the order of
-// tasks: the bits of a result do not depend on the number of threads.
+// The shape alone determines the split into tasks, and partial sums are added in the order of
+// tasks, so the bits of a result do not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -55,7 +55,7 @@ inline Tensor int64_vector(const char* name, const Tensor& tensor, int64_t size)
   return as_contiguous(tensor);
 }
 
-// A (rows, 1) result of the forward, as the kernels read it again.
+// A (rows, 1) result of the forward, checked for the backward's kernels.
 inline Tensor statistics(const char* name, const Tensor& tensor, int64_t rows) {
   check_shape(name, tensor, {rows, 1});
   check_dtype(name, tensor, kFloat);
@@ -76,13 +76,13 @@ inline DropoutKey dropout_key(const std::optional<Tensor>& seed, int64_t thresho
       static_cast<uint64_t>(value), static_cast<uint32_t>(site), static_cast<uint32_t>(threshold)};
 }
 
-// How many rows of `width` elements a thread should get at least: below, waking it costs more.
+// The least rows of `width` elements for a thread; for fewer, waking it costs more than their work.
 inline int64_t rows_per_thread(int64_t width) {
   return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, width));
 }
 
-// body(first, last) over parts of [begin, end) on PyTorch's threads, each of `grain` at least. The
-// first exception of a thread is thrown again in the caller's: PyTorch would lose its words.
+// body(first, last) over parts of [begin, end) of at least `grain`, on PyTorch's threads. The first
+// exception of a thread is thrown again in the calling thread: PyTorch would lose its message.
 template <class Body>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
   std::exception_ptr error;
@@ -100,7 +100,7 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
 
 inline int64_t num_threads() { return torch::stable::get_num_threads(); }
 
-// Rows in tasks that each keep a partial sum: at most 256 tasks, of at least 64 rows.
+// Splits rows into tasks that each keep a partial sum: at most 256 tasks of at least 64 rows.
 struct RowTasks {
   int64_t rows, count, rows_per_task;
 
@@ -122,14 +122,14 @@ struct RowTasks {
   }
 };
 
-// A sum of `width` floats for each of `tasks` tasks, zero at first; added up in the tasks' order.
+// A sum of `width` floats per task, initially zero; the sums are added in the order of tasks.
 class Partials {
  public:
   Partials(int64_t tasks, int64_t width) : tasks_(tasks), width_(width), sums_(tasks * width) {}
 
   float* of(int64_t task) { return sums_.data() + task * width_; }
 
-  // Adds the tasks' sums into the first one's.
+  // Adds the sums of all tasks to the first one's.
   const float* total();
 
  private:
@@ -137,7 +137,7 @@ class Partials {
   std::vector<float> sums_;
 };
 
-// A contiguous tensor of that shape and dtype (one of the three formats, or float64) out of floats.
+// Floats as a contiguous tensor of that shape and dtype (one of the three formats, or float64).
 Tensor from_floats(const float* values, const Shape& shape, ScalarType dtype);
 
 }  // namespace spanbert_fast

@@ -25,8 +25,8 @@ std::string_view environment(const char* name) {
 
 #if defined(__x86_64__)
 
-// A matrix unit for bfloat16, and leave of the system to use it: its state is large, and each
-// process has to ask (Linux, Documentation/arch/x86/xstate.rst).
+// Whether there is a matrix unit for bfloat16 and the system lets this process use it. Its state is
+// large, so each process has to ask (Linux, Documentation/arch/x86/xstate.rst).
 bool has_matrix_unit() {
   if (environment("SPANBERT_FAST_ASSUME_AMX") == "1") return true;
 #if defined(__linux__)
@@ -56,7 +56,7 @@ bool cpu_has(IsaLevel level) {
   return false;
 }
 
-// As PyTorch does, a value that is none of the known ones is passed over.
+// As in PyTorch, an unknown value is ignored.
 bool is_allowed(IsaLevel level) {
   const std::string_view capability = environment("ATEN_CPU_CAPABILITY");
   if (capability == "default") return level <= IsaLevel::baseline;
@@ -83,7 +83,7 @@ bool is_allowed(IsaLevel) { return true; }
 
 #endif
 
-// Of attention every level has a form of its own.
+// Every level has attention kernels of its own.
 const VarlenAttentionKernels* const kBuilt[] = {
     SPANBERT_FAST_LEVELS(SPANBERT_FAST_TABLE_OF, varlen_attention_kernels)};
 

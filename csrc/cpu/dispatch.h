@@ -1,18 +1,18 @@
 // Which instruction set the CPU kernels run with.
 //
 // Every source in cpu/kernels/ is compiled once per level, with that level's flags and with
-// SPANBERT_FAST_ISA naming it (setup.py has the list), and puts all it defines into the namespace
-// spanbert_fast::SPANBERT_FAST_ISA. It exports one constant table of functions; the callers in
-// cpu/*.cpp, compiled once and for any CPU, take the table of the level that fits.
+// SPANBERT_FAST_ISA naming it (setup.py has the list). All that it defines is in the namespace
+// spanbert_fast::SPANBERT_FAST_ISA, and it exports one constant table of functions. The callers in
+// cpu/*.cpp, compiled once for any CPU, use the table of the level that fits.
 //
 // A kernel source includes no PyTorch header and no standard template: an inline function that two
 // levels emit under one name would be merged by the linker, and an old CPU could then be handed
 // the code of a new one.
 #pragma once
 
-// The levels in rising order; each can run everything that the ones before it can. A build may
-// leave out levels that its CPU does not have, and a level may have no form of its own of a kernel:
-// the tables that are not there are null, and the next lower one is taken.
+// The levels in rising order; each runs everything that the lower ones run. A build may leave out
+// levels that its CPU does not have, and a level may have no kernel of its own for an op. A table
+// that does not exist is null, and the next lower one is used.
 // clang-format off
 #if defined(__x86_64__)
 #define SPANBERT_FAST_LEVELS(X, ...)                                          \
@@ -44,10 +44,9 @@ enum class IsaLevel : int { SPANBERT_FAST_LEVELS(SPANBERT_FAST_NAME_OF, _) };
 constexpr int kNumLevels = 0 SPANBERT_FAST_LEVELS(SPANBERT_FAST_COUNT_ONE, _);
 
 // The widest level that this build and this CPU have and that ATEN_CPU_CAPABILITY (default, avx2,
-// avx512) allows; read once. Without that variable avx512_bf16 is taken where the CPU has it, and
-// amx where it has that and the system lets this process use it, or where
-// SPANBERT_FAST_ASSUME_AMX=1: for tests, in which something else carries out the instructions that
-// the CPU refuses (tests/matrix_unit.cpp).
+// avx512) allows; read once. Without that variable avx512_bf16 is used if the CPU has it. amx is
+// used if the CPU has it and the system lets this process use it, or if SPANBERT_FAST_ASSUME_AMX=1:
+// in tests, tests/matrix_unit.cpp executes the instructions that the CPU refuses.
 IsaLevel isa_level();
 
 // Whether this build and this CPU have the level, whatever the environment allows.

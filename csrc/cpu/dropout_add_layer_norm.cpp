@@ -7,7 +7,7 @@
 namespace spanbert_fast {
 namespace {
 
-// The op's inputs as the kernels take them: contiguous, parameters in float.
+// The op's inputs for the kernels: contiguous, parameters in float.
 struct Inputs {
   Tensor x, residual, weight, bias;
   std::optional<Tensor> rows;
@@ -73,7 +73,7 @@ std::tuple<Tensor, Tensor, Tensor> dropout_add_layer_norm_fwd(
   return {y, mean, rstd};
 }
 
-// The gradients of x, residual, weight, bias and x_bias; the last is (0,) where there is none.
+// The gradients of x, residual, weight, bias and x_bias; the last is (0,) without x_bias.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_bwd(
     const Tensor& dy_, const Tensor& x, const Tensor& residual, const Tensor& weight,
     const Tensor& bias, const std::optional<Tensor>& x_bias, const std::optional<Tensor>& seed,

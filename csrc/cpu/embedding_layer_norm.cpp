@@ -10,8 +10,7 @@
 namespace spanbert_fast {
 namespace {
 
-// The ids into a table of `rows` rows, checked: a kernel that followed a wrong one would read
-// memory that is not the table's.
+// The ids of a table of `rows` rows, checked, so that no kernel reads outside the table.
 Tensor checked_ids(const char* name, const Tensor& ids_, int64_t tokens, int64_t rows) {
   const Tensor ids = int64_vector(name, ids_, tokens);
   const int64_t* values = data_of<int64_t>(ids);
@@ -22,7 +21,7 @@ Tensor checked_ids(const char* name, const Tensor& ids_, int64_t tokens, int64_t
   return ids;
 }
 
-// One of the three summands, as the kernels take it.
+// One of the three summands, for the kernels.
 struct Summand {
   Tensor table;
   std::optional<Tensor> ids;
@@ -43,7 +42,7 @@ struct Summand {
   }
 };
 
-// The op's inputs as the kernels take them; they live as long as `op` points into them.
+// The op's inputs for the kernels; they own the memory that `op` points to.
 struct Inputs {
   Summand words, positions, token_types;
   Tensor weight, bias;
@@ -62,7 +61,7 @@ struct Inputs {
     SPANBERT_FAST_CHECK(
         words_.dim() == 2, "words must have shape (rows, hidden_size), got ", shape_of(words_));
     op.hidden_size = words_.size(1);
-    // the kernels take tables of one format: float where they differ
+    // the kernels take tables of one format: float if they differ
     const ScalarType dtype = words_.scalar_type();
     const bool alike = positions_.scalar_type() == dtype &&
         (!token_types_ || token_types_->scalar_type() == dtype);
@@ -89,7 +88,8 @@ struct Inputs {
   }
 };
 
-// The gradient of `table` whose row ids[t] token t has read. Tokens are sorted by row, stably.
+// The gradient of `table`, of which token t has read row ids[t]. A stable sort orders the tokens by
+// row.
 Tensor table_gradient(
     const std::vector<float>& dz, const Tensor& ids_, const Tensor& table, int64_t skipped_row) {
   const int64_t rows = table.size(0), hidden_size = table.size(1), tokens = ids_.numel();
@@ -106,7 +106,7 @@ Tensor table_gradient(
       dz.data(), starts.data(), order.data(), hidden_size, gradient.mutable_data_ptr()};
   const auto gradient_rows =
       SPANBERT_FAST_KERNELS(embedding_layer_norm_kernels).gradient_rows[format_of("table", table)];
-  // A table of few rows with many tokens each is split by columns as well.
+  // A table with few rows and many tokens per row is split by columns, too.
   const int64_t width = rows < 256 ? 128 : std::max<int64_t>(hidden_size, 1);
   const int64_t blocks = divide_up(hidden_size, width);
   parallel_for(0, rows * blocks, rows_per_thread(width), [&](int64_t first, int64_t last) {
@@ -143,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor> embedding_layer_norm_fwd(
   return {y, mean, rstd};
 }
 
-// The gradients of words, positions, token_types ((0,) where there are none), weight and bias.
+// The gradients of words, positions, token_types ((0,) if there are none), weight and bias.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> embedding_layer_norm_bwd(
     const Tensor& dy_, const Tensor& words, const std::optional<Tensor>& input_ids,
     const Tensor& positions, const Tensor& position_ids, const std::optional<Tensor>& token_types,

@@ -23,7 +23,7 @@ struct Block {
 
 class Store {
  public:
-  // The smallest block that fits and is not twice as large as that, or new memory.
+  // The smallest stored block that fits and has less than twice the size, or new memory.
   Block take(size_t size) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -48,9 +48,9 @@ class Store {
     return {data, size};
   }
 
-  // The block goes first; the oldest ones go back to the system where there are too many.
+  // Stores the block in front; frees the oldest blocks if there are too many bytes.
   void give(const Block& block) {
-    if (block.size > kStoredBytes) return std::free(block.data);  // all others would have to go
+    if (block.size > kStoredBytes) return std::free(block.data);  // it would push out all others
     std::list<Block> freed;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -83,12 +83,12 @@ class Store {
 };
 
 Store& store() {
-  static Store* const made = new Store;  // outlives tensors that go at the process's end
+  static Store* const made = new Store;  // outlives tensors that are freed at exit
   return *made;
 }
 
-// Whether PyTorch is told to fill memory that nothing has been written to with NaN: asked by
-// looking at some, as the stable ABI has no word for it.
+// Whether PyTorch is told to fill uninitialised memory with NaN. The stable ABI has no function for
+// this, so some memory is allocated and read.
 bool fills_empty_memory() {
   const Tensor probe = empty({4}, kFloat);
   const float* values = data_of<float>(probe);

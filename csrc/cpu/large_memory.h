@@ -5,10 +5,10 @@
 
 namespace spanbert_fast {
 
-// As empty, for results such as the gradient of a vocabulary or a feed-forward's activations.
-// malloc gives such memory back to the system when it is freed and takes it anew, page by page, at
-// the next step: two thirds of the embedding's backward pass and of bias_gelu. Here it goes to a
-// store of this process, of at most kStoredBytes.
+// As empty, for large results such as the gradient of a vocabulary or a feed-forward's activations.
+// malloc returns such memory to the system when it is freed, and at the next step the system maps
+// it again, page by page: two thirds of the time of the embedding's backward pass and of bias_gelu.
+// Here freed memory goes to a store of this process, of at most kStoredBytes.
 Tensor empty_large(const Shape& shape, ScalarType dtype);
 
 constexpr size_t kStoredBytes = size_t{512} << 20;

@@ -1,12 +1,12 @@
-// linear_cross_entropy on the CPU. The products are PyTorch's (oneDNN's reach 95 % of the peak that
-// a CPU's bfloat16 units have), on tiles; the passes between them are in
+// linear_cross_entropy on the CPU, in tiles. PyTorch computes the products (oneDNN reaches 95 % of
+// the peak of a CPU's bfloat16 units); the passes between them are in
 // kernels/linear_cross_entropy.cpp.
 //
-// The forward leaves its first columns' scores, as many as the caller asks for, in memory; the
-// backward makes the others again.
+// The forward keeps the scores of its first columns, as many as the caller asks for; the backward
+// computes the others again.
 //
-// Work is split by the shapes alone and every product runs on one thread: the bits of a result do
-// not depend on the number of threads.
+// The shapes alone determine how work is split, and every product runs on one thread, so the bits
+// of a result do not depend on the number of threads.
 #include "cpu/kernels/linear_cross_entropy.h"
 
 #include <cmath>
@@ -18,16 +18,16 @@
 namespace spanbert_fast {
 namespace {
 
-constexpr int64_t kBlockColumns = kMostScoreColumns;  // of the vocabulary, in a task
-constexpr int64_t kForwardRows = 4096;  // in a task
-// Columns whose gradients are there at once in the backward: one term of dX each time.
+constexpr int64_t kBlockColumns = kMostScoreColumns;  // columns of the vocabulary in a task
+constexpr int64_t kForwardRows = 4096;  // rows in a task
+// Columns whose gradients the backward holds at once; they give one term of dX.
 constexpr int64_t kPanelColumns = 2048, kPanelElements = 1 << 21;
-constexpr int64_t kInputRows = 256, kInputColumns = 384;  // of dX, in a task
+constexpr int64_t kInputRows = 256, kInputColumns = 384;  // of dX in a task
 
 // The op's inputs, checked.
 struct Inputs {
   Tensor hidden, weight, bias, targets;
-  std::vector<int64_t> groups{0};  // where each one's rows start, and the last one's end
+  std::vector<int64_t> groups{0};  // the first row of each group, and the end
   int64_t rows, hidden_size, vocab_size;
   Format format;
 
@@ -48,7 +48,7 @@ struct Inputs {
     check_shape("bias", bias_, {static_cast<int64_t>(group_sizes.size()), vocab_size});
     for (const int64_t size : group_sizes) {
       SPANBERT_FAST_CHECK(size >= 0, "group_sizes must not be negative, got ", size);
-      SPANBERT_FAST_CHECK(  // before the sum may be more than an int64 holds
+      SPANBERT_FAST_CHECK(  // before the sum may overflow an int64
           size <= rows - groups.back(), "group_sizes must sum to ", rows, " rows, got ",
           Shape(group_sizes));
       groups.push_back(groups.back() + size);
@@ -70,8 +70,7 @@ struct Inputs {
 
   bool casts_weight() const { return weight.scalar_type() != dtype() || !weight.is_contiguous(); }
 
-  // Some of the weight's rows as the products take them; they are cast into `memory` where they
-  // have to be.
+  // Some rows of the weight for the products; rows that must be cast are cast into `memory`.
   Matrix weight_rows(Range columns, const std::optional<Matrix>& memory) const {
     const Tensor part =
         torch::stable::narrow(const_cast<Tensor&>(weight), 0, columns.first, columns.size);
@@ -81,8 +80,7 @@ struct Inputs {
     return *memory;
   }
 
-  // kernel(block, group, first row) for each group's part of rows [first, first + scores' rows),
-  // whose scores are `scores`.
+  // kernel(block, group, first row) for each group's part of rows [first, first + scores.rows()).
   template <class Kernel>
   void for_groups(
       int64_t first, const Matrix& scores, int64_t first_column, const Kernel& kernel) const {
@@ -103,7 +101,7 @@ struct Inputs {
   }
 };
 
-// What the forward's tasks find out about their rows: (blocks, rows).
+// The results of the forward's tasks for their rows: (blocks, rows).
 struct Scan {
   int64_t rows;
   std::vector<float> top, sum;
@@ -123,7 +121,7 @@ struct Scan {
   }
 };
 
-// What a row's columns come to: found in the blocks' parts, in their order.
+// The result of a whole row, joined from the blocks' parts in their order.
 ScoreStatistics join(
     Scan& found, int64_t blocks, int64_t row, float* target_scores, float* log_sum) {
   int64_t top_block = 0;
@@ -132,7 +130,7 @@ ScoreStatistics join(
     if (*found.at_row(i, row, target_scores).top > top) top_block = i;
   }
   const ScoreStatistics best = found.at_row(top_block, row, target_scores);
-  float sum = 0;  // at least 1, the largest score's own term: no loss is negative
+  float sum = 0;  // at least 1, the term of the largest score, so no loss is negative
   for (int64_t i = 0; i < blocks; ++i) {
     const ScoreStatistics part = found.at_row(i, row, target_scores);
     sum += *part.sum * std::exp(*part.top - *best.top);
@@ -161,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_fwd(
   for (const Range rows : blocks_of(0, in.rows, kForwardRows)) {
     const Matrix x = hidden.row_range(rows);
     Scan found(blocks.size(), rows.size, with_predictions);
-    float* loss = mutable_data_of<float>(losses) + rows.first;  // at first the target's score
+    float* loss = mutable_data_of<float>(losses) + rows.first;  // initially the target's score
     run_product_tasks(blocks.size(), [&](Buffers& buffers, int64_t i) {
       const Range columns = blocks[i];
       std::optional<Matrix> cast;

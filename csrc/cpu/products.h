@@ -1,5 +1,5 @@
-// Tasks that make matrix products with PyTorch's operators, each product on one thread, so that its
-// bits do not depend on how many there are.
+// Tasks that compute matrix products with PyTorch's operators, each product on one thread, so that
+// its bits do not depend on the number of threads.
 #pragma once
 
 #include <atomic>
@@ -22,7 +22,7 @@ inline std::vector<Range> blocks_of(int64_t begin, int64_t end, int64_t width) {
   return blocks;
 }
 
-// A (rows, columns) matrix in memory that something else owns, rows `stride` elements apart.
+// A (rows, columns) matrix in memory that it does not own, rows `stride` elements apart.
 struct Matrix {
   Tensor tensor;
 
@@ -63,21 +63,21 @@ struct Matrix {
   }
 };
 
-// out = a b, in out's memory. Autocast has no part in a product whose result is given.
+// out = a b, in out's memory. Autocast does not apply to a product with a given result.
 inline void multiply(const Matrix& a, const Matrix& b, const Matrix& out) {
   StableIValue stack[] = {
       torch::stable::detail::from(a.tensor), torch::stable::detail::from(b.tensor),
       torch::stable::detail::from(out.tensor)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack, TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);  // its reference goes
+  torch::stable::detail::to<Tensor>(stack[0]);  // drops its reference
 }
 
-// While it lives, PyTorch's operators run on one thread, and remember nothing for autograd.
+// While it lives, PyTorch's operators run on one thread and record nothing for autograd.
 //
-// Both settings of threads are needed. With OpenMP's alone MKL takes another code path on the
-// workers of a parallel region than on its first thread, and a product's bits depend on which
-// thread made it. The functions are those of the libraries that PyTorch has loaded; where it was
-// built without one of them there is nothing to set.
+// Both settings of threads are needed. With OpenMP's alone, MKL takes another code path on the
+// workers of a parallel region than on its first thread, and a product's bits depend on the thread
+// that computed it. The functions are those of the libraries that PyTorch has loaded; if it was
+// built without one of them, there is nothing to set.
 class PlainOperators {
  public:
   PlainOperators() {
@@ -109,7 +109,7 @@ class PlainOperators {
     static auto* const get = loaded<int()>("omp_get_max_threads");
     return get == nullptr ? 1 : get();
   }
-  // Of the calling thread; returns the number before, 0 for "as OpenMP says".
+  // Sets the calling thread's number; returns the former one, 0 for "as OpenMP says".
   static int set_mkl_threads(int threads) {
     static auto* const set = loaded<int(int)>("MKL_Set_Num_Threads_Local");
     return set == nullptr ? 0 : set(threads);
@@ -120,7 +120,7 @@ class PlainOperators {
   const int mkl_threads_ = set_mkl_threads(1);
 };
 
-// Memory for a matrix of at most the first one's size.
+// Memory for a matrix, never larger than the first one that is asked for.
 class Buffer {
  public:
   Matrix get(int64_t rows, int64_t columns, ScalarType dtype) {
@@ -132,13 +132,13 @@ class Buffer {
   std::optional<Tensor> memory_;
 };
 
-// Of a thread.
+// The buffers of a thread.
 struct Buffers {
   Buffer scores, weight, product;
 };
 
-// body(buffers, i) for i in [0, count), each on one thread, with PlainOperators. Two threads at
-// least: inside a parallel region no library takes a second thread for a product.
+// body(buffers, i) for i in [0, count), each on one thread, with PlainOperators. There are at least
+// two threads: inside a parallel region no library uses a second thread for a product.
 template <class Body>
 void run_product_tasks(int64_t count, const Body& body) {
   std::atomic<int64_t> next{0};

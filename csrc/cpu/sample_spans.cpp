@@ -12,7 +12,7 @@
 namespace spanbert_fast {
 namespace {
 
-// Tokens that a thread must have to itself: below this, starting it takes longer than its work.
+// The least tokens for a thread; with fewer, starting it takes longer than its work.
 constexpr int64_t kTokensPerTask = 8192;
 
 struct Arguments {
@@ -22,14 +22,14 @@ struct Arguments {
   const SpanScratch& scratch;
 };
 
-// The bits of up to 64 bytes of 0 or 1.
+// Up to 64 bytes of 0 or 1, packed into bits.
 SPANBERT_HOST_DEVICE uint64_t pack_bytes(const uint8_t* bytes, int count) {
   uint64_t word = 0;
   int i = 0;
   for (; i + 8 <= count; i += 8) {
     uint64_t eight;
     std::memcpy(&eight, bytes + i, 8);
-    // The product moves byte k's lowest bit to bit 56 + k.
+    // The product moves the lowest bit of byte k to bit 56 + k.
     word |= ((eight & 0x0101010101010101u) * 0x0102040810204080u >> 56) << i;
   }
   for (; i < count; ++i) word |= uint64_t{bytes[i] & 1u} << i;
@@ -50,7 +50,7 @@ SPANBERT_HOST_DEVICE void pack_sequence(
   }
 }
 
-// First pass. Returns whether all sequences were as they must be.
+// First pass. Returns whether all sequences are valid.
 SPANBERT_HOST_DEVICE bool draw_range(const Arguments& a, int64_t first, int64_t last) {
   bool good = true;
   for (int64_t i = first; i < last; ++i) {
@@ -71,15 +71,15 @@ SPANBERT_HOST_DEVICE bool draw_range(const Arguments& a, int64_t first, int64_t 
   return good;
 }
 
-// Second pass; the counts are by now those of the sequences before.
+// Second pass; the counts are now those of the sequences before.
 SPANBERT_HOST_DEVICE void write_range(const Arguments& a, int64_t first, int64_t last) {
   for (int64_t i = first; i < last; ++i) {
     write_runs(bits_of(a.scratch, a.in, i), i, a.scratch.counts[i], a.in, a.law, a.out, 0, 1);
   }
 }
 
-// Both passes once more for CPUs that count and find bits in one instruction; chosen at run time,
-// at every level of cpu/dispatch.h but the lowest.
+// Both passes again for CPUs that count and find bits in one instruction; chosen at run time, at
+// every level of cpu/dispatch.h but the lowest.
 #if defined(__x86_64__)
 #define SPANBERT_TARGET __attribute__((target("avx2,bmi,bmi2,lzcnt,popcnt")))
 SPANBERT_TARGET bool draw_range_avx2(const Arguments& a, int64_t first, int64_t last) {
@@ -110,7 +110,7 @@ void write_range_baseline(const Arguments& a, int64_t first, int64_t last) {
   write_range(a, first, last);
 }
 
-// What must hold before anything may be read through cu_seqlens and given_spans.
+// Checks that must hold before memory is read through cu_seqlens and given_spans.
 bool inputs_fit(const SpanInputs& in) {
   if (in.cu_seqlens[0] != 0 || in.cu_seqlens[in.batch] != in.total_tokens) return false;
   for (int64_t i = 0; i < in.batch; ++i) {

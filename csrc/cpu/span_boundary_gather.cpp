@@ -7,7 +7,7 @@
 namespace spanbert_fast {
 namespace {
 
-// Prefix sums of the spans' target counts, checked: a kernel follows them through memory.
+// Prefix sums of the spans' target counts, checked, since kernels use them as offsets.
 Tensor checked_targets(
     const Tensor& cu_span_lengths, int64_t num_spans, int64_t num_targets,
     int64_t max_span_targets) {
@@ -33,7 +33,7 @@ Tensor checked_targets(
   return values;
 }
 
-// The op's inputs as the kernels take them: contiguous, parameters in float.
+// The op's inputs for the kernels: contiguous, parameters in float.
 struct Inputs {
   Tensor spans, places, targets, weight, bias;
   Format format;

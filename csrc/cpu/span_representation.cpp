@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor> span_representation_fwd(
   return {y, lse};
 }
 
-// Spans by a row of each, those of one row in their own order.
+// The spans sorted by their row; spans of one row keep their order.
 struct Order {
   std::vector<int64_t> spans, bounds;
 
@@ -92,7 +92,8 @@ struct Order {
   SpanOrder view() const { return {spans.data(), bounds.data()}; }
 };
 
-// Of each row, the first place in the order by starts before which every span ends before the row.
+// For each row, the first place in the order of starts such that all spans before it end before the
+// row.
 std::vector<int64_t> reaching(const Order& by_start, const int64_t* ends, int64_t rows) {
   std::vector<int64_t> first(rows);
   const int64_t count = by_start.spans.size();

@@ -1,6 +1,6 @@
-// varlen_attention on the CPU: checks, and the work in tasks, one per head of a sequence or part of
-// it. How work is split depends on the shapes alone and no two tasks write one number, so the bits
-// of a result do not depend on the number of threads.
+// varlen_attention on the CPU: checks, and tasks, each for one head of a sequence or a part of it.
+// The split depends on the shapes alone, and no two tasks write the same number, so the bits of a
+// result do not depend on the number of threads.
 #include "cpu/kernels/varlen_attention.h"
 
 #include <atomic>
@@ -13,10 +13,10 @@
 namespace spanbert_fast {
 namespace {
 
-constexpr int64_t kTaskQueries = 512;  // of the forward, at most
-// The backward's keys are split only where there are few heads and sequences: each part of a
-// sequence keeps a dq of its own in float, until they are added.
-constexpr int64_t kTaskKeys = 1024;  // of the backward at least, where they are split
+constexpr int64_t kTaskQueries = 512;  // the most queries of a task of the forward
+// The backward splits keys only if there are few heads and sequences: each part of a sequence keeps
+// its own dq in float until they are added.
+constexpr int64_t kTaskKeys = 1024;  // the least keys of a task where the backward splits them
 constexpr int64_t kEnoughTasks = 64;
 constexpr int64_t kMostParts = 4;
 
@@ -32,7 +32,7 @@ char* thread_scratch(int64_t bytes) {
   thread_local int64_t size = 0;
   if (size < bytes) {
     memory.reset();
-    size = 0;  // should there be no more memory
+    size = 0;  // in case there is no more memory
     memory.reset(std::aligned_alloc(kAlignment, divide_up(bytes, kAlignment) * kAlignment));
     if (memory == nullptr) throw std::bad_alloc();
     size = bytes;
@@ -64,8 +64,8 @@ std::vector<int64_t> checked_bounds(const Tensor& cu_seqlens, int64_t max_seqlen
   return bounds;
 }
 
-// The op's inputs as the kernels take them. Strides may be any but for head_dim's, which the
-// kernels read in vectors.
+// The op's inputs for the kernels. Any strides will do, except that head_dim, which the kernels
+// read in vectors, is contiguous.
 struct Inputs {
   Tensor q, k, v;
   std::vector<int64_t> bounds;  // of the sequences
@@ -108,8 +108,8 @@ struct Inputs {
   }
 };
 
-// Longest tasks first, so that no thread is left with one at the end. A thread takes some
-// neighbours at a time: each task asks for the memory of the next head.
+// Longest tasks first, so that no thread is left alone with one at the end. A thread takes several
+// neighbours at a time, since each task prefetches the memory of the next head.
 template <class Run>
 void run_tasks(std::vector<AttentionTask>& tasks, const Run& run) {
   std::stable_sort(tasks.begin(), tasks.end(), [](const auto& left, const auto& right) {

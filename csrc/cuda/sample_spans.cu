@@ -1,10 +1,11 @@
 // Span sampling on a GPU: the CPU's two passes with a warp per sequence, and the sums between them.
 //
-//   draw_kernel   32 lanes pack the sequence's flags into bits, lane 0 draws its spans (22 draws of
-//                 512 tokens, each a few dependent reads of bits in L1), lane 0 counts them
+//   draw_kernel   32 lanes pack the sequence's flags into bits; lane 0 draws its spans (22 draws
+//   for
+//                 512 tokens, each a few dependent reads of bits in L1) and counts them
 //   sum_kernel    one block: exclusive sums of the counts over the batch
-//   write_kernel  32 lanes copy the ids, then each writes the runs that are its own
-//   fill_kernel   what lies behind the counts
+//   write_kernel  32 lanes copy the ids, then each lane writes its share of the runs
+//   fill_kernel   fills the elements beyond the counts
 //
 // Bytes moved: 18 read and 8 written per token, about 30 written per masked token.
 
@@ -23,7 +24,7 @@ constexpr int kWarpsPerBlock = 4;
 constexpr int kSumThreads = 512;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
-// Whether sequence i of cu_seqlens can be read. The host has not seen these values.
+// Whether sequence i of cu_seqlens can be read; the host has not checked these values.
 __device__ bool sequence_fits(const SpanInputs& in, int64_t i) {
   const int64_t begin = in.cu_seqlens[i], end = in.cu_seqlens[i + 1];
   if (i == 0 && begin != 0) return false;
@@ -109,7 +110,7 @@ __global__ void sum_kernel(const SpanInputs in, const SpanOutputs out, SpanCount
     Scan(storage).ExclusiveScan(own, sum, SpanCounts{0, 0, 0, 0}, AddCounts{}, total);
     if (i < in.batch) counts[i] = AddCounts{}(before, sum);
     before = AddCounts{}(before, total);
-    __syncthreads();  // the storage is used again
+    __syncthreads();  // the storage is reused
   }
   if (threadIdx.x == 0) {
     out.counts[0] = before.masked;
@@ -130,8 +131,8 @@ __global__ void write_kernel(
   for (int k = lane; k < text.length; k += kLanes) {
     out.input_ids[begin + k] = in.input_ids[begin + k];
   }
-  __syncwarp();  // a lane's copies are before another's masks
-  // Overlapping sequences, refused by now, could have more rows than there is room for.
+  __syncwarp();  // one lane's copies come before another's masks
+  // Overlapping sequences, which are refused, could have more rows than there is room for.
   if (out.counts[kCounts - 1] == 0) {
     write_runs(text, i, scratch.counts[i], in, law, out, lane, kLanes);
   }

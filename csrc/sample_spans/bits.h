@@ -1,4 +1,4 @@
-// Sets of bits in 64-bit words, for host and device: bit i lies in word i / 64.
+// Sets of bits in 64-bit words, for host and device: bit i is in word i / 64.
 #pragma once
 
 #include <cstdint>
@@ -41,8 +41,8 @@ SPANBERT_HOST_DEVICE void set_bit(uint64_t* bits, int i) {
 
 enum BitValue { kClear, kSet };
 
-// The first i >= from whose bit has this value, of a set of so many words; 64 * words where there
-// is none.
+// The first i >= from whose bit has this value, in a set of so many words; 64 * words if there is
+// none.
 SPANBERT_HOST_DEVICE int next_bit(const uint64_t* bits, int from, int words, BitValue value) {
   const uint64_t flip = value == kSet ? 0 : ~uint64_t{0};
   int w = from >> 6;
@@ -55,7 +55,7 @@ SPANBERT_HOST_DEVICE int next_bit(const uint64_t* bits, int from, int words, Bit
   return 64 * w + lowest_bit(rest);
 }
 
-// The place of the bit with this rank (from 0) in a word that has so many bits.
+// The place of the set bit with this rank (from 0), in a word that has enough set bits.
 SPANBERT_HOST_DEVICE int select_bit(uint64_t word, int rank) {
   int place = 0;
   for (int half = 32; half > 0; half /= 2) {

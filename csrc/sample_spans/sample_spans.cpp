@@ -74,8 +74,8 @@ const T* pointer(const std::optional<Tensor>& tensor) {
 }
 
 #ifdef SPANBERT_FAST_WITH_CUDA
-// The current stream of the device. PyTorch's function for it is in its CUDA library, which is
-// looked up here: an extension with CUDA code also loads beside a PyTorch without.
+// The current stream of the device. PyTorch's function for it is in its CUDA library, and is looked
+// up here, so that an extension with CUDA code also loads beside a PyTorch without CUDA.
 void* current_stream(int32_t device_index) {
   using Get = AOTITorchError(int32_t, void**);
   static auto* const get =
@@ -118,7 +118,7 @@ Outputs sample_spans(
   check("sequence_ids", sequence_ids_in, {batch}, kLong, input_ids_in);
   if (special_mask_in) check("special_mask", *special_mask_in, {tokens}, kBool, input_ids_in);
   if (given_spans_in) check("given_spans", *given_spans_in, {given, 2}, kLong, input_ids_in);
-  // Without whole words no sequence masks more than its budget, rounded up.
+  // Unless words are completed, no sequence masks more than its budget, rounded up.
   const int64_t most = complete_words
       ? tokens
       : std::min(tokens, tokens * budget_numerator / budget_denominator + batch);

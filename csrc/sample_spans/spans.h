@@ -1,11 +1,12 @@
 // Span sampling (contract C3) for host and device: the algorithm of
-// spanbert_fast/reference/sample_spans.py, which says what is drawn and why, bit for bit.
+// spanbert_fast/reference/sample_spans.py, bit for bit; its text says what is drawn and why.
 //
-// A sequence is three bit sets of length / 64 + 1 words, so that one bit beyond its end is there:
-//   maskable  the tokens that may be masked; no bit beyond the end
-//   stops     where a word begins or no maskable token is: every bit beyond the end
-//   masked    the tokens that are masked
-// A span grows token by token until a stop says otherwise; merged spans are the runs of `masked`.
+// A sequence is three bit sets of length / 64 + 1 words, which hold at least one bit beyond the
+// end:
+//   maskable  tokens that may be masked; 0 beyond the end
+//   stops     tokens that begin a word or are not maskable; 1 beyond the end
+//   masked    tokens that are masked
+// A span grows token by token up to a stop; merged spans are the runs of `masked`.
 #pragma once
 
 #include "philox.h"
@@ -14,7 +15,7 @@
 namespace spanbert_fast {
 
 constexpr int kMaxSpanWords = 256;
-constexpr int kCounts = 5;  // what SpanOutputs::counts holds
+constexpr int kCounts = 5;  // elements of SpanOutputs::counts
 
 enum Scheme : int { kGiven, kGeometric, kWord, kSubword };
 enum Replacement : int8_t { kPerToken = -1, kMasked, kRandom, kKept };
@@ -49,8 +50,8 @@ struct SpanCounts {
   int32_t masked, spans, spans_with_targets, targets;
 };
 
-// Arrays of `capacity` elements (boundaries: 2, cu_span_lengths: 1 more); counts: the four of
-// SpanCounts, then 1 where the input was refused, in which case nothing else is meant.
+// Arrays of `capacity` elements (boundaries have 2 each, cu_span_lengths 1 more). counts: the four
+// of SpanCounts, then 1 if the input was refused, in which case the rest is void.
 struct SpanOutputs {
   int64_t* input_ids;  // total_tokens
   int64_t* mlm_positions;
@@ -75,7 +76,7 @@ SPANBERT_HOST_DEVICE int64_t scratch_words(int64_t total_tokens, int64_t batch) 
   return total_tokens / 64 + batch;
 }
 
-// Where a sequence's bit sets begin: far enough from the one before for length / 64 + 1 words.
+// Where a sequence's bit sets begin, so that the sequence before has length / 64 + 1 words.
 SPANBERT_HOST_DEVICE int64_t scratch_offset(int64_t begin, int64_t sequence) {
   return begin / 64 + sequence;
 }
@@ -97,14 +98,14 @@ bits_of(const SpanScratch& scratch, const SpanInputs& in, int64_t i) {
       in.cu_seqlens[i + 1] - in.cu_seqlens[i]};
 }
 
-// Word `w` of `stops`, from the bits of word_starts (`starts`) and all of `maskable`: tokens begin
-// a word at the sequence's begin and behind a special token whatever word_starts says.
+// Word `w` of `stops`, from the bits of word_starts (`starts`) and all of `maskable`. The first
+// token, and one after a special token, begins a word whatever word_starts says.
 SPANBERT_HOST_DEVICE uint64_t stops_word(uint64_t starts, const uint64_t* maskable, int w) {
   const uint64_t special = ~maskable[w];
   return starts | special | special << 1 | (w == 0 ? 1 : ~maskable[w - 1] >> 63);
 }
 
-// A number below n from a word, without division; n < 2**31.
+// A number below n from a random word, without division; n < 2**31.
 SPANBERT_HOST_DEVICE int64_t below(uint32_t word, int64_t n) {
   return static_cast<int64_t>(word * static_cast<uint64_t>(n) >> 32);
 }
@@ -115,7 +116,7 @@ SPANBERT_HOST_DEVICE PhiloxWords draw(uint32_t number, uint64_t id, Stream strea
   return philox4x32<10>(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
 }
 
-// A sequence's given spans: `count` from number `first` on.
+// The given spans of a sequence: `count` of them, from number `first` on.
 struct GivenSpans {
   int64_t first, count;
 };
@@ -131,7 +132,7 @@ SPANBERT_HOST_DEVICE bool given_spans_fit(
   return true;
 }
 
-// The first given span that begins at or behind this row.
+// The first given span that begins at this row or later.
 SPANBERT_HOST_DEVICE int64_t first_given(const SpanInputs& in, int64_t row) {
   int64_t low = 0, high = in.num_given;
   while (low < high) {
@@ -144,7 +145,7 @@ SPANBERT_HOST_DEVICE int64_t first_given(const SpanInputs& in, int64_t row) {
   return low;
 }
 
-// The maskable tokens of a sequence: how many, and the outermost.
+// The maskable tokens of a sequence: their number, the first and the last.
 struct MaskableRange {
   int count, lowest, highest;
 };
@@ -169,14 +170,14 @@ SPANBERT_HOST_DEVICE int select_maskable(
   return 64 * w + select_bit(text.maskable[w], rank);
 }
 
-// The span of one draw: `words` words from `first` on, but nothing behind `last`. In a ring the
-// text has no end.
+// The span of one draw: `words` words from `first` on, but nothing after `last`. In a ring the text
+// has no end.
 struct DrawnSpan {
   int first, last, words;
   bool ring;
 };
 
-// False where the draw's anchor is masked already, or there is none.
+// False if the draw's anchor is masked already, or there is none.
 SPANBERT_HOST_DEVICE bool draw_span(
     const SequenceBits& text, const MaskableRange& range, const GivenSpans& given, int64_t begin,
     const PhiloxWords& word, const SpanInputs& in, const SpanLaw& law, DrawnSpan* drawn) {
@@ -205,7 +206,7 @@ SPANBERT_HOST_DEVICE bool draw_span(
   return true;
 }
 
-// Masks the drawn span as far as the budget goes; returns the tokens spent so far.
+// Masks the drawn span within the budget; returns the tokens spent so far.
 SPANBERT_HOST_DEVICE int mask_span(
     const SequenceBits& text, const MaskableRange& range, DrawnSpan drawn, int spent, int budget,
     bool complete_words) {
@@ -227,8 +228,8 @@ SPANBERT_HOST_DEVICE int mask_span(
   }
 }
 
-// Draws spans until the budget is spent: fills `masked`, which must be all zero. Returns whether
-// there was a maskable token and the given spans were as they must be; if not, nothing is masked.
+// Draws spans until the budget is spent, and sets their bits in `masked`, which must be all zero.
+// Returns whether there is a maskable token and the given spans are valid; if not, masks nothing.
 SPANBERT_HOST_DEVICE bool draw_spans(
     const SequenceBits& text, const SpanInputs& in, const SpanLaw& law, int64_t sequence) {
   const int64_t begin = in.cu_seqlens[sequence];
@@ -236,7 +237,7 @@ SPANBERT_HOST_DEVICE bool draw_spans(
   if (in.given_spans != nullptr) {
     given.first = first_given(in, begin);
     given.count = first_given(in, begin + text.length) - given.first;
-    // A negative count: they are not in order.
+    // A negative count: the spans are not in order.
     if (given.count < 0 || !given_spans_fit(text, in.given_spans, given, begin)) return false;
   }
   const MaskableRange range = maskable_range(text);

@@ -1,5 +1,5 @@
-// From masked bits to the sampler's outputs, for host and device: merged spans are the runs of the
-// bits, and every run knows from the runs before it where its rows lie.
+// Turns masked bits into the sampler's outputs, for host and device. Merged spans are the runs of
+// the bits; the runs before a run determine where its rows are.
 #pragma once
 
 #include "sample_spans/spans.h"
@@ -11,7 +11,7 @@ struct Run {
   int first, last, targets;
 };
 
-// Finds the next run at or behind `from`; false where there is none.
+// Finds the next run at `from` or later; false if there is none.
 SPANBERT_HOST_DEVICE bool next_run(
     const SequenceBits& text, const SpanLaw& law, int from, Run* run) {
   run->first = next_bit(text.masked, from, text.words(), kSet);
@@ -45,7 +45,7 @@ SPANBERT_HOST_DEVICE Replacement replacement_of(uint32_t word) {
   return word < 3435973837u ? kMasked : word < 3865470566u ? kRandom : kKept;
 }
 
-// Writes all that a run says; `at` counts what the runs before it have.
+// Writes all outputs of a run; `at` counts those of the runs before it.
 SPANBERT_HOST_DEVICE void write_run(
     const Run& run, const SpanCounts& at, int64_t begin, uint64_t id, const SpanInputs& in,
     const SpanLaw& law, const SpanOutputs& out) {
@@ -92,7 +92,7 @@ SPANBERT_HOST_DEVICE void write_runs(
   }
 }
 
-// Element k of what lies behind the counts: nothing is masked, spans are empty, labels are ignored.
+// Fills element k beyond the counts: nothing is masked, spans are empty, labels are ignored.
 SPANBERT_HOST_DEVICE void fill_unused(int64_t k, const SpanCounts& counts, const SpanOutputs& out) {
   if (k >= counts.masked) {
     out.mlm_positions[k] = 0;

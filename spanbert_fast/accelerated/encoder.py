@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ from spanbert_fast.ops.dropout import DropoutPlan
 class FastLayer(Fast):
     """Self-attention, then the feed-forward network."""
 
-    parts = ("attention", "intermediate", "output")
+    parts: tuple[str, ...] = ("attention", "intermediate", "output")
 
     def forward(self, *others, packed: Packed | None = None, **named) -> torch.Tensor:
         """hidden_states' shape; zeros where a padding mask is 0. With `packed`, (total_tokens,
@@ -82,9 +83,12 @@ class FastEncoder(Fast):
 class FastModel(Fast):
     """The encoder with its embeddings, which computes no padding (contract C7).
 
-    last_hidden_state and hidden_states are zero where attention_mask is 0. Under autocast the
+    last_hidden_state and hidden_states are zero where attention_mask is 0; with `fill_padding`
+    they are transformers', whose code then runs. Under autocast the
     residual stream has autocast's dtype inside, and the outputs come in transformers' dtypes.
     """
+
+    fill_padding = False
 
     @classmethod
     def parts_of(cls, module: nn.Module) -> tuple[str, ...]:
@@ -101,23 +105,23 @@ class FastModel(Fast):
         packing, reason = None, None
         if given.get("spanbert_fast") is not False:
             packing, reason = self._packing(given)
+        stages = given.get("output_hidden_states")
+        stages = self.config.output_hidden_states if stages is None else stages
+        if self.fill_padding and packing is not None and packing.indices is not None:
+            packing = None if wanted is None or stages else packing
         if packing is None:
             if reason is not None:
                 say_that_stock_runs(reason)
             return super().forward(*others, **{**named, "spanbert_fast": False})
         plan = DropoutPlan.draw(packing.cu_seqlens.device) if self.training else None
-        encoder = getattr(self, self.row.encoder)
-        packed = Packed(packing, plan, len(encoder.layer))
-        x = self._embedded(given, packed)
-        stages = given.get("output_hidden_states")
-        stages = self.config.output_hidden_states if stages is None else stages
+        packed = Packed(packing, plan, self.num_layers())
         stages = [] if stages else None
         if stages is None and wanted is not None:
-            packed = dataclasses.replace(packed, rows=wanted.rows(packing))
-            last = encoder(x, packed=packed).last_hidden_state
-            hidden_states = self._in_their_dtype(wanted.padded(last, packing))
+            rows = wanted.rows(packing)
+            last = self.packed(given, dataclasses.replace(packed, rows=rows))
+            hidden_states = self._in_their_dtype(wanted.padded(last, rows, packing))
         else:
-            last = encoder(x, packed=packed, stages=stages).last_hidden_state
+            last = self.packed(given, packed, stages)
             hidden_states = self._in_their_dtype(packing.unpack(last))
         output = self.row.model_output(last_hidden_state=hidden_states)
         if getattr(self, "pooler", None) is not None:
@@ -129,11 +133,27 @@ class FastModel(Fast):
             return output.to_tuple()
         return output
 
+    def num_layers(self) -> int:
+        """Also the number by which the embeddings' dropout has its site."""
+        return len(getattr(self, self.row.encoder).layer)
+
+    def packed(self, given: dict, packed: Packed, stages: list | None = None) -> torch.Tensor:
+        """The model from a forward's arguments, by their names, to packed hidden states; see
+        `FastEncoder.forward`."""
+        x = self._embedded(given, packed)
+        encoder = getattr(self, self.row.encoder)
+        return encoder(x, packed=packed, stages=stages).last_hidden_state
+
     def _embedded(self, given: dict, packed: Packed) -> torch.Tensor:
         embeddings = self.embeddings
         if isinstance(embeddings, FastEmbeddings) and embeddings.can_pack():
             x = embeddings(packed=packed, given=given)
         else:
+            if packed.packing.padded_shape is None:
+                raise ValueError(
+                    "the input must be padded where embeddings have hooks, adapters or modules of "
+                    "a user's own, got a packed one"
+                )
             theirs = {name: given[name] for name in _names(embeddings) if name in given}
             x = packed.packing.pack(embeddings(**theirs))
         project = getattr(self, "embeddings_project", None)
@@ -155,7 +175,7 @@ class FastModel(Fast):
             return None, reason
         if not isinstance(given.get("output_hidden_states"), bool | None):
             return None, "output_hidden_states selects stages"
-        first = ids if embeds is None else embeds
+        first: Any = ids if embeds is None else embeds
         shape, attention_mask = tuple(first.shape[:2]), given.get("attention_mask")
         if len(shape) != 2:
             return None, "the input has no batch dimension"

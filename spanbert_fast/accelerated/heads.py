@@ -18,11 +18,18 @@ def only(model: nn.Module, wanted: Wanted) -> dict:
 
 
 def stock_where_padding_has_labels(given: dict) -> bool:
-    """Whether a loss reads padding, which is not computed; said once."""
+    """Whether a loss reads padding, which is not computed; said once. A compiled model, which
+    cannot ask, raises a RuntimeError then."""
     labels, attention_mask = given.get("labels"), given.get("attention_mask")
     if labels is None or attention_mask is None or labels.shape != attention_mask.shape:
         return False
-    if not ((labels != IGNORED_TARGET) & (attention_mask == 0)).any():
+    on_padding = ((labels != IGNORED_TARGET) & (attention_mask == 0)).any()
+    if torch.compiler.is_compiling():
+        torch._assert_async(
+            ~on_padding, f"a compiled model's labels must be {IGNORED_TARGET} at padding"
+        )
+        return False
+    if not on_padding:
         return False
     warn_once(
         "transformers' own code runs in place of spanbert_fast's: labels are given where "
@@ -70,8 +77,8 @@ class QuestionAnsweringHead(Fast):
         """A position that is padding, or beyond the sequence, takes no part in the loss."""
         given = self.arguments(others, named)
         attention_mask = given.get("attention_mask")
-        no_padding = attention_mask is None or attention_mask.dim() != 2
-        if no_padding or given.get("spanbert_fast") is False:
+        wants_stock = given.get("spanbert_fast") is False
+        if attention_mask is None or attention_mask.dim() != 2 or wants_stock:
             return super().forward(*others, **named)
         starts, ends = (given.pop(f"{name}_positions", None) for name in ("start", "end"))
         outputs = super().forward(**given, return_dict=True)

@@ -15,6 +15,7 @@ from spanbert_fast.accelerated.heads import only, stock_where_padding_has_labels
 from spanbert_fast.accelerated.packed import Fast, Labelled, needs_batch_dimension
 from spanbert_fast.nn.linear import is_plain
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
+from spanbert_fast.ops.padding import rows_where
 from spanbert_fast.values import IGNORED_TARGET
 
 
@@ -59,9 +60,13 @@ class MaskedLMHead(Fast):
             attentions=outputs.attentions,
         )
 
+    def _lm_head(self) -> LMHead:
+        assert self.row.lm_head is not None, f"{self.row.title} must have an lm_head, got None"
+        return self.row.lm_head
+
     def needs_logits(self, full_logits: bool | None, given: dict) -> bool:
         """Whether transformers' head has to run."""
-        head = self.row.lm_head
+        head = self._lm_head()
         decoder = self.get_submodule(head.decoder)
         around = [self.get_submodule(name) for name in head.around]
         return (
@@ -76,13 +81,18 @@ class MaskedLMHead(Fast):
 
     def labelled_rows_loss(self, hidden_states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """0-dim, the mean over labelled positions; NaN where there is none, as in transformers."""
-        head, labels = self.row.lm_head, labels.reshape(-1)
-        rows = torch.nonzero(labels != IGNORED_TARGET).squeeze(1)
-        x = hidden_states.flatten(0, 1)[rows]
-        for step in head.steps:
-            x = self.get_submodule(step)(x) if isinstance(step, str) else step(x)
-        decoder = self.get_submodule(head.decoder)
+        labels = labels.reshape(-1)
+        rows = rows_where(labels != IGNORED_TARGET)
+        x = self.features(hidden_states.flatten(0, 1)[rows])
+        decoder = self.get_submodule(self.row.lm_head.decoder)
         return linear_cross_entropy(x, decoder.weight, decoder.bias, labels[rows]).losses.mean()
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """(num_rows, hidden_size) -> (num_rows, decoder_size): what the head does before its
+        decoder."""
+        for step in self.row.lm_head.steps:
+            x = self.get_submodule(step)(x) if isinstance(step, str) else step(x)
+        return x
 
 
 class PreTrainingHead(MaskedLMHead):

@@ -5,7 +5,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -14,7 +14,21 @@ from spanbert_fast.nn.key_masks import packing_of_mask, starts_are_tokens
 from spanbert_fast.nn.linear import is_plain
 from spanbert_fast.nn.packing import Packing
 from spanbert_fast.ops.dropout import Dropout, DropoutPlan
+from spanbert_fast.ops.padding import rows_where
 from spanbert_fast.values import IGNORED_TARGET
+
+if TYPE_CHECKING:
+    from spanbert_fast.accelerated.families import Family
+
+    class _Stock(nn.Module):
+        """The class of transformers behind a mixin, whose attributes are that class's own."""
+
+        row: Family  # transformers evaluates the annotations of `Fast`, where it cannot be imported
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    _Stock = object
 
 # What callers pass to every model and means nothing here, or is looked at by name.
 _KNOWN = {
@@ -82,8 +96,8 @@ class Wanted(Protocol):
     def rows(self, packing: Packing) -> torch.Tensor:
         """int64 (num_rows,), of the packed rows."""
 
-    def padded(self, x: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """(num_rows, hidden_size) -> (batch, seqlen, hidden_size), other rows zero."""
+    def padded(self, x: torch.Tensor, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """(num_rows, hidden_size) of these `rows` -> (batch, seqlen, hidden_size), others zero."""
 
 
 class FirstTokens:
@@ -92,8 +106,9 @@ class FirstTokens:
     def rows(self, packing: Packing) -> torch.Tensor:
         return packing.first_rows()
 
-    def padded(self, x: torch.Tensor, packing: Packing) -> torch.Tensor:
+    def padded(self, x: torch.Tensor, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
         first = packing.of_first_tokens(x)
+        assert packing.padded_shape is not None
         rest = x.new_zeros((len(first), packing.padded_shape[1] - 1, x.shape[-1]))
         return torch.cat([first[:, None], rest], dim=1)
 
@@ -105,10 +120,9 @@ class Labelled:
         self.labels = labels
 
     def rows(self, packing: Packing) -> torch.Tensor:
-        return torch.nonzero(packing.pack(self.labels) != IGNORED_TARGET).squeeze(1)
+        return rows_where(packing.pack(self.labels) != IGNORED_TARGET)
 
-    def padded(self, x: torch.Tensor, packing: Packing) -> torch.Tensor:
-        rows = self.rows(packing)
+    def padded(self, x: torch.Tensor, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
         indices = rows if packing.indices is None else packing.indices[rows]
         return dataclasses.replace(packing, indices=indices).unpack(x)
 
@@ -157,12 +171,12 @@ def needs_batch_dimension(module: nn.Module) -> str | None:
             if hasattr(parameter, "grad_sample"):
                 return "gradients per sample are taken (parameters have a grad_sample)"
         for hook in part._forward_pre_hooks.values():
-            if "adapter_names" in getattr(hook, "keywords", ()):
+            if isinstance(hook, functools.partial) and "adapter_names" in hook.keywords:
                 return "adapter_names choose an adapter for each sequence"
     return None
 
 
-class Fast:
+class Fast(_Stock):
     """What every accelerated class has: arguments that it does not know go to transformers' code.
 
     transformers renames and adds arguments from version to version. A forward of ours names those
@@ -176,7 +190,6 @@ class Fast:
     """
 
     stock: type[nn.Module]
-    row: object
     parts: tuple[str, ...] = ()
     gelu_name: str | None = None
     _positional: tuple[str, ...] = ()
@@ -190,9 +203,7 @@ class Fast:
         """`named`, and `others` under the names that transformers' forward has for them."""
         return {**dict(zip(self._positional, others, strict=False)), **named}
 
-    def on_tokens(
-        self, run: Callable, others: tuple, named: dict
-    ) -> torch.Tensor | tuple[torch.Tensor, None] | None:
+    def on_tokens(self, run: Callable, others: tuple, named: dict) -> torch.Tensor | None:
         """`run(packed hidden states, Packed)`, padded; None where that is not covered."""
         given = self.arguments(others, named)
         if given.get("spanbert_fast") is False:

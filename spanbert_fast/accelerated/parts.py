@@ -21,7 +21,7 @@ class FastEmbeddings(Fast):
     ) -> torch.Tensor:
         """As transformers'; with `packed`, and the model's arguments `given` by their names,
         (total_tokens, hidden_size)."""
-        if packed is None:
+        if packed is None or given is None:
             return super().forward(*others, **named)
         packing, ids = packed.packing, given.get("input_ids")
         embeds = given.get("inputs_embeds")
@@ -31,7 +31,8 @@ class FastEmbeddings(Fast):
         words = None if ids is None else packing.pack_ids(ids).long()
         embeds = None if embeds is None else packing.pack(embeds)
         if (more := self.other_tables(given, packing)) is not None:
-            words, embeds = None, more + (embeds if words is None else self.word_embeddings(words))
+            embeds = more + (embeds if embeds is not None else self.word_embeddings(words))
+            words = None
         places = self.places(given, packing)
         types = given.get("token_type_ids")
         types = torch.zeros_like(places) if types is None else packing.pack_ids(types).long()
@@ -48,6 +49,10 @@ class FastEmbeddings(Fast):
         """int64 (total_tokens,), rows of the position table."""
         places = given.get("position_ids")
         return packing.position_ids() if places is None else packing.pack_ids(places).long()
+
+    def num_places(self) -> int:
+        """Tokens of the longest sequence that the position table has rows for."""
+        return self.position_embeddings.num_embeddings
 
     def other_tables(self, given: dict, packing: Packing) -> torch.Tensor | None:
         """(total_tokens, hidden_size) to add, of the tables that BERT has not."""
@@ -72,11 +77,26 @@ class PositionsFromPadding(FastEmbeddings):
         if given.get("position_ids") is not None:
             return super().places(given, packing)
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        if packing.padded_shape is None:
+            return self._places_of_packed(ids, packing)
         if ids is None:
             places = self.create_position_ids_from_inputs_embeds(embeds, self.padding_idx)
         else:
             places = self.create_position_ids_from_input_ids(ids, self.padding_idx)
         return packing.pack_ids(places)
+
+    def num_places(self) -> int:
+        return super().num_places() - self.padding_idx - 1
+
+    def _places_of_packed(self, ids: torch.Tensor | None, packing: Packing) -> torch.Tensor:
+        places = packing.position_ids()
+        if ids is None:
+            return places + self.padding_idx + 1
+        is_token = (ids != self.padding_idx).long()
+        count = is_token.cumsum(0)
+        starts = torch.arange(len(ids), device=ids.device) - places
+        count = count - (count - is_token)[starts]  # from the start of each sequence
+        return count * is_token + self.padding_idx
 
 
 class ErnieEmbeddings(FastEmbeddings):

@@ -13,12 +13,12 @@ from spanbert_fast.accelerated.families import BY_MODELING, FAMILIES, Family
 from spanbert_fast.accelerated.packed import Fast, signature_of
 
 
-def fast_class(theirs: type[nn.Module]) -> type[nn.Module] | None:
+def fast_class(theirs: type[nn.Module]) -> type[Fast] | None:
     """The accelerated subclass of one of transformers' classes; None where it has none."""
     family = BY_MODELING.get(theirs.__module__)
     if family is None or theirs.__name__ not in family.classes:
         return None
-    return _made(theirs, family)
+    return _made(theirs, family)  # type: ignore[arg-type]  # mypy looks at an instance's __hash__
 
 
 def is_fast(kind: type[nn.Module]) -> bool:
@@ -37,12 +37,12 @@ def make_fast(module: nn.Module) -> None:
             part.__class__ = ours
 
 
-def classes_of(name: str) -> Callable[[str], type[nn.Module]]:
+def classes_of(name: str) -> Callable[[str], type[Fast]]:
     """`__getattr__` of the module `spanbert_fast.accelerated.NAME`, by which pickle finds classes
     there."""
     family = next(family for family in FAMILIES if family.name == name)
 
-    def __getattr__(attribute: str) -> type[nn.Module]:  # noqa: N807
+    def __getattr__(attribute: str) -> type[Fast]:  # noqa: N807
         if attribute in family.classes:
             theirs = getattr(importlib.import_module(family.modeling), attribute, None)
             if theirs is not None:
@@ -53,7 +53,9 @@ def classes_of(name: str) -> Callable[[str], type[nn.Module]]:
 
 
 @functools.cache
-def _made(theirs: type[nn.Module], family: Family) -> type[nn.Module]:
+def _made(theirs: type[nn.Module], family: Family) -> type[Fast]:
+    # transformers asks a class's module, by `set_attn_implementation` for one
+    importlib.import_module(f"spanbert_fast.accelerated.{family.name}")
     mixin = family.classes[theirs.__name__]
     signature, positional = signature_of(theirs)
     # a function of its own for each class, so that each has transformers' signature
@@ -66,7 +68,7 @@ def _made(theirs: type[nn.Module], family: Family) -> type[nn.Module]:
     )
     functools.update_wrapper(forward, mixin.forward)
     forward.__kwdefaults__ = mixin.forward.__kwdefaults__
-    forward.__signature__ = signature
+    vars(forward)["__signature__"] = signature
 
     @functools.wraps(theirs.__init__)
     def __init__(self, *arguments, **named):  # noqa: N807
@@ -89,5 +91,5 @@ def _made(theirs: type[nn.Module], family: Family) -> type[nn.Module]:
     if issubclass(made, PreTrainedModel):
         # what transformers' forward can record it keeps by class, noted by the constructor, which
         # a model that was given its class later, or unpickled with it, has never gone through
-        dict.__setitem__(_CAN_RECORD_REGISTRY, str(made), theirs._can_record_outputs)
+        dict.__setitem__(_CAN_RECORD_REGISTRY, str(made), made._can_record_outputs)
     return made

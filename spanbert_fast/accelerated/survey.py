@@ -21,8 +21,9 @@ class Finding:
         name: its name in the model; the model's class for the model itself.
         class_name: its class.
         verdict: "replaced", "kept" (a user's own code, which goes on over what is replaced; or
-            transformers' code of which nothing would be gained) or "refused".
-        reason: of what is kept or refused.
+            transformers' code of which nothing would be gained), "unknown" (a model of
+            transformers of another family, which stays as it is) or "refused".
+        reason: of what is not replaced.
     """
 
     name: str
@@ -59,6 +60,7 @@ def survey(model: nn.Module) -> Survey:
         finding = _find(name or type(model).__name__, module)
         if finding is not None:
             findings.append(finding)
+    findings += _unknown_encoders(model)
     refused = next((f.reason for f in findings if f.verdict == "refused"), None)
     if refused is None and not any(f.verdict == "replaced" for f in findings):
         refused = _nothing_found(model)
@@ -77,6 +79,19 @@ def _nothing_found(model: nn.Module) -> str:
     )
 
 
+def _unknown_encoders(model: nn.Module) -> list[Finding]:
+    """The outermost models of transformers in `model` that hold nothing of any family."""
+    found: list[Finding] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer.name}.") for outer in found)
+        if inside or not isinstance(module, PreTrainedModel):
+            continue
+        if not any(_find("", part) for part in module.modules()):
+            kind, reason = type(module).__name__, "of no family that accelerate knows, it stays"
+            found.append(Finding(name or kind, kind, "unknown", reason))
+    return found
+
+
 def _find(name: str, module: nn.Module) -> Finding | None:
     kind = type(module).__name__
     for base in type(module).__mro__:
@@ -90,16 +105,16 @@ def _find(name: str, module: nn.Module) -> Finding | None:
         family = BY_MODELING.get(base.__module__)
         if family is not None and base.__name__.endswith("CrossAttention"):
             return _refused(name, kind, f"{name} must not be there: cross-attention is not covered")
-        if fast_class(base) is not None:
-            return _find_part(name, module, base)
+        if (ours := fast_class(base)) is not None:
+            return _find_part(name, module, base, ours)
         if family is not None and isinstance(module, PreTrainedModel):
             return Finding(name, kind, "kept", "transformers' code over what is accelerated")
     return None
 
 
-def _find_part(name: str, module: nn.Module, stock: type[nn.Module]) -> Finding:
+def _find_part(name: str, module: nn.Module, stock: type[nn.Module], ours: type[Fast]) -> Finding:
     """Of a module that is of the class `stock`, or of a subclass of it."""
-    kind, ours = type(module).__name__, fast_class(stock)
+    kind = type(module).__name__
     if type(module) is not stock and not is_fast(type(module)):
         if isinstance(module, PreTrainedModel):
             return Finding(name, kind, "kept", "a subclass: its own code over what is accelerated")

@@ -14,7 +14,7 @@ from spanbert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from spanbert_fast.ops.embedding_layer_norm import embedding_layer_norm
 from spanbert_fast.ops.linear import linear
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
-from spanbert_fast.ops.pad import pad, take_tokens
+from spanbert_fast.ops.padding import pad, take_tokens
 from spanbert_fast.ops.sample_spans import sample_spans
 from spanbert_fast.ops.span_boundary_gather import span_boundary_gather
 from spanbert_fast.ops.span_representation import span_representation
@@ -110,10 +110,10 @@ def _gather(i: _Inputs) -> torch.Tensor:
     return span_boundary_gather(spans, places, offsets, total, weight, bias)
 
 
-def _pairs(i: _Inputs) -> tuple[torch.Tensor, ...]:
-    queries, keys = (i.values(name, TOKENS, HIDDEN) for name in ("queries", "keys"))
-    small = (i.values("mention_scores", TOKENS), i.values("distance_scores", TOKENS, 10))
-    return (queries / HIDDEN**0.5, keys, *small)
+def _pairs(i: _Inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    queries, keys = i.values("queries", TOKENS, HIDDEN), i.values("keys", TOKENS, HIDDEN)
+    mention_scores = i.values("mention_scores", TOKENS)
+    return queries / HIDDEN**0.5, keys, mention_scores, i.values("distance_scores", TOKENS, 10)
 
 
 def _antecedents(i: _Inputs) -> torch.Tensor:
@@ -121,14 +121,14 @@ def _antecedents(i: _Inputs) -> torch.Tensor:
 
 
 def _spans(i: _Inputs) -> torch.Tensor:
-    rows = [i.values(name, TOKENS, HIDDEN) for name in ("firsts", "lasts", "inner")]
+    firsts, lasts, inner = (i.values(name, TOKENS, HIDDEN) for name in ("firsts", "lasts", "inner"))
     starts = i.integers(TOKENS - 9, TOKENS)
     ends = starts + i.integers(9, TOKENS)
     logits = i.values("logits", TOKENS)
-    return span_representation(*rows[:2], starts, ends, inner=rows[2], logits=logits)
+    return span_representation(firsts, lasts, starts, ends, inner=inner, logits=logits)
 
 
-def _pad(i: _Inputs) -> torch.Tensor:
+def _padding(i: _Inputs) -> torch.Tensor:
     mask = torch.arange(max(LENGTHS))[None] < torch.tensor(LENGTHS)[:, None]
     indices = mask.flatten().nonzero().flatten().to(i.device)
     x = i.values("x", *mask.shape, HIDDEN)
@@ -144,7 +144,7 @@ CASES: Mapping[str, Callable[[_Inputs], torch.Tensor]] = {
         i.values("x", TOKENS, HIDDEN), i.values("weight", WORDS, HIDDEN), i.values("bias", WORDS)
     ),
     "linear_cross_entropy": _loss,
-    "pad": _pad,
+    "padding": _padding,
     "span_boundary_gather": _gather,
     "span_representation": _spans,
     "varlen_attention": _attention,

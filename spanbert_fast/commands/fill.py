@@ -56,13 +56,15 @@ def run(arguments: argparse.Namespace) -> None:
 
     from spanbert_fast.data.tokenizer import load_tokenizer
     from spanbert_fast.fill_span import FillSpan
-    from spanbert_fast.models import SpanBertForMaskedLM, SpanBertForPreTraining
+    from spanbert_fast.models import AutoModelForSpanPreTraining
 
     model_dir = folder_of(model_dir, "--model")
     tokenizer = load_tokenizer(model_dir)
-    kind = SpanBertForMaskedLM if arguments.head == "mlm" else SpanBertForPreTraining
-    model, report = kind.from_pretrained(model_dir, output_loading_info=True)
-    lacking = sorted(name for name in report["missing_keys"] if name.startswith("cls."))
+    model, report = AutoModelForSpanPreTraining.from_pretrained(model_dir, output_loading_info=True)
+    heads = report["missing_keys"]
+    if arguments.head == "mlm":
+        heads = [name for name in heads if not name.startswith("cls.span_boundary.")]
+    lacking = sorted(heads)
     if lacking:
         hint = "; --head mlm needs only the masked-LM head" if arguments.head != "mlm" else ""
         raise UsageError(f"--model {model_dir} has no {lacking[0]}{hint}")

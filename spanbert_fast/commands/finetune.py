@@ -11,7 +11,7 @@ from spanbert_fast.commands.settings import parse_settings, profiles, shown
 from spanbert_fast.errors import UsageError
 from spanbert_fast.extras import TRAIN, require
 from spanbert_fast.tasks import task_class
-from spanbert_fast.training.options import PRECISIONS
+from spanbert_fast.training.options import PRECISIONS, WEIGHTS_DTYPES
 
 TASKS = {
     "qa": "answers in texts (SQuAD's formats)",
@@ -37,6 +37,19 @@ EXAMPLES = """examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Wants the task before any option, which could have a task's name for its value."""
+
+    def parse_known_args(  # type: ignore[override]  # one signature in place of its overloads
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse."""
+        first = next(iter(args or ()), "")
+        if first.startswith("-") and first not in ("-h", "--help"):
+            self.error(f"TASK must come first: finetune TASK {first} ...")
+        return super().parse_known_args(args, namespace)
+
+
 class _TaskParser(argparse.ArgumentParser):
     """The options of one task, which are asked for when the command line has named it."""
 
@@ -46,15 +59,19 @@ class _TaskParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """Adds the options first; those of the other tasks are never made."""
+        self.fill()
+        return super().parse_known_args(args, namespace)
+
+    def fill(self) -> None:
+        """Add the task's options, if they are not there yet."""
         if self.task:
             _add_options(self, self.task)
             self.task = ""
-        return super().parse_known_args(args, namespace)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options; what is not given is not in the namespace."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="spanbert-fast finetune",
         description="Fine-tune a BERT or SpanBERT checkpoint: evaluate every epoch, keep the best, "
         "predict, and write a model card.",
@@ -114,6 +131,8 @@ def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
     add("--max-grad-norm", type=float, metavar="X", help="gradients are clipped to it (1.0)")
     add("--dropout", type=float, metavar="X", help="default: the checkpoint's own")
     add("--precision", choices=PRECISIONS, help="autocast (default auto: the fastest here)")
+    add("--weights-dtype", choices=WEIGHTS_DTYPES,
+        help="of the weights in training (fp32; bf16 loses small updates)")  # fmt: skip
     add("--engine", choices=("spanbert_fast", "transformers"),
         help="the model's code (spanbert_fast); transformers: stock BERT, to compare")  # fmt: skip
     add("--seeds", type=int, nargs="+", metavar="N", help="one run for each; prints their mean (0)")
@@ -185,7 +204,7 @@ def run(arguments: argparse.Namespace) -> None:
     _report(results, options.output_dir)
 
 
-def _report(results: list[dict], output_dir: str) -> None:
+def _report(results: Sequence[dict], output_dir: str) -> None:
     from spanbert_fast.training.finetune import mean_and_deviation
 
     if int(os.environ.get("RANK", "0")) != 0:

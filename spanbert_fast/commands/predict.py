@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     model_dir = folder_of(arguments.model, "MODEL")
     import torch
 
-    from spanbert_fast.data.tokenizer import load_tokenizer
+    from spanbert_fast.data.tokenizer import load_wordpiece
     from spanbert_fast.tasks.predict import predictions
     from spanbert_fast.training.finetune_models import finetuned_model
     from spanbert_fast.training.finetune_run import load_task
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = resolved_precision(arguments.precision, device)
     half = torch.float16 if precision == "fp16" else torch.bfloat16
-    tokenizer = load_tokenizer(model_dir)
+    tokenizer = load_wordpiece(model_dir)
     examples, misfits = task.fitting(examples, tokenizer, file, skip_bad=arguments.skip_bad)
     model = finetuned_model(model_dir, task, tokenizer).to(device)
     made = predictions(

@@ -4,9 +4,11 @@ import argparse
 import logging
 from pathlib import Path
 
+from spanbert_fast.commands.settings import WORDS_HELP
 from spanbert_fast.errors import UsageError
 from spanbert_fast.extras import require
 from spanbert_fast.hub import folder_of
+from spanbert_fast.values import WORDS
 
 logger = logging.getLogger("spanbert_fast")
 
@@ -38,8 +40,10 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--tokenizer",
         metavar="NAME",
-        help="a fast WordPiece tokenizer, a directory or a name of the Hub; default: train one",
+        help="a fast tokenizer of any kind, a directory or a name of the Hub; default: train a "
+        "WordPiece one",
     )
+    add("--words", choices=WORDS, default="tokenizer", help=WORDS_HELP)
     add(
         "--vocab-size",
         type=int,
@@ -82,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
             tokenizer = train_wordpiece(documents["text"], arguments.vocab_size)
         # All input has been read. Without it the shards are leftovers, which prepare replaces.
         (output / MANIFEST).unlink(missing_ok=True)
-        prepare(documents, tokenizer, output)
+        prepare(documents, tokenizer, output, words=arguments.words)
     shards = open_shards(output, tokenizer_fingerprint(tokenizer))
     tokens = sum(len(shard.tokens) for shard in shards)
     print(f"{len(documents):,} documents, {tokens:,} tokens in {len(shards)} shards: {output}")

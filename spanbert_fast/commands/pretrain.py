@@ -7,11 +7,17 @@ import sys
 import typing
 from pathlib import Path
 
-from spanbert_fast.commands.settings import parse_settings, profiles
+from spanbert_fast.commands.settings import WORDS_HELP, parse_settings, profiles
 from spanbert_fast.errors import UsageError
 from spanbert_fast.extras import TRAIN, require
-from spanbert_fast.training.options import PRECISIONS, PretrainOptions, resumed_options
+from spanbert_fast.training.options import (
+    PRECISIONS,
+    WEIGHTS_DTYPES,
+    PretrainOptions,
+    resumed_options,
+)
 from spanbert_fast.training.recipes import RECIPES, Recipe
+from spanbert_fast.values import WORDS
 
 EXAMPLES = """examples:
   spanbert-fast pretrain --output-dir runs/first
@@ -20,6 +26,8 @@ EXAMPLES = """examples:
   spanbert-fast pretrain --data papers.jsonl --init-from path/to/bert --recipe spanbert-base \\
       --max-steps 20000 --learning-rate 5e-5 --precision bf16 --output-dir runs/papers
       turn a BERT into a SpanBERT of your field
+  spanbert-fast pretrain --data zh.txt --init-from path/to/xlm-roberta --words characters \\
+      --recipe spanbert-base --max-steps 20000 --output-dir runs/zh
   spanbert-fast pretrain --output-dir runs/papers --resume
   spanbert-fast pretrain --config run.yaml --learning-rate 1e-4
   torchrun --nproc-per-node 8 -m spanbert_fast pretrain --gradient-accumulation-steps 1 ...
@@ -57,12 +65,15 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--tokenizer",
         metavar="NAME",
-        help="a fast WordPiece tokenizer, a directory or a name of the Hub; default: train one",
+        help="a fast tokenizer of any kind, a directory or a name of the Hub; default: train a "
+        "WordPiece one",
     )
+    add("--words", choices=WORDS, help=WORDS_HELP)
     add(
         "--init-from",
         metavar="NAME",
-        help="start from a BERT or SpanBERT checkpoint, a directory or a name of the Hub",
+        help="start from a checkpoint of a BERT, a SpanBERT or another encoder that `accelerate` "
+        "knows (RoBERTa, XLM-RoBERTa, ...), a directory or a name of the Hub",
     )
     add(
         "--recipe",
@@ -73,6 +84,12 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help="of weights, order, masks and dropout (default 0)")
     add("--held-out", type=float, metavar="SHARE", help="share of the text held out (default 0.02)")
     add("--precision", choices=PRECISIONS, help="arithmetic (default auto: the fastest here)")
+    add(
+        "--weights-dtype",
+        choices=WEIGHTS_DTYPES,
+        help="of the weights while they are trained, whatever --init-from is stored in (default "
+        "fp32; bf16 takes half the memory and loses small updates)",
+    )
     add(
         "--static-shapes",
         action="store_true",

@@ -7,6 +7,11 @@ from typing import Any
 
 from spanbert_fast.errors import UsageError
 
+WORDS_HELP = (
+    "what spans are made of: the words of the tokenizer (default), or for languages without spaces "
+    "its tokens, or its characters"
+)
+
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """The values of --set NAME=VALUE: JSON where they are, else strings.

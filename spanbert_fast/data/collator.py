@@ -74,7 +74,8 @@ class DataCollatorForSpanMasking:
         static_shapes: sizes to which every batch is filled up; with "packed", and with "raw" by
             `mask`.
         pad_to_multiple_of: round seqlen up to a multiple; with "padded" and "masked_lm".
-        words: "tokenizer", or "tokens": each token is a word, for languages without spaces.
+        words: "tokenizer", or for languages without spaces "tokens" or "characters": see
+            `WordStarts.of`.
 
     Raises:
         ValueError: the tokenizer has no mask token; an option or an example is not as above.
@@ -116,9 +117,7 @@ class DataCollatorForSpanMasking:
         special = set(tokenizer.all_special_ids)
         self._is_special = np.zeros(vocabulary_size(tokenizer), dtype=bool)
         self._is_special[list(special - {tokenizer.unk_token_id})] = True
-        if words not in ("tokenizer", "tokens"):
-            raise ValueError(f'words must be "tokenizer" or "tokens", got {words!r}')
-        self._starts_word = WordStarts.of(tokenizer, every_token=words == "tokens")
+        self._starts_word = WordStarts.of(tokenizer, words)
         if random_token_pool is None:
             random_token_pool = torch.tensor(sorted({*tokenizer.get_vocab().values()} - special))
         self.random_token_pool = random_token_pool

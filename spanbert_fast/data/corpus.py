@@ -56,8 +56,8 @@ def load_documents(
             becomes several documents, and the log says so.
 
     Returns:
-        A `datasets.Dataset` with one column, `text`: the document's non-empty lines, stripped
-        and separated by a line feed. Empty documents are left out.
+        A `datasets.Dataset` with one column, `text`: the document's lines that are not blank, as
+        they are, separated by a line feed. Empty documents are left out.
 
     Raises:
         UsageError: a path is missing, has another suffix, or is a directory with nothing to read.
@@ -121,8 +121,8 @@ _Lines = Iterator[str | None]
 
 
 def _documents(files: Sequence[Path | HubDataset], max_line_bytes: int) -> Iterator[str]:
-    """The text of each document. What reads a file yields its lines, stripped and not empty, and
-    None where a document ends."""
+    """The text of each document. What reads a file yields its lines that are not blank, and None
+    where a document ends."""
     empty = True
     for path in files:
         read = _reader_of(path)
@@ -156,13 +156,18 @@ def _hinted(lines: _Lines) -> _Lines:
 
 def _lines_in(text: str) -> _Lines:
     """The lines of a document that is one text."""
-    yield from filter(None, map(str.strip, lines_of(text)))
+    yield from filter(None, map(_line, lines_of(text)))
     yield None
+
+
+def _line(text: str) -> str | None:
+    """A line without its end, otherwise as it is; None where it is blank."""
+    return None if text.isspace() else text.removesuffix("\n").removesuffix("\r") or None
 
 
 def _read_text(path: Path, max_line_bytes: int) -> _Lines:
     for line in decoded_lines(path, max_line_bytes):
-        yield line.strip() or None
+        yield _line(line)
 
 
 def _read_jsonl(path: Path, max_line_bytes: int) -> _Lines:

@@ -88,10 +88,15 @@ def decoded_lines(path: Path, most_bytes: int = MOST_LINE_BYTES) -> Iterator[str
                 place = "of the uncompressed text" if compressed else "of the file"
                 raise DataError(
                     f"{path}: not UTF-8 at byte {offset + error.start} {place} "
-                    f"(0x{line[error.start]:02x}, {error.reason})"
+                    f"(0x{line[error.start]:02x}, {error.reason}); {_remedy(line, offset)}"
                 ) from error
             yield text.removeprefix("\ufeff") if offset == 0 else text
             offset += len(line)
+
+
+def _remedy(line: bytes, offset: int) -> str:
+    is_wide = offset == 0 and line[:2] in (b"\xff\xfe", b"\xfe\xff")
+    return f"convert it: iconv -f {'UTF-16' if is_wide else 'ISO-8859-1'} -t UTF-8"
 
 
 def first_line(path: Path) -> str:

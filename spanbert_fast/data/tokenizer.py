@@ -1,15 +1,15 @@
-"""WordPiece tokenizers: training, loading and comparing them."""
+"""Tokenizers: training a WordPiece one, loading and comparing those of any kind."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import tokenizers
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -37,8 +37,10 @@ from spanbert_fast.schema import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger("spanbert_fast")
+
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_NEEDED = ("unk_token", "cls_token", "sep_token", "mask_token")
+_NEEDED = ("cls_token", "sep_token", "mask_token")
 _PREFIX = "##"
 _MOST_BYTES = 1 << 28  # of a file
 _ID = whole(0, (1 << 24) - 1)
@@ -74,7 +76,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     if iter(texts) is texts:
         raise TypeError(f"texts must be read twice, got the iterator {type(texts).__name__}")
     normalizer, pre_tokenizer = BertNormalizer(lowercase=False), BertPreTokenizer()
-    total = len(texts) if hasattr(texts, "__len__") else None
+    total = len(texts) if isinstance(texts, Sized) else None
     alphabet = _alphabet(metered(texts, "characters", total, "documents"), normalizer)
     continuing = [
         _PREFIX + character
@@ -116,8 +118,22 @@ def _alphabet(texts: Iterable[str], normalizer: BertNormalizer) -> list[str]:
     return sorted(set("".join(text.split())))
 
 
+def load_wordpiece(directory: str | Path) -> PreTrainedTokenizerBase:
+    """As `load_tokenizer`, for what reads WordPiece alone.
+
+    Raises:
+        UsageError: it is of another kind.
+    """
+    tokenizer = load_tokenizer(directory)
+    model = tokenizer.backend_tokenizer.model
+    if not isinstance(model, WordPiece):
+        kind = type(model).__name__
+        raise UsageError(f"{directory}: tokenizer.json is a {kind} model, WordPiece is needed")
+    return tokenizer
+
+
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """Load a fast WordPiece tokenizer from local files, without the network.
+    """Load a fast tokenizer of any kind from local files, without the network.
 
     Args:
         directory: holds `tokenizer.json`, or only `vocab.txt` as the original releases do. If no
@@ -125,20 +141,24 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             as cased.
 
     Raises:
-        UsageError: the directory holds no tokenizer, or one that is not a fast WordPiece with
-            [UNK], [CLS], [SEP] and [MASK].
+        UsageError: the directory holds no fast tokenizer, or one without the tokens by which
+            sequences begin and end, or without a mask token; a WordPiece needs [UNK], too.
         DataError: one of its files is malformed.
     """
-    from transformers import AutoTokenizer, BertTokenizer
+    from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
     directory = Path(directory)
     if not directory.is_dir():
         raise UsageError(f"{directory}: no such directory; a tokenizer is needed there")
     try:
         settings = _settings(directory)
-        vocab, options = _vocabulary_and_options(directory, settings)
+        files = _files(directory, settings)
         loader = AutoTokenizer if "tokenizer_class" in settings else BertTokenizer
-        tokenizer = loader.from_pretrained(str(directory), local_files_only=True, **options)
+        if files.stored is not None and "tokenizer_class" not in settings:
+            # without a class the model's type decides, if there is a model
+            named = (directory / "config.json").is_file()
+            loader = AutoTokenizer if named else PreTrainedTokenizerFast
+        tokenizer = loader.from_pretrained(str(directory), local_files_only=True, **files.options)
     except (UsageError, DataError):
         raise
     except Exception as error:  # the libraries raise bare Exceptions, too
@@ -148,21 +168,41 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     if not tokenizer.is_fast:
         raise UsageError(f"{directory}: {kind} is slow, a fast one is needed")
     # another class than that of the files would build its own model and ignore them
-    ids = tokenizer.get_vocab()
-    if not isinstance(tokenizer.backend_tokenizer.model, WordPiece) or any(
-        ids.get(token) != index for token, index in vocab.items()
+    backend, ids = tokenizer.backend_tokenizer, tokenizer.get_vocab()
+    model = WordPiece if files.stored is None else type(files.stored.model)
+    if not isinstance(backend.model, model) or any(
+        ids.get(token) != index for token, index in files.vocab.items()
     ):
         raise UsageError(
             f"{directory}: tokenizer_config.json says {kind}, which does not read the vocabulary "
             "of these files"
         )
-    for name in _NEEDED:
+    if files.stored is not None:
+        for part in ("normalizer", "pre_tokenizer"):
+            if repr(getattr(files.stored, part)) != repr(getattr(backend, part)):
+                logger.warning(
+                    "%s: %s has another %s than tokenizer.json; as in transformers, the class "
+                    "counts",
+                    directory,
+                    kind,
+                    part,
+                )
+    needed = ("unk_token", *_NEEDED) if model is WordPiece else _NEEDED
+    for name in needed:
         token = getattr(tokenizer, name)
         # loading adds missing special tokens with ids beyond the embeddings
-        if token is None or token not in vocab:
+        if token is None or token not in files.vocab:
             wanted = token or f"[{name.removesuffix('_token').upper()}]"
             raise UsageError(f"{directory}: the vocabulary has no {wanted} ({name})")
     return tokenizer
+
+
+class _Files(NamedTuple):
+    """What the files of a directory say."""
+
+    vocab: dict[str, int]
+    options: dict  # further ones for `from_pretrained`
+    stored: tokenizers.Tokenizer | None = None  # of tokenizer.json; None for a WordPiece
 
 
 def _settings(directory: Path) -> dict:
@@ -182,19 +222,17 @@ def _settings(directory: Path) -> dict:
     return check(path, read_json(path, _MOST_BYTES), rules, all_of_them=False)
 
 
-def _vocabulary_and_options(directory: Path, settings: dict) -> tuple[dict[str, int], dict]:
-    """(token -> id of the directory's files, further options for `from_pretrained`)."""
+def _files(directory: Path, settings: dict) -> _Files:
     if (directory / "tokenizer.json").exists():
         path = directory / "tokenizer.json"
         content = check(path, read_json(path, _MOST_BYTES), {"model": OBJECT})
         check(path, content, {"added_tokens": _ADDED}, all_of_them=False)
-        if content["model"].get("type") == "WordPiece":
+        if content["model"].get("type") in ("WordPiece", "BPE", "WordLevel"):
             check(path, content["model"], {"vocab": _VOCABULARY})
         stored = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+        vocab, options = stored.get_vocab(with_added_tokens=True), {}
         if not isinstance(stored.model, WordPiece):
-            kind = type(stored.model).__name__
-            raise UsageError(f"{directory}: tokenizer.json is a {kind} model, WordPiece is needed")
-        options = {}
+            return _Files(vocab, options, stored)
         if isinstance(stored.normalizer, BertNormalizer):
             # transformers rebuilds the normaliser from these, not from tokenizer.json
             options = {
@@ -202,7 +240,7 @@ def _vocabulary_and_options(directory: Path, settings: dict) -> tuple[dict[str, 
                 "strip_accents": stored.normalizer.strip_accents,
                 "tokenize_chinese_chars": stored.normalizer.handle_chinese_chars,
             }
-        return stored.get_vocab(with_added_tokens=True), options
+        return _Files(vocab, options)
     if (directory / "vocab.txt").exists():
         size = regular_file(directory / "vocab.txt").stat().st_size
         if size > _MOST_BYTES:
@@ -210,7 +248,7 @@ def _vocabulary_and_options(directory: Path, settings: dict) -> tuple[dict[str, 
         lines = (directory / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
         vocab = {token: index for index, token in enumerate(lines)}
         cased = any(token != token.lower() for token in vocab if not token.startswith("["))
-        return vocab, {"do_lower_case": settings.get("do_lower_case", not cased)}
+        return _Files(vocab, {"do_lower_case": settings.get("do_lower_case", not cased)})
     raise UsageError(f"{directory}: no tokenizer there (neither tokenizer.json nor vocab.txt)")
 
 
@@ -239,7 +277,7 @@ def piece_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
 
 
 def check_fits(
-    tokenizer: PreTrainedTokenizerBase, vocab_size: int, where: str, new: Sequence[str] = ()
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, where: str | Path, new: Sequence[str] = ()
 ) -> None:
     """Raise UsageError if an id of the tokenizer has no row in a model's vocabulary.
 
@@ -255,12 +293,3 @@ def check_fits(
             f"{where} has a vocabulary of {vocab_size}, in which the tokenizer's {token!r} with "
             f"the id {ids[token]} has no place"
         )
-
-
-def word_start_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """bool (vocabulary_size,): whether a token begins a word, that is, has no prefix ##."""
-    prefix = tokenizer.backend_tokenizer.model.continuing_subword_prefix
-    starts = np.ones(vocabulary_size(tokenizer), dtype=bool)
-    for token, index in tokenizer.get_vocab().items():
-        starts[index] = not token.startswith(prefix)
-    return starts

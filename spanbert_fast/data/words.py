@@ -1,16 +1,19 @@
 """Where words begin among the tokens of any fast tokenizer."""
 
 import dataclasses
+import re
 import unicodedata
 
 import numpy as np
 from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_fast.data.tokenizer import vocabulary_size, word_start_table
+from spanbert_fast.data.tokenizer import vocabulary_size
+from spanbert_fast.values import SPACES, WORDS
 
-_BYTE_LEVEL_SPACE, _METASPACE = "\u0120", "\u2581"  # Ġ and ▁, as which tokens spell a space
+_BYTE_LEVEL_SPACE, _METASPACE = SPACES
 _INSIDE = 0  # the kind of what belongs to any word: bytes that are no character, marks
+_BYTE = re.compile("<0x([0-9A-F]{2})>")  # as which SentencePiece spells a byte of a rare character
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,31 +40,43 @@ class WordStarts:
 
     @classmethod
     def of(
-        cls, tokenizer: PreTrainedTokenizerBase, every_token: bool = False
+        cls, tokenizer: PreTrainedTokenizerBase, words: str = "tokenizer"
     ) -> "WordStarts | None":
         """None where the tokenizer is slow, or marks words in none of these ways.
 
         Args:
-            every_token: each token is a word of its own, for languages without spaces.
+            words: "tokenizer" for the words as above. For languages without spaces, "tokens": each
+                token is a word; or "characters": so it is unless it begins within a character (with
+                one of its later bytes, or with a combining mark that is not spelled in bytes).
+
+        Raises:
+            ValueError: words is none of these.
         """
-        if every_token:
-            return cls(np.ones(vocabulary_size(tokenizer), dtype=bool))
+        if words not in WORDS:
+            wanted = " or ".join(f'"{name}"' for name in WORDS)
+            raise ValueError(f"words must be {wanted}, got {words!r}")
         backend = getattr(tokenizer, "backend_tokenizer", None)
+        # a sequence may hold the part that marks words
+        pre_tokenizer = repr(getattr(backend, "pre_tokenizer", None))
+        if words == "tokens":
+            return cls(np.ones(vocabulary_size(tokenizer), dtype=bool))
+        if words == "characters":
+            return cls(_begin_characters(tokenizer, "ByteLevel" in pre_tokenizer))
         if backend is None:
             return None
         if isinstance(backend.model, WordPiece):
             return cls(word_start_table(tokenizer))
-        pre_tokenizer = repr(backend.pre_tokenizer)  # a sequence may hold the one that marks words
         if "ByteLevel" in pre_tokenizer:
             return cls._of_bytes(tokenizer)
-        if "Metaspace" in pre_tokenizer:
+        # SentencePiece's own BPE has spaces replaced by a normaliser
+        if "Metaspace" in pre_tokenizer or _METASPACE in repr(backend.normalizer):
             return cls(_begin_with(tokenizer, _METASPACE))
         return None
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         """bool, as many as there are ids."""
         starts = self.table[ids]
-        if self.first is not None and len(ids) > 1:
+        if self.first is not None and self.last is not None and len(ids) > 1:
             first, last = self.first[ids[1:]], self.last[ids[:-1]]
             starts[1:] |= (first != last) & (first != _INSIDE) & (last != _INSIDE)
         return starts
@@ -78,10 +93,36 @@ class WordStarts:
         return cls(_begin_with(tokenizer, _BYTE_LEVEL_SPACE), first, last)
 
 
+def word_start_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """bool (vocabulary_size,): whether a token begins a word, that is, has no prefix ##."""
+    prefix = tokenizer.backend_tokenizer.model.continuing_subword_prefix
+    starts = np.ones(vocabulary_size(tokenizer), dtype=bool)
+    for token, index in tokenizer.get_vocab().items():
+        starts[index] = not token.startswith(prefix)
+    return starts
+
+
 def _begin_with(tokenizer: PreTrainedTokenizerBase, mark: str) -> np.ndarray:
     starts = np.zeros(vocabulary_size(tokenizer), dtype=bool)
     for token, index in tokenizer.get_vocab().items():
         starts[index] = token.startswith(mark)
+    return starts
+
+
+def _begin_characters(tokenizer: PreTrainedTokenizerBase, is_byte_level: bool) -> np.ndarray:
+    starts = np.ones(vocabulary_size(tokenizer), dtype=bool)
+    byte_of = _bytes_of_characters() if is_byte_level else {}
+    for token, index in tokenizer.get_vocab().items():
+        if is_byte_level:
+            spelled = bytes(byte_of.get(character, 0) for character in token)
+        elif found := _BYTE.fullmatch(token):
+            spelled = bytes.fromhex(found[1])
+        else:
+            spelled = token.removeprefix("##").encode(errors="replace")
+        text = spelled.decode(errors="replace")
+        is_later_byte = spelled[:1] and 0x80 <= spelled[0] < 0xC0
+        is_mark = text and unicodedata.category(text[0])[0] == "M"
+        starts[index] = not (is_later_byte or is_mark)
     return starts
 
 

@@ -5,13 +5,16 @@
 
 RoBERTa, ELECTRA and the other encoders that use transformers' attention interface get attention
 on packed tokens, with dropout inside the op. Padding attends to nothing and comes out as zero.
+A model of transformers that computes its attention itself, such as DeBERTa-v2, would ignore the
+name: its constructor raises a ValueError.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import bidirectional_mask_function
 
 from spanbert_fast.nn.key_masks import packing_of_mask
@@ -20,13 +23,13 @@ from spanbert_fast.ops.dropout import DropoutPlan
 from spanbert_fast.ops.varlen_attention import varlen_attention
 
 NAME = "spanbert_fast"
-# What would change the scores, and which value of it does not.
+# Arguments that would change the scores, each with the value that does not.
 _CHANGES_SCORES = ("softcap", "sliding_window", "position_bias", "s_aux", "cache", "is_causal")
 
 
 class _MaskOfPadding(Packing):
-    """What a model hands from its mask to its attention; one whose attention does not go through
-    transformers' interface, and adds its mask to scores, is told."""
+    """The mask that a model hands to its attention. A model whose attention bypasses transformers'
+    interface and adds the mask to its scores gets an error."""
 
     def __radd__(self, other: object) -> None:
         raise ValueError(
@@ -52,14 +55,14 @@ def attention_forward(
         query, key, value: (batch, num_heads, seqlen, head_dim).
         attention_mask: what `attention_mask_of` made of the model's mask, or a mask of padding.
         dropout: probability of dropping an attention probability.
-        scaling: of the scores; default 1 / sqrt(head_dim).
+        scaling: factor of the scores; default 1 / sqrt(head_dim).
 
     Returns:
         (batch, seqlen, num_heads, head_dim), and None in place of the probabilities.
 
     Raises:
-        ValueError: causal or cross-attention, grouped heads, masks of more than padding, or
-            arguments that change the scores otherwise.
+        ValueError: causal or cross-attention, grouped heads, masks that mark more than padding, or
+            other arguments that change the scores.
     """
     if kwargs.get("is_causal", getattr(module, "is_causal", False)):
         raise ValueError(f"is_causal must be False with attn_implementation={NAME!r}")
@@ -107,11 +110,11 @@ def attention_mask_of(
     attention_mask: torch.Tensor | None = None,
     **kwargs,
 ) -> Packing | None:
-    """How a batch packs, found once for all layers, as transformers' mask interface calls it.
+    """The packing of a batch, found once for all layers; called by transformers' mask interface.
 
     Args:
         batch_size, q_length, kv_length: sizes.
-        mask_function: which query sees which key; must be that of bidirectional attention.
+        mask_function: which query sees which key; must be bidirectional attention's.
         attention_mask: (batch, kv_length), nonzero for tokens.
 
     Raises:
@@ -133,5 +136,34 @@ def attention_mask_of(
     return packing and _MaskOfPadding(**vars(packing))
 
 
+def _uses_the_interface(kind: type[PreTrainedModel]) -> bool:
+    """Whether transformers' part of a model class asks the interface for its attention. A class
+    without such a part is its author's business."""
+    for base in kind.__mro__:
+        if base.__module__.startswith("transformers.models."):
+            return base._can_set_attn_implementation()
+    return True
+
+
+def _refuse_where_it_is_ignored(theirs: Callable) -> Callable:
+    """Of the method by which transformers' models take the name of an attention."""
+
+    @functools.wraps(theirs)
+    def checked(self, requested_attention, *others, **named):
+        if requested_attention == NAME and not _uses_the_interface(type(self)):
+            raise ValueError(
+                f"attn_implementation={NAME!r} needs a model that uses transformers' attention "
+                f"interface, got {type(self).__name__}, whose attention is its own; load it "
+                "without attn_implementation"
+            )
+        return theirs(self, requested_attention, *others, **named)
+
+    return checked
+
+
 AttentionInterface.register(NAME, attention_forward)
 AttentionMaskInterface.register(NAME, attention_mask_of)
+# no registry is asked by a model that ignores the name
+PreTrainedModel.get_correct_attn_implementation = _refuse_where_it_is_ignored(
+    PreTrainedModel.get_correct_attn_implementation
+)

@@ -1,5 +1,5 @@
-"""Checkpoints for others: an ordinary BERT, half precision, ONNX; each checked in a process that
-has never loaded this package."""
+"""Checkpoints for others: an ordinary BERT or another encoder of its family, half precision, ONNX;
+each checked in a process that has never loaded this package."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,18 +15,24 @@ import transformers
 from transformers import PreTrainedModel
 
 from spanbert_fast import models
+from spanbert_fast.accelerated.accelerate import accelerate, decelerate
+from spanbert_fast.accelerated.families import FAMILIES
+from spanbert_fast.accelerated.registry import fast_class
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.extras import require
+from spanbert_fast.models.base import SpanBertPreTrainedModel
+from spanbert_fast.schema import read_json
 
-KINDS = ("bert", "safetensors-fp16", "safetensors-bf16", "onnx")
+KINDS = ("as-loaded", "bert", "safetensors-fp16", "safetensors-bf16", "onnx")
 _DTYPES = {"safetensors-fp16": torch.float16, "safetensors-bf16": torch.bfloat16}
-# of the largest output: fp32 in another order of sums, and a few roundings of half precision
-_TOLERANCES = {"bert": 1e-4, "onnx": 1e-4, "safetensors-fp16": 2e-2, "safetensors-bf16": 1e-1}
-_OUTPUTS = ("logits", "start_logits", "last_hidden_state")
-_COPIED = ("*token*.json", "vocab.txt", "task.json", "README.md")
+# relative to the largest output: another order of sums in fp32, a few roundings in half precision
+_FULL, _FP16, _BF16 = 1e-4, 2e-2, 1e-1
+_TOLERANCES = dict(zip(KINDS, (_FULL, _FULL, _FP16, _BF16, _FULL), strict=True))
+_OUTPUTS = ("logits", "prediction_logits", "start_logits", "last_hidden_state")
+_COPIED = ("*token*.json", "vocab.*", "merges.txt", "*.model", "task.json", "README.md")
 
-# What runs in the other process: no name of this package is in it.
+# The code of the other process, which does not import this package.
 _WITH_TRANSFORMERS = """
 import sys, numpy, torch, transformers
 folder, kind, ids, out = sys.argv[1:]
@@ -46,12 +52,12 @@ numpy.save(out, session.run(None, inputs)[0])
 
 
 class Exported(NamedTuple):
-    """What `export` has written.
+    """The result of `export`.
 
     Attributes:
-        folder: where.
-        kind: transformers' class of it.
-        error: largest difference of an output in the other process, of the largest output.
+        folder: where the checkpoint is.
+        kind: the transformers class that loads it.
+        error: largest difference of an output in the other process, relative to the largest output.
     """
 
     folder: Path
@@ -63,14 +69,15 @@ def export(directory: str | Path, output: str | Path, to: str) -> Exported:
     """Write a checkpoint for other software, then load it in another process and compare.
 
     Args:
-        directory: a checkpoint of this package, of any age, or a BERT's.
-        output: a folder that is not there yet, or empty.
-        to: one of KINDS.
+        directory: a checkpoint of this package, of any version, of a BERT, or of another family
+            that `accelerate` knows.
+        output: a folder that does not exist yet or is empty.
+        to: one of KINDS. "as-loaded" is its own family; a SpanBERT is written as a BERT.
 
     Raises:
-        UsageError: `to` or `output` cannot be.
+        UsageError: `to` or `output` is not valid.
         MissingExtra: ONNX's libraries are not installed.
-        DataError: the checkpoint is not what it should be, or what was written gives other numbers.
+        DataError: the checkpoint is not valid, or the one written gives other numbers.
     """
     directory, output = Path(directory), Path(output)
     if to not in KINDS:
@@ -79,10 +86,15 @@ def export(directory: str | Path, output: str | Path, to: str) -> Exported:
         require("--to onnx", "onnx", ("onnx", "onnxruntime", "onnxscript"))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"OUT {output} is there already and not empty")
-    model = _our_model(directory)
-    shape = (2, min(24, model.config.max_position_embeddings))
+    kind = read_json(directory / "config.json").get("model_type", "bert")
+    is_bert = kind in ("bert", SpanBertConfig.model_type)
+    if to == "bert" and not is_bert:
+        raise UsageError(f"{directory} is no BERT but of the type {kind}: --to as-loaded writes it")
+    model = _our_model(directory) if is_bert else _of_a_family(directory)
     draw = torch.Generator().manual_seed(0)
+    shape = (2, min(24, _longest(model)))
     ids = torch.randint(1, model.config.vocab_size, shape, generator=draw)
+    ids[ids == model.config.pad_token_id] = model.config.vocab_size - 1
     with torch.no_grad():
         found = model(ids)
     expected = found[next(name for name in _OUTPUTS if name in found)].float().numpy()
@@ -93,7 +105,9 @@ def export(directory: str | Path, output: str | Path, to: str) -> Exported:
     if to == "onnx":
         kind = _write_onnx(model, output)
     else:
-        model.to(_DTYPES.get(to, torch.float32)).save_pretrained(output, span_boundary_apart=True)
+        apart = {"span_boundary_apart": True} if is_bert else {}
+        for_all: Any = model  # mypy takes the dtype for `self`: transformers wraps `to`
+        for_all.to(_DTYPES.get(to, torch.float32)).save_pretrained(output, **apart)
         (kind,) = json.loads((output / "config.json").read_text())["architectures"]
     script = _WITH_ONNXRUNTIME if to == "onnx" else _WITH_TRANSFORMERS % (_OUTPUTS,)
     got = _elsewhere(script, output, kind, ids)
@@ -107,12 +121,12 @@ def export(directory: str | Path, output: str | Path, to: str) -> Exported:
 
 
 def _our_model(directory: Path) -> PreTrainedModel:
-    """The checkpoint in our class of its kind, in fp32."""
+    """The checkpoint as a model of this package, in fp32."""
     config = SpanBertConfig.from_pretrained(directory)
     (stored, *_) = config.architectures or ["BertForMaskedLM"]
     name = stored if stored.startswith("Span") else f"Span{stored}"
     if name == "SpanBertForMaskedLM":
-        name = "SpanBertForPreTraining"  # it may have the other head, too
+        name = "SpanBertForPreTraining"  # it may have the span boundary head, too
     kind = getattr(models, name, None)
     if kind is None:
         raise UsageError(f"{directory}: {stored} is no kind of model that can be exported")
@@ -129,8 +143,33 @@ def _our_model(directory: Path) -> PreTrainedModel:
     return model.eval()
 
 
+def _of_a_family(directory: Path) -> PreTrainedModel:
+    """The checkpoint in its own class of transformers, accelerated, in fp32."""
+    config = transformers.AutoConfig.from_pretrained(directory)
+    (stored, *_) = config.architectures or [config.model_type]
+    kind = getattr(transformers, stored, None)
+    if kind is None or fast_class(kind) is None:
+        known = ", ".join(family.title for family in FAMILIES)
+        raise UsageError(f"{directory}: must be a model of {known}, got {stored}")
+    model, info = kind.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    lacking = {name for name in info["missing_keys"] if "pooler" not in name}
+    if lacking:
+        raise UsageError(f"{directory} lacks {min(lacking)}")
+    return accelerate(model.eval())
+
+
+def _longest(model: PreTrainedModel) -> int:
+    """The most tokens of a sequence: RoBERTa's positions begin behind the padding's."""
+    most = model.config.max_position_embeddings
+    from_padding = getattr(model.base_model.embeddings, "padding_idx", None)
+    return most if from_padding is None else most - from_padding - 1
+
+
 def _stock(model: PreTrainedModel) -> PreTrainedModel:
-    """transformers' model of the same weights, with attention in plain operators."""
+    """A transformers model with the same weights and attention in plain operators."""
+    if not isinstance(model, SpanBertPreTrainedModel):
+        decelerate(model).set_attn_implementation("eager")
+        return model
     name = type(model).__name__.removeprefix("Span").replace("ForPreTraining", "ForMaskedLM")
     fields = {**model.config.to_dict(), "model_type": "bert"}
     config = transformers.BertConfig.from_dict(fields, attn_implementation="eager")
@@ -142,7 +181,7 @@ def _stock(model: PreTrainedModel) -> PreTrainedModel:
 
 def _write_onnx(model: PreTrainedModel, output: Path) -> str:
     stock = _stock(model)
-    longest = model.config.max_position_embeddings
+    longest = _longest(stock)
     ids = torch.ones((2, min(16, longest)), dtype=torch.int64)
     shapes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=longest)}
     torch.onnx.export(
@@ -163,7 +202,7 @@ def _write_onnx(model: PreTrainedModel, output: Path) -> str:
 
 
 def _elsewhere(script: str, folder: Path, kind: str, ids: torch.Tensor) -> np.ndarray:
-    """The first output in a process of its own."""
+    """The first output, computed in another process."""
     with tempfile.TemporaryDirectory() as scratch:
         given, made = Path(scratch, "ids.npy"), Path(scratch, "out.npy")
         np.save(given, ids.numpy())
@@ -174,6 +213,6 @@ def _elsewhere(script: str, folder: Path, kind: str, ids: torch.Tensor) -> np.nd
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise DataError(f"{folder}: another process cannot load it: {last}")
-        if "LOAD REPORT" in done.stdout + done.stderr and kind != "BertModel":
+        if "LOAD REPORT" in done.stdout + done.stderr and not kind.endswith("Model"):
             raise DataError(f"{folder}: {kind} misses tensors, or has no place for some")
         return np.load(made)

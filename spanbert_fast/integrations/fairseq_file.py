@@ -1,4 +1,4 @@
-"""Reads fairseq's `model.pt` without running any code of it."""
+"""Reads fairseq's `model.pt` without running code that it contains."""
 
 import contextlib
 import pickletools
@@ -10,12 +10,12 @@ from typing import IO, Any
 import torch
 
 from spanbert_fast.errors import DataError, UsageError
-from spanbert_fast.models.base import first_line
+from spanbert_fast.models.checked import first_line
 from spanbert_fast.models.loading import refuse_inflating
 
 
 class _StandIn:
-    """In place of any class that the file names: holds attributes, runs nothing."""
+    """Replaces every class that the file names: it holds attributes and runs no code."""
 
     def __new__(cls, *args: Any) -> "_StandIn":
         return super().__new__(cls)
@@ -30,7 +30,7 @@ class _StandIn:
 
 @contextlib.contextmanager
 def _pickle_of(path: Path) -> Iterator[tuple[IO[bytes], int]]:
-    """(stream, number of pickles up to the object), for both formats that torch.save has had."""
+    """(stream, number of pickles up to the object), for both formats of torch.save."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             (name,) = (n for n in archive.namelist() if n.endswith("/data.pkl"))
@@ -57,7 +57,7 @@ def read_checkpoint(path: Path) -> tuple[Any, dict[str, torch.Tensor]]:
 
     Raises:
         UsageError: there is no such file.
-        DataError: it cannot be read, or a tensor is not one of finite floating numbers.
+        DataError: it cannot be read, or a tensor is not floating or not finite.
     """
     if not path.is_file():
         raise UsageError(f"model_pt must be a file, got {path}")

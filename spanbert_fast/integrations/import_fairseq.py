@@ -23,7 +23,7 @@ WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 _SPAN_HEAD = "cls.span_boundary."
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-# Names of the original, without `decoder.`, and what they are called here.
+# Names in the original, without `decoder.`, and their names here.
 _RENAMINGS = (
     (r"\.gamma$", ".weight"),
     (r"\.beta$", ".bias"),
@@ -37,14 +37,14 @@ _POOLER = re.compile(r"^bert\.pooler\.dense\.(weight|bias)$")  # kept for the ta
 
 @dataclasses.dataclass(frozen=True)
 class ImportedCheckpoint:
-    """What became of every tensor of the file, under its name in the file.
+    """What became of each tensor of the file.
 
     Attributes:
         config: the configuration that was deduced and written.
         renamed: name in the file -> name in the new checkpoint.
         tied: tensors that equal the word embeddings, and are stored once.
         dropped: tensors that SpanBERT has no place for (the next-sentence head).
-        notes: what the run's arguments say of the function it computed, and is not so here.
+        notes: arguments of the run by which its function differed from the one here.
     """
 
     config: SpanBertConfig
@@ -79,10 +79,10 @@ def import_fairseq(
             symbol of its own, so rows need no permutation.
 
     Raises:
-        UsageError: a path is not there, or output_dir holds something.
-        DataError: the file is corrupt or no such checkpoint, a tensor is missing, left over, of
-            another shape or not finite, an argument asks for another function than the model's, or
-            the vocabulary does not fit.
+        UsageError: a path does not exist, or output_dir is not empty.
+        DataError: the file is corrupt or not such a checkpoint, a tensor is missing, unexpected, of
+            another shape or not finite, an argument of the run asks for a function that the model
+            does not have, or the vocabulary does not fit.
     """
     model_pt, output_dir = Path(model_pt), Path(output_dir)
     if output_dir.exists() and any(output_dir.iterdir()):
@@ -131,13 +131,13 @@ def _rename(
 
 
 class _Arguments:
-    """The run's arguments; its model was made of args.config where there is one."""
+    """The run's arguments; if there is args.config, the run made its model from that."""
 
     def __init__(self, args: Any):
         self.holders = (getattr(args, "config", None), args)
 
     def __call__(self, name: str, default: Any = None) -> Any:
-        """The value of an argument, the default where none is given."""
+        """The value of an argument, or the default if it is not given."""
         values = (getattr(holder, name, None) for holder in self.holders)
         return next((value for value in values if value is not None), default)
 
@@ -154,7 +154,7 @@ def _not_reproduced(argument: _Arguments) -> tuple[str, ...]:
 
 
 def _norm_eps(argument: _Arguments, has_span_head: bool) -> float:
-    """Of the layer norms, which the original's two models have differently."""
+    """The eps of the layer norms, which differs between the original's two models."""
     arch = argument("arch")
     if arch is None:
         return 1e-12 if has_span_head else 1e-5
@@ -168,7 +168,7 @@ def _norm_eps(argument: _Arguments, has_span_head: bool) -> float:
 
 
 def _deduce_config(argument: _Arguments, state_dict: dict[str, torch.Tensor]) -> SpanBertConfig:
-    """The configuration, from the tensors' shapes and what the run's arguments add to them."""
+    """The configuration, from the tensors' shapes and the run's arguments."""
 
     def shape(name: str) -> torch.Size:
         if name not in state_dict:
@@ -220,7 +220,7 @@ def _deduce_config(argument: _Arguments, state_dict: dict[str, torch.Tensor]) ->
 def _check_complete(
     state_dict: dict[str, torch.Tensor], renamed: dict[str, str], config: SpanBertConfig
 ) -> None:
-    """Raise unless the tensors are those of a SpanBertForPreTraining, each in its shape."""
+    """Raise unless the tensors are those of a SpanBertForPreTraining, each with its shape."""
     with torch.device("meta"):
         expected = SpanBertForPreTraining(config).state_dict()
     tied = set(SpanBertForPreTraining._tied_weights_keys)

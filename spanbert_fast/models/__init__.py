@@ -11,6 +11,7 @@ from transformers import (
 )
 
 from spanbert_fast.config import SpanBertConfig
+from spanbert_fast.models.any_encoder import AutoModelForSpanPreTraining
 from spanbert_fast.models.coreference import CoreferenceOutput, SpanBertForCoreference
 from spanbert_fast.models.encoder import SpanBertModel
 from spanbert_fast.models.heads import (
@@ -19,7 +20,8 @@ from spanbert_fast.models.heads import (
     SpanBertForTokenClassification,
 )
 from spanbert_fast.models.masked_lm import SpanBertForMaskedLM
-from spanbert_fast.models.pretraining import SpanBertForPreTraining, SpanBertForPreTrainingOutput
+from spanbert_fast.models.pretraining import SpanBertForPreTraining
+from spanbert_fast.models.span_objectives import SpanBertForPreTrainingOutput
 
 AutoConfig.register(SpanBertConfig.model_type, SpanBertConfig)
 for _auto, _model in (
@@ -33,6 +35,7 @@ for _auto, _model in (
     _auto.register(SpanBertConfig, _model)
 
 __all__ = [
+    "AutoModelForSpanPreTraining",
     "CoreferenceOutput",
     "SpanBertConfig",
     "SpanBertForCoreference",

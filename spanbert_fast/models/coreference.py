@@ -1,4 +1,4 @@
-"""Coreference resolution: SpanBertForCoreference, with either of two heads."""
+"""Coreference resolution: SpanBertForCoreference, with one of two heads."""
 
 import dataclasses
 
@@ -26,12 +26,13 @@ class CoreferenceOutput(ModelOutput):
     """What `SpanBertForCoreference` returns.
 
     Attributes:
-        loss: mean over the kept mentions; with gold mentions.
-        antecedent_loss, mention_loss: its two parts, the second before its weight.
+        loss: mean over the kept mentions, if gold mentions are given.
+        antecedent_loss, mention_loss: its two parts; the second is not yet weighted.
         mention_starts, mention_ends: int64 (mentions,), words, both inclusive, in text order.
         mention_scores: (mentions,), logits of being a mention.
-        antecedents: int64 (mentions,), numbers of mentions, -1 for none; without gold mentions.
-        antecedent_scores: (mentions,), the best candidate's; -inf where there is none.
+        antecedents: int64 (mentions,), numbers of mentions, -1 for none, if no gold mentions are
+            given.
+        antecedent_scores: (mentions,), the best candidate's score; -inf where there is none.
     """
 
     loss: torch.Tensor | None = None
@@ -45,33 +46,34 @@ class CoreferenceOutput(ModelOutput):
 
 
 def coreference_head(config: SpanBertConfig) -> CoreferenceHead:
-    """The head that a configuration names."""
+    """The head that the configuration names."""
     size = config.coref_feature_size or config.hidden_size
-    common = {"max_width": config.max_span_width, "dropout": config.coref_dropout}
+    width, dropout = config.max_span_width, config.coref_dropout
     if config.coref_head == "start-to-end":
-        return StartToEndHead(config.hidden_size, size, **common)
+        return StartToEndHead(config.hidden_size, size, max_width=width, dropout=dropout)
     return CoarseToFineHead(
         config.hidden_size,
         size,
         max_antecedents=config.max_top_antecedents,
         depth=config.coref_depth,
-        **common,
+        max_width=width,
+        dropout=dropout,
     )
 
 
 class SpanBertForCoreference(SpanBertPreTrainedModel):
     """Mentions and their antecedents in documents of any length.
 
-    A document is cut into segments, which the encoder reads independently of each other, packed
-    side by side (Joshi et al. 2019, arXiv 1908.09091, "independent"). Every word lies in one
-    segment, so its encoding is that segment's, and the segments' rows one after another are the
-    document's: nothing is to be merged. The head is `config.coref_head`: "start-to-end" or
-    "coarse-to-fine" (`nn.coreference`, `nn.coarse_to_fine`).
+    A document is cut into segments, which the encoder reads independently, as sequences of one
+    packed batch (Joshi et al. 2019, arXiv 1908.09091, "independent"). Every word lies in one
+    segment, so the rows of the segments, one after another, are the rows of the document. The head
+    is `config.coref_head`: "start-to-end" or "coarse-to-fine" (`nn.coreference`,
+    `nn.coarse_to_fine`).
 
-    The loss is the antecedents' marginal log-likelihood (Lee et al. 2017, section 3) plus
-    `config.mention_loss_weight` times the binary cross-entropy of the mention scores over all
-    candidates, without which clusters of one mention teach nothing (Toshniwal et al. 2021, arXiv
-    2109.09667).
+    The loss is the negative marginal log-likelihood of the antecedents (Lee et al. 2017, section 3)
+    plus `config.mention_loss_weight` times the binary cross-entropy of the mention scores over all
+    candidates. Without the second term, clusters of one mention would teach nothing (Toshniwal et
+    al. 2021, arXiv 2109.09667).
 
         >>> model = SpanBertForCoreference.from_pretrained("runs/first/model")
         >>> pieces, sentences = torch.tensor([1, 2, 3]), torch.tensor([0, 0, 1])
@@ -102,8 +104,8 @@ class SpanBertForCoreference(SpanBertPreTrainedModel):
         """Score documents whose segments are the sequences of the batch.
 
         Args:
-            first_pieces, last_pieces: int64 (words,), where each word's pieces begin and end in
-                the packed input_ids (in the flat padded ones).
+            first_pieces, last_pieces: int64 (words,), the positions of each word's first and last
+                piece in the packed input_ids (in the flat input_ids of a padded batch).
             sentences: int64 (words,), rising; see `nn.coreference.Words`.
             cu_words: int32 (documents + 1,).
             gold_starts, gold_ends: int64 (gold mentions,), words of the batch, both inclusive.
@@ -111,19 +113,21 @@ class SpanBertForCoreference(SpanBertPreTrainedModel):
             others: see `SpanBertModel.forward`.
 
         Returns:
-            With gold mentions the loss, else the antecedents.
+            The loss if gold mentions are given, else the antecedents.
 
         Raises:
-            ValueError: words are not all given.
+            ValueError: some of the arguments of words, or of gold mentions, are missing.
         """
-        given = (first_pieces, last_pieces, sentences, cu_words)
-        if any(tensor is None for tensor in given):
+        if first_pieces is None or last_pieces is None or sentences is None or cu_words is None:
             raise ValueError("first_pieces, last_pieces, sentences and cu_words must be given")
         rows = inputs.packing.packed_rows
         words = Words(rows(first_pieces), rows(last_pieces), sentences, cu_words)
         hidden = self.bert.encode(inputs).hidden_states
         if gold_starts is None:
             return self._resolved(hidden, words)
+        if gold_ends is None or gold_clusters is None:
+            missing = "gold_ends" if gold_ends is None else "gold_clusters"
+            raise ValueError(f"{missing} must be given with gold_starts, got None")
         return self._losses(hidden, words, (gold_starts, gold_ends, gold_clusters))
 
     def resolve_words(
@@ -134,7 +138,7 @@ class SpanBertForCoreference(SpanBertPreTrainedModel):
         sentences: torch.Tensor,
         cu_words: torch.Tensor,
     ) -> CoreferenceOutput:
-        """The mentions and antecedents of documents that are encoded, perhaps batch by batch.
+        """The mentions and antecedents of documents that have been encoded, in one batch or more.
 
         Args:
             hidden: (rows, hidden_size), the segments' rows one after another.

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.models.base import SpanBertPreTrainedModel
-from spanbert_fast.models.inputs import EncoderInputs, takes_encoder_inputs
+from spanbert_fast.models.inputs import Encoded, EncoderInputs, takes_encoder_inputs
 from spanbert_fast.nn.embeddings import EmbeddingTables, PackedIds, embed
 from spanbert_fast.nn.layer import NormOptions, TransformerLayer
 from spanbert_fast.nn.linear import apply_linear
@@ -87,13 +87,14 @@ class SpanBertEncoder(nn.Module):
         every_stage: bool = False,
     ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
         """(hidden states, those of every stage or None). With `rows`, the last layer computes only
-        these behind attention, and the hidden states are theirs."""
+        these rows after attention, and the hidden states are theirs."""
         stages = [x] if every_stage else None
         for index, layer in enumerate(self.layer):
             is_last = index == len(self.layer) - 1
             run = functools.partial(layer, rows=rows if is_last else None, plan=plan)
             if self.gradient_checkpointing and self.training:
-                # the plan is an argument, so that the second forward drops the same as the first
+                # as an argument, the plan makes a checkpoint's second forward drop what the first
+                # did
                 run = functools.partial(self._gradient_checkpointing_func, run)
             x = run(x, packing)
             if stages is not None:
@@ -110,25 +111,6 @@ class SpanBertPooler(nn.Module):
 
     def forward(self, first_tokens: torch.Tensor) -> torch.Tensor:
         return torch.tanh(apply_linear(self.dense, first_tokens))
-
-
-class Encoded(NamedTuple):
-    """What the encoder gives to the heads: rows, and how they are packed."""
-
-    hidden_states: torch.Tensor
-    packing: Packing
-    stages: list[torch.Tensor] | None
-
-    def padded_stages(self) -> tuple[torch.Tensor, ...] | None:
-        """The hidden states of every stage, in the shape of the input."""
-        if self.stages is None:
-            return None
-        return tuple(self.packing.unpack(stage) for stage in self.stages)
-
-    def first_tokens(self) -> torch.Tensor:
-        """(batch, hidden_size): the first token of each sequence, in BERT [CLS]. Zeros for an empty
-        sequence."""
-        return self.packing.of_first_tokens(self.hidden_states[self.packing.first_rows()])
 
 
 class SpanBertModel(SpanBertPreTrainedModel):
@@ -169,7 +151,7 @@ class SpanBertModel(SpanBertPreTrainedModel):
 
         Args:
             rows: int64, the packed rows that the caller needs. The last layer computes only these
-                behind attention, and `hidden_states` holds them in this order. Not with
+                after attention, and `hidden_states` holds them in this order. Not with
                 inputs.every_stage.
             plan: gives all dropout masks while training; None to draw one from torch's generator.
         """

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-# for each model: how many threads are inside, and which modules were in training mode before
+# of each model: the number of threads inside, and the modules that were in training mode before
 _evaluating: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
 _evaluating_lock = threading.Lock()
 

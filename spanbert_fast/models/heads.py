@@ -24,7 +24,7 @@ def classifier_dropout(config: SpanBertConfig) -> nn.Dropout:
 
 
 def new_classifier(config: SpanBertConfig) -> nn.Linear:
-    """From hidden_size to the configuration's labels."""
+    """A linear layer from hidden_size to the configuration's labels."""
     return nn.Linear(config.hidden_size, len(config.id2label or ()))
 
 
@@ -197,7 +197,7 @@ class SpanBertForQuestionAnswering(SpanBertPreTrainedModel):
         places = torch.arange(packing.max_seqlen, device=logits.device)
         slots = packing.cu_seqlens[:-1, None].long() + places
         is_token = slots < packing.cu_seqlens[1:, None]
-        # padding reads one extra row behind the last, which exists in an empty batch, too
+        # padding reads an extra row after the last one, which exists even in an empty batch
         rows = F.pad(logits, (0, 0, 0, 1))[slots.clamp(max=len(logits))]
         return rows.masked_fill(~is_token[..., None], lowest), is_token
 
@@ -205,8 +205,7 @@ class SpanBertForQuestionAnswering(SpanBertPreTrainedModel):
 def position_loss(
     logits: torch.Tensor, positions: torch.Tensor, is_token: torch.Tensor
 ) -> torch.Tensor:
-    """Mean cross-entropy of (batch, seqlen) logits at (batch,) positions, without positions that
-    are no tokens."""
+    """Mean cross-entropy of (batch, seqlen) logits at the (batch,) positions that are tokens."""
     ignored = logits.shape[1]
     positions = positions.view(-1).clamp(0, ignored)
     is_real = F.pad(is_token, (0, 1)).gather(1, positions[:, None]).squeeze(1)

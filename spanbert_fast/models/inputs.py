@@ -1,4 +1,4 @@
-"""The door of every model: turns the arguments of a Hugging Face model into one packed value."""
+"""The inputs of every model: the arguments of a Hugging Face model as one packed value."""
 
 import functools
 import inspect
@@ -49,7 +49,7 @@ class EncoderInputs(NamedTuple):
             max_positions: the length of the position table, which no sequence may exceed.
 
         Raises:
-            ValueError: an argument cannot be; the message names it and its value.
+            ValueError: an argument is not valid; the message names it and its value.
         """
         packing = _packing_of(input_ids, attention_mask, inputs_embeds, cu_seqlens, max_seqlen)
         if position_ids is None:
@@ -75,6 +75,25 @@ class EncoderInputs(NamedTuple):
             token_type_ids,
             every_stage,
         )
+
+
+class Encoded(NamedTuple):
+    """What the encoder gives to the heads: rows, and how they are packed."""
+
+    hidden_states: torch.Tensor
+    packing: Packing
+    stages: list[torch.Tensor] | None
+
+    def padded_stages(self) -> tuple[torch.Tensor, ...] | None:
+        """The hidden states of every stage, in the shape of the input."""
+        if self.stages is None:
+            return None
+        return tuple(self.packing.unpack(stage) for stage in self.stages)
+
+    def first_tokens(self) -> torch.Tensor:
+        """(batch, hidden_size): the first token of each sequence, in BERT [CLS]. Zeros for an empty
+        sequence."""
+        return self.packing.of_first_tokens(self.hidden_states[self.packing.first_rows()])
 
 
 def _packing_of(input_ids, attention_mask, inputs_embeds, cu_seqlens, max_seqlen) -> Packing:
@@ -113,7 +132,7 @@ def takes_encoder_inputs(forward: Callable) -> Callable:
 
     Raises:
         ValueError: output_attentions is asked for, but attention probabilities are not kept.
-        TypeError: an argument is unknown. None is ignored in silence.
+        TypeError: an argument is unknown; no argument is silently ignored.
     """
     own = list(inspect.signature(forward).parameters.values())[2:]
     own_names = [parameter.name for parameter in own]
@@ -134,9 +153,7 @@ def takes_encoder_inputs(forward: Callable) -> Callable:
         for name, value in sorted(named.items()):
             if name not in _HARMLESS and value is not None:
                 raise TypeError(f"{type(self).__name__} got an unexpected argument {name!r}")
-        limit = self.config.max_position_embeddings
-        inputs = EncoderInputs.of(**given, max_positions=limit, every_stage=every_stage)
-        return forward(self, inputs, **wanted)
+        return forward(self, self.encoder_inputs(every_stage=every_stage, **given), **wanted)
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter("self", kind)]

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedConfig
 
-from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.errors import DataError
 from spanbert_fast.schema import regular_file
 
@@ -28,71 +29,89 @@ PREFIXES = (
 )
 _MOST_INFLATION = 1 << 20  # bytes that a zip archive may have beyond its size: its own headers
 _SMALL = 1 << 26  # parameters
-_ENCODER = re.compile(r"(bert\.)?(embeddings|encoder)\.")
-# Buffers that older versions of transformers wrote; they hold 0, 1, 2, ...
-_BUFFERS = re.compile(r"(bert\.)?embeddings\.(position_ids|token_type_ids)")
-_LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
+_STACKS = "encoder|transformer"  # what the layers of a model are called together
+_LAYER = re.compile(rf"({_STACKS})\.layer\.(\d+)\.")
 _NAMED = 3  # the most tensors that a message names
 
 
-def foreign_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
-    """The prefix of the names of the encoder's tensors in a file; None if there is none.
+class Names:
+    """The names of a model's tensors, with those that older versions of transformers wrote.
 
     Args:
-        missing: names that the model has and the file lacks.
-        unexpected: names that the file has and the model lacks.
+        base: the prefix of the encoder's names, such as "bert".
     """
-    unexpected = set(unexpected)
-    for name in sorted(filter(_ENCODER.match, missing))[:8]:  # one would do
-        own = name.removeprefix("bert.")
-        for found in sorted(unexpected, key=len):
-            if found.endswith("." + own):
-                return found.removesuffix(own).removesuffix("bert.") or None
-    return None
 
+    def __init__(self, base: str):
+        self._own = own = f"{base}."
+        own = re.escape(own)
+        self._encoder = re.compile(rf"({own})?(embeddings|embeddings_project|{_STACKS})\.")
+        # buffers, which hold 0, 1, 2, ...
+        self._buffers = re.compile(rf"({own})?embeddings\.(position_ids|token_type_ids)")
 
-def encoder_fault(
-    missing: Iterable[str], unexpected: Iterable[str], num_hidden_layers: int
-) -> str | None:
-    """What is wrong with a file's encoder, and the likely cause; None if nothing is.
+    def foreign_prefix(self, missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
+        """The prefix of the names of the encoder's tensors in a file; None if there is none.
 
-    Heads, and the pooler that only some heads read, may be missing or left over.
-
-    Args:
-        missing, unexpected: see `foreign_prefix`.
-        num_hidden_layers: of the configuration.
-    """
-    prefix = foreign_prefix(missing, unexpected)
-    missing = sorted(filter(_ENCODER.match, missing))
-    extra = sorted(
-        name for name in unexpected if _ENCODER.match(name) and not _BUFFERS.fullmatch(name)
-    )
-    if not missing and not extra:
+        Args:
+            missing: names that the model has and the file lacks.
+            unexpected: names that the file has and the model lacks.
+        """
+        unexpected = set(unexpected)
+        for name in sorted(filter(self._encoder.match, missing))[:8]:  # one would do
+            own = name.removeprefix(self._own)
+            for found in sorted(unexpected, key=len):
+                if found.endswith("." + own):
+                    return found.removesuffix(own).removesuffix(self._own) or None
         return None
-    what = "lacks" if missing else "also holds"
-    names = missing or extra
-    named = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-    layers = [int(found[1]) for name in (*missing, *extra) if (found := _LAYER.search(name))]
-    if prefix is not None:
-        cause = f'the names in the file begin with "{prefix}"'
-    elif len(layers) == len(names) and extra and min(layers) >= num_hidden_layers:
-        cause = f"the configuration's num_hidden_layers is {num_hidden_layers}"
-    elif len(layers) == len(names) and max(layers) == num_hidden_layers - 1:
-        cause = f"the configuration's num_hidden_layers is {num_hidden_layers}"
-    else:
-        cause = "it is incomplete, or another model's"
-    count = f"{len(names)} tensor{'s' * (len(names) > 1)} of the encoder"
-    return f"{what} {count} ({named}): {cause}"
 
+    def encoder_fault(
+        self, missing: Iterable[str], unexpected: Iterable[str], num_hidden_layers: int
+    ) -> str | None:
+        """What is wrong with a file's encoder, and the likely cause; None if nothing is.
 
-def heads_said(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
-    """One line that names the heads that a file lacks and those that the model does not take."""
-    parts = []
-    for names, said in ((missing, "lacks {}: initialised"), (unexpected, "{} left out")):
-        groups = sorted({_head_of(name) for name in names if not _BUFFERS.fullmatch(name)})
-        if groups:
-            parts.append(said.format(", ".join(groups)))
-    return "; ".join(parts) or None
+        Heads, and the pooler that only some heads read, may be missing or left over.
+
+        Args:
+            missing, unexpected: see `foreign_prefix`.
+            num_hidden_layers: of the configuration.
+        """
+        prefix = self.foreign_prefix(missing, unexpected)
+        missing = sorted(filter(self._encoder.match, missing))
+        extra = sorted(
+            name
+            for name in unexpected
+            if self._encoder.match(name) and not self._buffers.fullmatch(name)
+        )
+        if not missing and not extra:
+            return None
+        what = "lacks" if missing else "also holds"
+        names = missing or extra
+        named = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+        layers = [int(found[2]) for name in (*missing, *extra) if (found := _LAYER.search(name))]
+        if prefix is not None:
+            cause = f'the names in the file begin with "{prefix}"'
+        elif len(layers) == len(names) and extra and min(layers) >= num_hidden_layers:
+            cause = f"the configuration's num_hidden_layers is {num_hidden_layers}"
+        elif len(layers) == len(names) and max(layers) == num_hidden_layers - 1:
+            cause = f"the configuration's num_hidden_layers is {num_hidden_layers}"
+        else:
+            cause = "it is incomplete, or another model's"
+        count = f"{len(names)} tensor{'s' * (len(names) > 1)} of the encoder"
+        return f"{what} {count} ({named}): {cause}"
+
+    def heads_said(self, missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
+        """One line that names the heads that a file lacks and those that it has too many."""
+        parts = []
+        for names, said in ((missing, "lacks {}: initialised"), (unexpected, "{} left out")):
+            groups = sorted(
+                {self._head_of(name) for name in names if not self._buffers.fullmatch(name)}
+            )
+            if groups:
+                parts.append(said.format(", ".join(groups)))
+        return "; ".join(parts) or None
+
+    def _head_of(self, name: str) -> str:
+        parts = name.split(".")
+        return ".".join(parts[: 2 if parts[0] in (self._own[:-1], "cls") else 1]) + ".*"
 
 
 def refuse_inflating(path: Path) -> None:
@@ -109,11 +128,14 @@ def refuse_inflating(path: Path) -> None:
         raise DataError(f"{path}: must hold at most its size, {size:,} bytes, holds {inside:,}")
 
 
-def refuse_another_size(folder: Path, config: SpanBertConfig | None) -> None:
+def refuse_another_size(
+    folder: Path, config: PreTrainedConfig | None, kind: type[PreTrainedConfig]
+) -> None:
     """Raise DataError if a folder's weights are too small for the encoder of its configuration.
 
     Args:
         config: the encoder's; None for the folder's own.
+        kind: the class of configurations.
     """
     safe, torches = folder.glob("model*.safetensors"), [*folder.glob("pytorch_model*.bin")]
     stored = sum(regular_file(path).stat().st_size for path in (*safe, *torches))
@@ -124,14 +146,16 @@ def refuse_another_size(folder: Path, config: SpanBertConfig | None) -> None:
         except Exception as error:  # the unpickler fails in many ways
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise DataError(f"{path} cannot be read: {reason}") from error
-    if not isinstance(config, SpanBertConfig):
-        config = SpanBertConfig.from_pretrained(folder)
-    hidden, inner = config.hidden_size, config.intermediate_size
-    rows = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
+    if not isinstance(config, kind):
+        config = kind.from_pretrained(folder)
+    hidden = config.hidden_size
+    inner = config.hidden_dim if hasattr(config, "hidden_dim") else config.intermediate_size
+    rows = config.vocab_size + config.max_position_embeddings
+    rows += getattr(config, "type_vocab_size", 0)
     parameters = rows * hidden
     parameters += config.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * inner)
-    # even quantised weights have more than two bits each; a small model does no harm, and other
-    # checks describe its faults better
+    # even quantised weights have more than two bits each; other checks describe the faults of a
+    # small model better
     if parameters > max(4 * stored, _SMALL):
         raise DataError(
             f"{folder}: config.json says an encoder of {parameters:,} parameters, the weights "
@@ -139,17 +163,26 @@ def refuse_another_size(folder: Path, config: SpanBertConfig | None) -> None:
         )
 
 
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """The narrowest floating dtype of a folder's .safetensors; None where it has none of them."""
+    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    found = set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, "pt") as file:
+            found |= {file.get_slice(name).get_dtype() for name in file.keys()}
+    return min(
+        (names[name] for name in sorted(found & names.keys())),
+        key=lambda dtype: dtype.itemsize,
+        default=None,
+    )
+
+
 def not_finite(model: nn.Module) -> str | None:
     """The name of the first parameter that holds NaN or infinity; None if none does."""
     for name, parameter in model.named_parameters():
         tensor = parameter.detach()
-        tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a part under FSDP
+        tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # FSDP's part of it
         if tensor.numel() and tensor.is_floating_point() and not tensor.is_meta:
             if not all(bound.isfinite() for bound in torch.aminmax(tensor)):
                 return name
     return None
-
-
-def _head_of(name: str) -> str:
-    parts = name.split(".")
-    return ".".join(parts[: 2 if parts[0] in ("bert", "cls") else 1]) + ".*"

@@ -8,9 +8,10 @@ from transformers.modeling_outputs import MaskedLMOutput
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.models.base import SpanBertPreTrainedModel
 from spanbert_fast.models.encoder import SpanBertModel
-from spanbert_fast.models.inputs import EncoderInputs, takes_encoder_inputs
+from spanbert_fast.models.inputs import Encoded, EncoderInputs, takes_encoder_inputs
 from spanbert_fast.nn.heads import MaskedLMHead
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
+from spanbert_fast.ops.padding import rows_where
 from spanbert_fast.values import IGNORED_TARGET
 
 TIED_DECODER = {
@@ -56,6 +57,14 @@ class SpanBertForMaskedLM(SpanBertPreTrainedModel):
         self.cls.predictions.decoder = new_embeddings
         self.cls.predictions.bias = new_embeddings.bias
 
+    def encode(self, inputs: EncoderInputs, *, rows: torch.Tensor | None = None) -> Encoded:
+        """See `SpanBertModel.encode`."""
+        return self.bert.encode(inputs, rows=rows)
+
+    def masked_lm_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., vocab_size): every entry's score at every position."""
+        return self.cls.predictions.logits(hidden_states)
+
     @takes_encoder_inputs
     def forward(
         self,
@@ -92,7 +101,7 @@ class SpanBertForMaskedLM(SpanBertPreTrainedModel):
         )
 
     def _labelled_rows_alone(self, inputs: EncoderInputs, labels: torch.Tensor) -> MaskedLMOutput:
-        rows = torch.nonzero(labels != IGNORED_TARGET).squeeze(1)
+        rows = rows_where(labels != IGNORED_TARGET)
         encoded = self.bert.encode(inputs, rows=None if inputs.every_stage else rows)
         hidden = encoded.hidden_states[rows] if inputs.every_stage else encoded.hidden_states
         head = self.cls.predictions

@@ -1,7 +1,7 @@
-"""The span boundary head in a file of its own, which no library but this one looks for.
+"""The span boundary head in a file of its own, which only this library reads.
 
-`model.safetensors` then holds what BertForMaskedLM has, and transformers loads it without a word of
-tensors that it has no place for.
+`model.safetensors` then holds what BertForMaskedLM has, and transformers loads it without a warning
+about unexpected tensors.
 """
 
 import json
@@ -38,10 +38,10 @@ def set_apart(folder: Path) -> None:
 
 
 def head_file(name, **kwargs) -> Path | None:
-    """The head's file of a checkpoint; None where it has none.
+    """The file of the head in a checkpoint; None if there is none.
 
     Args:
-        name: a folder, or the Hub's name of a repository.
+        name: a folder, or the name of a repository on the Hub.
         kwargs: of `from_pretrained`.
     """
     if not isinstance(name, (str, Path)):

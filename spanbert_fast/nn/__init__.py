@@ -6,14 +6,11 @@ attend across tokens take padded input too, (batch, seqlen, hidden_size), with a
 """
 
 from spanbert_fast.nn.attention import PackedSelfAttention
-from spanbert_fast.nn.heads import (
-    MaskedLMHead,
-    SpanBoundaryHead,
-    SpanPretrainingLoss,
-)
+from spanbert_fast.nn.heads import MaskedLMHead, SpanBoundaryHead
 from spanbert_fast.nn.layer import DropoutAddLayerNorm, NormOptions, TransformerLayer
 from spanbert_fast.nn.packing import Packing
 from spanbert_fast.nn.pair_losses import span_pair_losses
+from spanbert_fast.nn.span_losses import SpanPretrainingLoss
 from spanbert_fast.nn.targets import Denominators, SpanTargets
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The coarse-to-fine head of Lee et al. 2018 and Joshi et al. 2019, 2020: the paper's own."""
+"""The coarse-to-fine head of Lee et al. 2018, which Joshi et al. 2019 and 2020 use."""
 
 import torch
 from torch import nn
@@ -17,33 +17,33 @@ from spanbert_fast.ops._antecedents import NUM_DISTANCES, distance_buckets
 from spanbert_fast.ops.antecedent_top_k import antecedent_top_k
 from spanbert_fast.ops.span_representation import span_representation
 
-_FEATURES = 20  # of a width's and of a distance's embedding
-_SPANS = 4096  # representations that are there at once
-_PAIRS = 8192  # pairs, likewise
+_FEATURES = 20  # size of the embeddings of widths and distances
+_SPANS = 4096  # span representations in memory at once
+_PAIRS = 8192  # pairs in memory at once
 
 
 class CoarseToFineHead(CoreferenceHead):
     """Span representations, coarse pruning of antecedents, fine scores of those that are left.
 
-    A span is g = [x_start; x_end; x^; width], x^ the mean of its pieces by attention (Lee et al.
-    2017, arXiv 1707.07045, equation 1 and section 4). With feed-forward nets s_m = FFNN_m(g),
-    s_c(i, j) = g_i . W_c g_j and s_a(i, j) = FFNN_a([g_i; g_j; g_i * g_j; distance]), a mention
-    keeps its K best antecedents by s_m(i) + s_m(j) + s_c(i, j), and each of them scores
+    A span is g = [x_start; x_end; x^; width], where x^ is the mean of its pieces by attention (Lee
+    et al. 2017, arXiv 1707.07045, equation 1 and section 4). Let s_m = FFNN_m(g),
+    s_c(i, j) = g_i . W_c g_j and s_a(i, j) = FFNN_a([g_i; g_j; g_i * g_j; distance]). A mention
+    keeps the K antecedents with the highest s_m(i) + s_m(j) + s_c(i, j), and scores each of them
     s_m(i) + s_m(j) + s_c(i, j) + s_a(i, j) (Lee et al. 2018, arXiv 1804.05392, equations 6 and 7,
-    section 4). Joshi et al. 2019 (arXiv 1908.09091) put BERT below it, on independent segments;
-    Joshi et al. 2020 (arXiv 1907.10529) SpanBERT. Speakers and genres are not features here.
+    section 4). Joshi et al. 2019 (arXiv 1908.09091) put it on BERT, on independent segments; Joshi
+    et al. 2020 (arXiv 1907.10529) on SpanBERT. Speakers and genres are not features here.
 
     `depth` above 1 is higher-order inference (Lee et al. 2018, equations 3 to 5): g_i becomes
-    f_i g_i + (1 - f_i) a_i, a_i the expected antecedent. Xu and Choi 2020 (arXiv 2009.12013) find
-    that it adds nothing, so it is off.
+    f_i g_i + (1 - f_i) a_i, where a_i is the expected antecedent. Xu and Choi 2020 (arXiv
+    2009.12013) find that it adds nothing, so the default is 1.
 
-    All candidates' representations are never there at once: they are made, scored and forgotten in
-    parts, in training a second time for the gradients.
+    The representations of all candidates are never in memory at once: they are computed, scored and
+    dropped in parts, and in training computed again for the gradients.
 
     Args:
-        feature_size: of the hidden layers.
+        feature_size: size of the hidden layers.
         max_antecedents: K.
-        depth: 1 for none of higher order.
+        depth: 1 for first-order inference.
     """
 
     def __init__(
@@ -143,6 +143,7 @@ class CoarseToFineHead(CoreferenceHead):
         hidden, logits = self._inputs(hidden)
         g = self._representations(hidden, logits, words, mentions.starts, mentions.ends)
         for _ in range(self.depth - 1):
+            assert self.gate is not None
             scores, antecedents, _ = self._pairs(g, mentions)
             p = torch.cat([scores.new_zeros((len(g), 1)), scores], 1).softmax(1).to(g.dtype)
             expected = p[:, :1] * g + (p[:, 1:, None] * g[antecedents]).sum(1)
@@ -153,7 +154,7 @@ class CoarseToFineHead(CoreferenceHead):
     def loss(
         self, hidden: torch.Tensor, words: Words, mentions: Mentions, clusters: torch.Tensor
     ) -> torch.Tensor:
-        """See `CoreferenceHead`; over the K antecedents that are left."""
+        """See `CoreferenceHead`; over the K antecedents that the pruning keeps."""
         scores, antecedents, is_there = self._kept(hidden, words, mentions)
         is_gold = (clusters[antecedents] == clusters[:, None]) & (clusters[:, None] >= 0) & is_there
         none = scores.new_zeros((len(scores), 1))

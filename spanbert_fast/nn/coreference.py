@@ -1,9 +1,9 @@
-"""Coreference heads behind one interface: what a mention scores, and what its antecedents score.
+"""Coreference heads behind one interface: scores of mentions and of their antecedents.
 
-Both work on the words of documents whose encoded pieces lie in packed rows, segment after segment
-(Joshi et al. 2019, arXiv 1908.09091: independent segments). Every candidate span has a mention
-score; the best are kept (Lee et al. 2017, arXiv 1707.07045, section 5); each of these chooses an
-antecedent before it, or none.
+They work on the words of documents whose encoded pieces lie in packed rows, segment after segment
+(Joshi et al. 2019, arXiv 1908.09091: independent segments). Every candidate span gets a mention
+score. The best spans are kept (Lee et al. 2017, arXiv 1707.07045, section 5), and each of them
+chooses an antecedent before it, or "none".
 """
 
 import abc
@@ -24,8 +24,8 @@ class Words(NamedTuple):
 
     Attributes:
         firsts, lasts: int64 (words,), the packed rows of each word's first and last piece.
-        sentences: int64 (words,), rising; no mention goes from one number to another. A sentence
-            that two segments share has two numbers.
+        sentences: int64 (words,), rising sentence numbers; a mention lies in one sentence. A
+            sentence that two segments share has two numbers.
         cu_words: int32 (documents + 1,), prefix sums of the documents' words.
     """
 
@@ -36,11 +36,11 @@ class Words(NamedTuple):
 
 
 class Mentions(NamedTuple):
-    """Spans of words that are kept, in the order of the text.
+    """The spans of words that are kept, in the order of the text.
 
     Attributes:
         starts, ends: int64 (mentions,), words, both inclusive.
-        scores: (mentions,) in fp32, each one's mention score.
+        scores: (mentions,) in fp32, the mention scores.
         cu_mentions: int32 (documents + 1,).
     """
 
@@ -51,12 +51,12 @@ class Mentions(NamedTuple):
 
 
 class Antecedents(NamedTuple):
-    """What a mention is linked to.
+    """The antecedent of each mention.
 
     Attributes:
         antecedents: int64 (mentions,), numbers of mentions; -1 for none.
-        scores: (mentions,), the best candidate's score; -inf where there is no candidate. It is
-            above 0, the score of none, where there is an antecedent.
+        scores: (mentions,), the best candidate's score; -inf where there is no candidate. A mention
+            has an antecedent if its score is above 0, the score of "none".
     """
 
     antecedents: torch.Tensor
@@ -64,7 +64,7 @@ class Antecedents(NamedTuple):
 
 
 def candidate_mask(words: Words, max_width: int) -> torch.Tensor:
-    """bool (words, max_width): whether the span of w + 1 words from word i on is a candidate."""
+    """bool (words, max_width): whether the span of w + 1 words from word i is a candidate."""
     count = words.sentences.shape[0]
     place = torch.arange(count, device=words.sentences.device)
     last = torch.searchsorted(words.sentences, words.sentences, right=True) - 1
@@ -78,7 +78,7 @@ def keep_best(
 
     Args:
         band: (words, max_width), the mention score of each span.
-        is_candidate: likewise; see `candidate_mask`.
+        is_candidate: (words, max_width); see `candidate_mask`.
     """
     width = band.shape[1]
     scores = band.detach().masked_fill(~is_candidate, -torch.inf)
@@ -102,7 +102,7 @@ def keep_best(
 def banded_products(queries: torch.Tensor, keys: torch.Tensor, width: int) -> torch.Tensor:
     """(words, width): queries[i] . keys[i + w], 0 beyond the end; memory linear in the words.
 
-    Blocks of 64 queries meet the 64 + width - 1 keys that they reach, as matrix products.
+    Each block of 64 queries is multiplied with the 64 + width - 1 keys within its reach.
     """
     count, features = queries.shape
     block = 64
@@ -127,7 +127,7 @@ class CoreferenceHead(nn.Module, abc.ABC):
     Args:
         hidden_size: features of the encoder.
         max_width: words of the longest candidate.
-        dropout: on what the encoder gives, and inside.
+        dropout: probability, for the encoder's output and inside the head.
     """
 
     def __init__(self, hidden_size: int, *, max_width: int, dropout: float):
@@ -137,7 +137,7 @@ class CoreferenceHead(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def mention_scores(self, hidden: torch.Tensor, words: Words) -> torch.Tensor:
-        """(words, max_width) in fp32, of every span; what is no candidate may be any number.
+        """(words, max_width) in fp32, of every span; any number for spans that are no candidates.
 
         Args:
             hidden: (rows, hidden_size), the encoded pieces.
@@ -159,23 +159,23 @@ class CoreferenceHead(nn.Module, abc.ABC):
 
 
 class StartToEndHead(CoreferenceHead):
-    """Mentions and antecedents out of boundary tokens, with no representation of spans.
+    """Scores mentions and antecedents from boundary tokens, without span representations.
 
     Kirstain et al. 2021 (arXiv 2101.00434). With four projections of each token x,
     m^s = GeLU(W_m^s x) and so on, a span q has the mention score (equation 4)
 
         f_m(q) = v_s . m^s_start + v_e . m^e_end + m^s_start . B_m m^e_end
 
-    and a pair the antecedent score f_a(c, q) (equation 5): the four bilinear forms between the
-    starts and the ends of both, which are one form between [a^s_start; a^e_end] of each. A pair
-    scores f_m(c) + f_m(q) + f_a(c, q), and none scores 0 (equations 1 and 2).
+    and a pair has the antecedent score f_a(c, q) (equation 5): four bilinear forms between the
+    starts and the ends of both, which are one form between the [a^s_start; a^e_end] of both. A pair
+    scores f_m(c) + f_m(q) + f_a(c, q), and "none" scores 0 (equations 1 and 2).
 
-    Two things are added, as span-based models have them: a score of a span's width, and one of the
-    distance between mentions, which a query projects (the prior of Lee et al. 2018's released
-    code): independent segments do not tell how far apart two mentions are.
+    Two scores of span-based models are added: one of a span's width, and one of the distance
+    between mentions, projected from the query (the prior in the released code of Lee et al. 2018),
+    since independent segments do not tell how far apart two mentions are.
 
     Args:
-        feature_size: of a projection.
+        feature_size: size of each projection.
     """
 
     def __init__(self, hidden_size: int, feature_size: int, *, max_width: int, dropout: float):
@@ -197,13 +197,15 @@ class StartToEndHead(CoreferenceHead):
     def mention_scores(self, hidden: torch.Tensor, words: Words) -> torch.Tensor:
         starts = self._projected(self.mention_start, self.dropout(hidden[words.firsts]))
         ends = self._projected(self.mention_end, self.dropout(hidden[words.lasts]))
-        # v_e . m^e_end is one more feature of the query, whose value is 1
+        # adding v_e to the queries adds v_e . m^e_end to every product
         queries = apply_linear(self.start_end, starts) + self.end_score.weight.to(starts.dtype)
         band = banded_products(queries, ends, self.max_width).float()
         return band + apply_linear(self.start_score, starts).float() + self.width_scores.float()
 
-    def _pairs(self, hidden: torch.Tensor, words: Words, mentions: Mentions):
-        """What the antecedent ops take."""
+    def _pairs(
+        self, hidden: torch.Tensor, words: Words, mentions: Mentions
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The first arguments of the antecedent ops."""
         starts = self._projected(self.antecedent_start, self.dropout(hidden[words.firsts]))
         ends = self._projected(self.antecedent_end, self.dropout(hidden[words.lasts]))
         keys = span_representation(starts, ends, mentions.starts, mentions.ends)
@@ -225,10 +227,8 @@ class StartToEndHead(CoreferenceHead):
 
 
 def feed_forward(in_size: int, hidden_size: int, dropout: float) -> nn.Sequential:
-    """One hidden layer with ReLU, and one number, as in Lee et al. 2017."""
-    layers = nn.Sequential(
-        nn.Linear(in_size, hidden_size), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden_size, 1)
-    )
-    for layer in (layers[0], layers[3]):
+    """A hidden layer with ReLU and one output, as in Lee et al. 2017."""
+    inner, outer = nn.Linear(in_size, hidden_size), nn.Linear(hidden_size, 1)
+    for layer in (inner, outer):
         reset_linear(layer)
-    return layers
+    return nn.Sequential(inner, nn.ReLU(), nn.Dropout(dropout), outer)

@@ -1,6 +1,6 @@
 """Word, position and token-type embeddings of packed tokens: their sum, its norm, and dropout."""
 
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ class EmbeddingTables(NamedTuple):
 
 
 class _WithoutGradientAt(torch.autograd.Function):
-    """A table as it is; the gradient of one row is zero, as of the row `padding_idx` in torch."""
+    """The identity on a table, with a zero gradient for one row, as torch's `padding_idx` has."""
 
     @staticmethod
     def forward(ctx, weight: torch.Tensor, row: int) -> torch.Tensor:
@@ -35,8 +35,8 @@ class _WithoutGradientAt(torch.autograd.Function):
 
 
 class PackedIds(NamedTuple):
-    """What to look up, int64 (total_tokens,) each. inputs_embeds (total_tokens, hidden_size) may
-    stand in place of input_ids."""
+    """The ids to look up, each int64 (total_tokens,). inputs_embeds (total_tokens, hidden_size) may
+    replace input_ids."""
 
     input_ids: torch.Tensor | None
     position_ids: torch.Tensor
@@ -45,7 +45,7 @@ class PackedIds(NamedTuple):
 
 
 def is_plain_table(module: nn.Module) -> TypeGuard[nn.Embedding]:
-    """Whether an op may read `module.weight` in place of calling the module."""
+    """Whether an op may read `module.weight` instead of calling the module."""
     return (
         is_plain(module, nn.Embedding)
         and module.max_norm is None
@@ -68,21 +68,20 @@ def embed(
     words, positions, token_types, norm = tables
     if ids.inputs_embeds is None and not is_plain_table(words):
         ids = ids._replace(input_ids=None, inputs_embeds=words(ids.input_ids))
-    others_are_plain = (
+    if not (
         is_plain_table(positions)
         and (token_types is None or is_plain_table(token_types))
         and is_plain(norm, nn.LayerNorm)
-    )
-    if not others_are_plain:
+    ):
         z = words(ids.input_ids) if ids.inputs_embeds is None else ids.inputs_embeds
         z = z + positions(ids.position_ids)
         if token_types is not None:
             z = z + token_types(ids.token_type_ids)
         return dropped(norm(z), dropout)
-    # an adapter has the table that it wraps under another name
-    table = words.weight if hasattr(words, "weight") else positions.weight
+    # an adapter keeps the table that it wraps under another name
+    table: Any = words.weight if hasattr(words, "weight") else positions.weight
     padding_idx = getattr(words, "padding_idx", None)
-    places = positions.weight
+    places: torch.Tensor = positions.weight
     if positions.padding_idx is not None:
         places = _WithoutGradientAt.apply(places, positions.padding_idx)
     return embedding_layer_norm(

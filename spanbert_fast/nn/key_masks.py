@@ -1,11 +1,11 @@
-"""From the attention masks of Hugging Face models to packed tokens."""
+"""Turns the attention masks of Hugging Face models into packings."""
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from spanbert_fast.nn.packing import Packing
 
-# exp(-65504), the lowest number of fp16, is 0 in every dtype: such a key has no part in a softmax.
+# -65504 is the lowest number of fp16; exp(-65504) is 0 in every dtype, so a key with it is masked.
 _DROPPED = torch.finfo(torch.float16).min
 
 
@@ -17,9 +17,9 @@ def packing_of_mask(
     On a GPU, reading a mask makes the host wait once, and a 4-D mask twice.
 
     Args:
-        attention_mask: None; a Packing; (batch, seqlen), nonzero for tokens; or a mask as models
-            give to their attention, (batch or 1, 1, seqlen or 1, seqlen): boolean, True for the
-            keys that a query sees, or floating, added to the scores.
+        attention_mask: None; a Packing; (batch, seqlen), nonzero for tokens; or the mask that a
+            model gives to its attention, (batch or 1, 1, seqlen or 1, seqlen): boolean, True for
+            the keys that a query sees, or floating, added to the scores.
         shape: (batch, seqlen).
         device: of the hidden states.
     """
@@ -33,7 +33,7 @@ def packing_of_mask(
         return Packing.of_padded(shape, None, device)
     packing = Packing.of_padded(shape, attention_mask.to(device), device)
     if torch.compiler.is_compiling():
-        # the graph has to hold for every mask that has a token
+        # one graph must serve every mask that has a token
         torch._check(packing.total_tokens > 0)
         return packing
     if packing.total_tokens == shape[0] * shape[1]:
@@ -42,29 +42,31 @@ def packing_of_mask(
 
 
 def starts_are_tokens(packing: Packing) -> bool:
-    """Whether no sequence of a padded batch is padded in front; stops a GPU's host. Of a sequence
-    without any token, nothing is asked."""
+    """Whether every sequence of a padded batch begins with a token, sequences without tokens
+    excepted. Makes the host of a GPU wait."""
     if packing.indices is None or packing.padded_shape is None:
         return True
     if torch.compiler.is_compiling():
         torch._assert_async(
-            _are_starts(packing), "a compiled model's sequences must be padded behind"
+            _are_starts(packing, packing.indices),
+            "a compiled model's sequences must be padded behind",
         )
         return True
     if packing.total_tokens == 0:
         return True
-    return bool(_are_starts(packing))
+    return bool(_are_starts(packing, packing.indices))
 
 
-def _are_starts(packing: Packing) -> torch.Tensor:
+def _are_starts(packing: Packing, indices: torch.Tensor) -> torch.Tensor:
+    assert packing.padded_shape is not None
     batch, seqlen = packing.padded_shape
-    starts = torch.arange(batch, device=packing.indices.device) * seqlen
+    starts = torch.arange(batch, device=indices.device) * seqlen
     is_empty = packing.cu_seqlens.diff() == 0
-    return ((packing.indices[packing.first_rows()] == starts) | is_empty).all()
+    return ((indices[packing.first_rows()] == starts) | is_empty).all()
 
 
 def _has_no_data(mask: torch.Tensor) -> bool:
-    """Whether only shapes are asked for, which no mask changes."""
+    """Whether the caller wants shapes only, which do not depend on the mask's values."""
     return mask.device.type == "meta" or isinstance(mask, FakeTensor)
 
 

@@ -124,8 +124,8 @@ class TransformerLayer(nn.Module):
         hidden_states: (total_tokens, hidden_size) with a `packing` or cu_seqlens int32
             (batch + 1,); or (batch, seqlen, hidden_size) with an optional attention_mask (batch,
             seqlen).
-        rows: int64 (num_rows,), with packed input only: the rows to compute behind attention.
-            Their values are the same as without `rows`.
+        rows: int64 (num_rows,), with packed input only: the rows to compute after attention. Their
+            values are the same as without `rows`.
         output: as hidden_states, or (num_rows, hidden_size).
 
     Args:

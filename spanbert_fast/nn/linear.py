@@ -20,9 +20,11 @@ def reset_linear(linear: nn.Linear, std: float = 0.02) -> None:
 
 
 def is_plain(module: nn.Module, kind: type[_Module]) -> TypeGuard[_Module]:
-    """Whether an op may take the module's parameters instead of calling it: the module is of `kind`
-    itself (no adapter), has neither hooks nor a forward of its own, and no transform of torch.func
-    is active, for which the ops have no rules."""
+    """Whether an op may use the module's parameters instead of calling it.
+
+    This needs a module of class `kind` itself (no adapter), without hooks or a forward of its own,
+    and no active transform of torch.func, for which the ops have no rules.
+    """
     hooks = (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -39,7 +41,7 @@ def _is_transformed() -> bool:
 
 
 def apply_linear(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """x W^T + bias by the op `linear`. A module that is not a plain nn.Linear is called itself."""
+    """x W^T + bias by the op `linear`. A module that is not a plain nn.Linear is called."""
     return linear(x, module.weight, module.bias) if is_plain(module, nn.Linear) else module(x)
 
 
@@ -49,7 +51,7 @@ def linear_without_bias(
     """(x W^T, bias), for an op that adds the bias itself.
 
     A module that is not a plain nn.Linear (a LoRA adapter, a quantised layer, one with hooks or a
-    forward of its own) is called itself. It has then added its bias, and the bias returned is None.
+    forward of its own) is called. It adds its bias itself, so the bias returned is None.
     """
     if is_plain(module, nn.Linear):
         return linear(x, module.weight), module.bias

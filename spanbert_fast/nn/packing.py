@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from spanbert_fast.ops.pad import pad, take_tokens, unpad_indices
+from spanbert_fast.ops.padding import pad, take_tokens, unpad_indices
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Packing:
     def of_packed(
         cls, cu_seqlens: torch.Tensor | None, max_seqlen: int | None, total_tokens: int
     ) -> "Packing":
-        """For packed input. On the CPU `max_seqlen` may be left out, since lengths can be read."""
+        """For packed input. On the CPU a `max_seqlen` of None is found from cu_seqlens."""
         if cu_seqlens is None:
             raise ValueError("cu_seqlens must be given with packed input, got None")
         if max_seqlen is None:
@@ -50,7 +50,7 @@ class Packing:
     def of_padded(
         cls, shape: tuple[int, int], attention_mask: torch.Tensor | None, device: torch.device
     ) -> "Packing":
-        """For (batch, seqlen) input. With a mask a GPU stops the host once, without it never."""
+        """For (batch, seqlen) input. On a GPU the host waits once with a mask, never without."""
         batch, seqlen = shape
         if attention_mask is None:
             cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device=device) * seqlen
@@ -93,7 +93,7 @@ class Packing:
         return x.flatten(0, 1) if self.indices is None else take_tokens(x, self.indices)
 
     def pack_ids(self, ids: torch.Tensor) -> torch.Tensor:
-        """As `pack`. Ids of shape (1, seqlen) hold for every sequence, as in BertModel."""
+        """As `pack`. Ids of shape (1, seqlen) apply to every sequence, as in BertModel."""
         return ids if self.padded_shape is None else self.pack(ids.expand(self.padded_shape))
 
     def unpack(self, x: torch.Tensor) -> torch.Tensor:
@@ -105,8 +105,8 @@ class Packing:
         return pad(x, self.indices, *self.padded_shape)
 
     def packed_rows(self, positions: torch.Tensor) -> torch.Tensor:
-        """int64 packed rows of `positions`, which number the flat (batch * seqlen), or packed rows.
-        A position at padding becomes -1, which gathers refuse."""
+        """int64 packed rows of `positions`, which number flat (batch * seqlen) rows, or packed ones
+        if the input came packed. A position at padding becomes -1, which gathers refuse."""
         if self.indices is None or self.padded_shape is None:
             return positions
         batch, seqlen = self.padded_shape

@@ -1,4 +1,4 @@
-"""The pair-likelihood losses: of tokens' own probabilities inside and outside spans."""
+"""The pair-likelihood losses, over the probabilities of tokens inside and outside spans."""
 
 import math
 from typing import NamedTuple

@@ -16,13 +16,13 @@ OPS = (
     "embedding_layer_norm",
     "linear",
     "linear_cross_entropy",
-    "pad",
+    "padding",
     "sample_spans",
     "span_boundary_gather",
     "span_representation",
     "varlen_attention",
 )
-_MODULES = (*OPS, "dropout", "span_options")  # the last two are what the ops take
+_MODULES = (*OPS, "dropout", "span_options")  # the last two define values that ops take
 
 if TYPE_CHECKING:
     from spanbert_fast.ops import bias_gelu as bias_gelu
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from spanbert_fast.ops import embedding_layer_norm as embedding_layer_norm
     from spanbert_fast.ops import linear as linear
     from spanbert_fast.ops import linear_cross_entropy as linear_cross_entropy
-    from spanbert_fast.ops import pad as pad
+    from spanbert_fast.ops import padding as padding
     from spanbert_fast.ops import sample_spans as sample_spans
     from spanbert_fast.ops import span_boundary_gather as span_boundary_gather
     from spanbert_fast.ops import span_options as span_options

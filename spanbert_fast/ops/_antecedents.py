@@ -1,11 +1,11 @@
-"""What the two antecedent ops share: their checks, and the scores of a tile of pairs.
+"""Shared by the two antecedent ops: their checks, and the scores of a tile of pairs.
 
     s(i, j) = q_i . k_j + m_i + m_j + d_i[bucket(i - j)],    j before i in i's document
     s(i, none) = 0
 
 q . k is the coarse score of Lee et al. 2018 (arXiv 1804.05392, equation 6) or the antecedent score
-of Kirstain et al. 2021 (arXiv 2101.00434, equation 5), m the mention scores, d the prior of a
-distance in mentions, which the released code of Lee et al. adds to the coarse score.
+of Kirstain et al. 2021 (arXiv 2101.00434, equation 5). m are the mention scores. d is the prior of
+a distance in mentions, which the released code of Lee et al. adds to the coarse score.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from spanbert_fast.ops._precision import opmath_dtype
 from spanbert_fast.reference.antecedent_loss import DISTANCE_BOUNDS, distance_buckets
 
 NUM_DISTANCES = len(DISTANCE_BOUNDS) + 1
-_ROWS, _COLUMNS = 256, 512  # of a composite's tile
+_ROWS, _COLUMNS = 256, 512  # the composites' tile
 
 
 def check_antecedents(
@@ -27,7 +27,7 @@ def check_antecedents(
     distance_scores: torch.Tensor,
     cu_mentions: torch.Tensor,
 ) -> None:
-    """Shapes, dtypes, devices; and the prefix sums' values on the CPU, where looking is free."""
+    """Check shapes, dtypes and devices, and on the CPU also the values of the prefix sums."""
     tensors = (
         ("queries", queries),
         ("keys", keys),
@@ -61,7 +61,7 @@ def row_tiles(mentions: int) -> Iterator[slice]:
 
 
 def column_tiles(rows: slice) -> Iterator[slice]:
-    """Tiles of the keys that a tile of queries may look at."""
+    """Tiles of the keys that may be candidates of a tile of queries."""
     return (slice(c, min(c + _COLUMNS, rows.stop)) for c in range(0, rows.stop, _COLUMNS))
 
 

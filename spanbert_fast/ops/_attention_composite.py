@@ -1,6 +1,6 @@
-"""`varlen_attention` made of PyTorch's operators, for float64 and devices without a kernel.
+"""`varlen_attention` in PyTorch's operators, for float64 and devices without a kernel.
 
-With S = scale q k^T, P = softmax(S), and the dropout multiplier M (0, or the scale of kept values):
+With S = scale q k^T, P = softmax(S) and the dropout multiplier M (0, or the scale of kept values):
 
     out = (P M) v          lse = log sum_j exp(S_j)
     dv = (P M)^T dout      dP = (dout v^T) M      dS = P (dP - sum_d dout out)
@@ -53,7 +53,7 @@ def composite_bwd(
 
 
 def _check_alike(inputs: AttentionInputs, **others: torch.Tensor) -> None:
-    """PyTorch's flash attention reads as much of each as q has, whatever their shapes."""
+    """Raise unless k and v have q's shape: PyTorch's flash attention does not check it."""
     _checks.check_shape("q", inputs.q, ("total_tokens", "num_heads", "head_dim"))
     for name, tensor in {"k": inputs.k, "v": inputs.v, **others}.items():
         _checks.check_shape(name, tensor, tuple(inputs.q.shape))
@@ -122,7 +122,7 @@ def _take(tensor: torch.Tensor, tokens: torch.Tensor, seqlen: int) -> torch.Tens
         taken = tensor[start : start + seqlen].unsqueeze(0)
     else:
         taken = tensor[tokens].unflatten(0, (-1, seqlen))
-    # PyTorch's flash attention reads rows as if their elements lay side by side
+    # PyTorch's flash attention reads rows as if they were contiguous
     return (taken if taken.stride(-1) == 1 else taken.contiguous()).transpose(1, 2)
 
 
@@ -175,7 +175,7 @@ def _padded(inputs: AttentionInputs):
     starts, ends = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
     slots = starts + torch.arange(inputs.max_seqlen, device=cu_seqlens.device)
     real = slots < ends
-    # -inf would give an empty sequence NaN rows. Its rows are left out, so any finite value serves.
+    # -inf would give an empty sequence NaN rows. Its rows are left out, so any finite value does.
     bias = torch.where(real, 0.0, -1e30)[:, None, None, :]
     return slots.clamp(max=max(total - 1, 0)), real, bias
 

@@ -1,7 +1,7 @@
 """The gradients of an op: an autograd.Function around its registered kernels.
 
-The Function stands around the registered kernels and is not registered with them, because such a
-call costs a quarter of one through PyTorch's `register_autograd`.
+PyTorch's `register_autograd` could register the gradients with the kernels, but a call through it
+costs four times as much.
 """
 
 import inspect
@@ -24,11 +24,12 @@ def differentiable(
     """The op of a forward and a backward kernel, as a function of an `inputs` NamedTuple.
 
     Args:
-        forward: takes the inputs' fields; gives `results` results, of which the first alone is
+        forward: takes the inputs' fields; returns `results` results, of which only the first is
             differentiable, then what the backward needs.
-        backward: takes the first result's gradient, the inputs' fields, the forward's outputs
-            behind the results (`saves_result`: all outputs); gives the gradients.
-        gradients: the fields that they are of. The gradient of a field that is None is dropped.
+        backward: takes the first result's gradient, the inputs' fields and the forward's outputs
+            after the results (with `saves_result` all outputs); returns the gradients.
+        gradients: the fields that have a gradient, in the backward's order. The gradient of a field
+            that is None is dropped.
     """
     hints = inspect.get_annotations(inputs)
     names = list(hints)
@@ -73,10 +74,10 @@ def differentiable(
             found = [None] * len(names)
             if dresult is None:
                 return tuple(found)
-            # read once: activation checkpointing unpacks no tensor twice
+            # read only once: activation checkpointing cannot unpack a saved tensor twice
             saved, others = list(ctx.saved_tensors), list(ctx.others)
             arguments = [(saved if kept else others).pop(0) for kept in is_tensor]
-            # with create_graph the gradients are functions of the inputs, and no constants
+            # with create_graph the gradients are functions of the inputs, not constants
             differentiate = Backward.apply if torch.is_grad_enabled() else backward
             made = differentiate(dresult, *arguments, *saved)
             for place, gradient in zip(places, made, strict=True):
@@ -87,7 +88,8 @@ def differentiable(
         leaves = (arguments[place] for place in places)
         if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in leaves):
             return Function.apply(*arguments)
-        # not the Function here: torch.compile takes one of two inputs for one without a ctx
+        # torch.compile mistakes a Function of two inputs for one without a ctx, so not the Function
+        # here
         return result_of(run(arguments))
 
     return call

@@ -12,8 +12,8 @@ _backend = contextvars.ContextVar("spanbert_fast_backend", default="kernels")
 
 
 class _Thread(threading.local):
-    """A copy of the choice of a thread's innermost block, for torch.compile, which can guard its
-    code on an attribute but cannot read a context variable."""
+    """The choice of a thread's innermost block, copied for torch.compile: it can guard its code on
+    an attribute, but cannot read a context variable."""
 
     def __init__(self):
         self.backend = "kernels"

@@ -73,8 +73,8 @@ def check_distinct(name: str, indices: torch.Tensor) -> None:
 def check_norm_saved(
     dy: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor, z: torch.Tensor
 ) -> None:
-    """Raise unless they fit the (rows, hidden_size) input of a norm: PyTorch's backward reads as
-    much of them as that has, whatever their shapes."""
+    """Raise unless they fit the (rows, hidden_size) input z of a norm. PyTorch's backward assumes
+    that they do, and would read out of bounds."""
     check_shape("dy", dy, tuple(z.shape))
     for name, statistics in (("mean", mean), ("rstd", rstd)):
         check_shape(name, statistics, (z.shape[0], 1))

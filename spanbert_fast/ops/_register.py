@@ -1,9 +1,9 @@
 """Registers functions of tensors with PyTorch, which then dispatches them by device.
 
-An op is a forward and, where it has gradients, a backward function. Each is registered under its
-name with a composite (out of PyTorch's own operators, for any device and for float64), a fake
-implementation, the extension's CPU kernel and the Triton launcher of that name. Gradients are
-`_autograd.py`'s.
+An op is a forward function and, if it has gradients, a backward function. Each is registered under
+its name with a composite (in PyTorch's own operators, for any device and for float64), a fake
+implementation, the extension's CPU kernel and the Triton launcher of that name. `_autograd.py`
+connects the two.
 """
 
 import importlib
@@ -20,8 +20,9 @@ from spanbert_fast._extension import _C
 _library = torch.library.Library("spanbert_fast", "FRAGMENT")
 has_triton = importlib.util.find_spec("triton") is not None
 
-# The registered functions by name: what tests and benchmarks go through.
+# The registered functions by name; tests and benchmarks iterate over them.
 KERNELS: dict[str, "Kernel"] = {}
+_OPS: dict[str, str] = {}  # the op of each registered function
 
 
 class Signature:
@@ -63,7 +64,7 @@ class Signature:
 
 
 def _annotations(kind: Any) -> dict[str, Any]:
-    """The fields of a NamedTuple class; none of anything else."""
+    """The annotated fields of a NamedTuple class; of any other class none."""
     is_named_tuple = isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
     return inspect.get_annotations(kind) if is_named_tuple else {}
 
@@ -88,16 +89,24 @@ class Kernel(NamedTuple):
 
 
 def register(
-    name: str, composite: Callable, fake: Callable, *, with_composite: bool = True
+    name: str,
+    composite: Callable,
+    fake: Callable,
+    *,
+    op: str | None = None,
+    with_composite: bool = True,
 ) -> Kernel:
     """Register `spanbert_fast::name`.
 
     Args:
-        composite: the implementation out of PyTorch's own operators. Its annotations give the
+        composite: the implementation in PyTorch's own operators. Its annotations give the
             schema; a NamedTuple stands for its fields.
-        fake: has the same parameters and returns empty tensors in the form of the results.
+        fake: has the same parameters and returns empty tensors of the results' shapes and dtypes.
+        op: the op that it belongs to, and the module of its Triton launcher; by default the name
+            without _fwd or _bwd.
         with_composite: let a device without a kernel run the composite.
     """
+    _OPS[name] = op or name.removesuffix("_fwd").removesuffix("_bwd")
     signature = Signature(composite)
     composite, fake = signature.flat(composite), signature.flat(fake)
 
@@ -121,18 +130,18 @@ def register(
 
 def op_of(name: str) -> str:
     """The op that a registered function belongs to."""
-    return name.removesuffix("_fwd").removesuffix("_bwd")
+    return _OPS[name]
 
 
 def has_cpu_kernel(name: str) -> bool:
-    """Whether the extension has an implementation of that function."""
+    """Whether the extension implements the function."""
     return _C is not None and torch._C._dispatch_has_kernel_for_dispatch_key(
         f"spanbert_fast::{name}", "CPU"
     )
 
 
 def has_triton_kernel(name: str) -> bool:
-    """Whether there is a Triton launcher of that function."""
+    """Whether the function has a Triton launcher."""
     return importlib.util.find_spec(f"spanbert_fast.kernels.{op_of(name)}") is not None
 
 

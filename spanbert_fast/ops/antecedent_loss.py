@@ -1,11 +1,11 @@
-"""`antecedent_loss`: the marginal log-likelihood of gold antecedents, pairs in tiles.
+"""`antecedent_loss`: the marginal log-likelihood of gold antecedents, computed in tiles of pairs.
 
     loss_i = log sum_{j or none} exp s(i, j) - log sum_{gold j} exp s(i, j)
     ds(i, j) = dloss_i (p_ij - r_ij),   p and r the softmax over all and over the gold antecedents
 
-(Lee et al. 2017, arXiv 1707.07045, section 3.) The forward keeps the two logarithms of a mention;
-the backward makes the scores again, tile by tile, so memory grows with the mentions and not with
-their pairs. `_antecedents.py` says what s is.
+(Lee et al. 2017, arXiv 1707.07045, section 3.) The forward keeps the two logarithms of each
+mention; the backward computes the scores again, tile by tile. So memory grows with the number of
+mentions, not of pairs. `_antecedents.py` defines s.
 """
 
 from typing import NamedTuple
@@ -42,14 +42,14 @@ def antecedent_loss(
         >>> antecedent_loss(x, x, torch.zeros(2), zeros, torch.tensor([5, 5]), cu_mentions)
         tensor([0.0000, 0.6931])
 
-    A mention's candidates are the mentions before it in its document, and none, whose score is 0;
-    none is the gold one where no candidate is of the mention's cluster.
+    A mention's candidates are the mentions before it in its document, and "none", whose score is 0.
+    If no candidate is of the mention's cluster, "none" is the gold antecedent.
 
     Args:
         queries, keys: (mentions, features), floating; mentions in the order of the text.
-        mention_scores: (mentions,), floating, of both sides of a pair.
-        distance_scores: (mentions, 10), floating: what a mention adds for an antecedent at each
-            distance in mentions: 0 (never looked at), 1, 2, 3, 4, 5-7, 8-15, 16-31, 32-63, 64+.
+        mention_scores: (mentions,), floating; a pair adds those of both its mentions.
+        distance_scores: (mentions, 10), floating: a mention's score for an antecedent at each
+            distance in mentions: 0 (never read), 1, 2, 3, 4, 5-7, 8-15, 16-31, 32-63, 64+.
         clusters: int64 (mentions,), equal for mentions of one gold cluster; negative for a mention
             that is in none.
         cu_mentions: int32 (documents + 1,), prefix sums of the documents' mentions.
@@ -58,8 +58,8 @@ def antecedent_loss(
         (mentions,) in fp32 (fp64 for fp64), differentiable in the first four.
 
     Raises:
-        ValueError: shapes disagree, or (on the CPU, where looking is free) cu_mentions is not a
-            rising sequence from 0 to mentions.
+        ValueError: shapes disagree, or (checked on the CPU only) cu_mentions is not a rising
+            sequence from 0 to mentions.
     """
     check_antecedents(queries, keys, mention_scores, distance_scores, cu_mentions)
     _checks.check_shape("clusters", clusters, (queries.shape[0],))
@@ -83,7 +83,7 @@ def antecedent_loss(
 
 
 class LossInputs(NamedTuple):
-    """What the registered functions take."""
+    """The arguments of the registered functions."""
 
     queries: torch.Tensor
     keys: torch.Tensor
@@ -103,7 +103,7 @@ def _composite_fwd(inputs: LossInputs) -> tuple[torch.Tensor, torch.Tensor, torc
     """(losses, lse, gold_lse), each (mentions,)."""
     mentions, opmath = inputs.queries.shape[0], opmath_dtype(inputs.queries.dtype)
     first_of_document = documents_of(inputs.cu_mentions, mentions)
-    lse = inputs.queries.new_zeros((mentions,), dtype=opmath)  # of none alone
+    lse = inputs.queries.new_zeros((mentions,), dtype=opmath)  # of "none" alone
     gold_lse = torch.full_like(lse, -torch.inf)
     for rows in row_tiles(mentions):
         for columns in column_tiles(rows):
@@ -136,8 +136,12 @@ def _composite_bwd(
             d = d.to(queries.dtype)
             dq[rows] += (d @ keys[columns]).to(dq.dtype)
             dk[columns] += (d.t() @ queries[rows]).to(dk.dtype)
-    made = zip((dq, dk, dm, dd), inputs[:4], strict=True)
-    return tuple(gradient.to(tensor.dtype) for gradient, tensor in made)
+    return (
+        dq.to(queries.dtype),
+        dk.to(keys.dtype),
+        dm.to(mention_scores.dtype),
+        dd.to(distance_scores.dtype),
+    )
 
 
 def _fake_fwd(inputs: LossInputs):

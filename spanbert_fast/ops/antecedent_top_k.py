@@ -1,8 +1,8 @@
-"""`antecedent_top_k`: the best antecedents of each mention, kept while tiles of pairs go by.
+"""`antecedent_top_k`: the best antecedents of each mention, found in tiles of pairs.
 
-Coarse pruning of antecedents (Lee et al. 2018, arXiv 1804.05392, section 4) looks at all pairs of
-mentions. Here a tile's scores are merged into the k best of each mention and forgotten, so memory
-grows with the mentions times k. `_antecedents.py` says what the scores are.
+Coarse pruning of antecedents (Lee et al. 2018, arXiv 1804.05392, section 4) scores all pairs of
+mentions. This op merges each tile's scores into the k best of each mention and keeps no others, so
+memory grows with the number of mentions times k. `_antecedents.py` defines the scores.
 """
 
 from typing import NamedTuple
@@ -26,10 +26,10 @@ class TopAntecedents(NamedTuple):
     """What `antecedent_top_k` returns.
 
     Attributes:
-        scores: (mentions, k), falling; -inf where a mention has fewer candidates. fp32 (fp64 for
-            fp64).
-        antecedents: int64 (mentions, k), numbers of mentions; -1 where there is none. Of equal
-            scores the candidate that comes first in the text comes first.
+        scores: (mentions, k), from high to low; -inf where a mention has fewer candidates. fp32
+            (fp64 for fp64).
+        antecedents: int64 (mentions, k), numbers of mentions; -1 where there is none. Equal scores
+            are in the order of the text.
     """
 
     scores: torch.Tensor
@@ -56,7 +56,7 @@ def antecedent_top_k(
 
     Args:
         queries, keys, mention_scores, distance_scores, cu_mentions: see `antecedent_loss`.
-        k: how many, from 1 on.
+        k: number of antecedents, at least 1.
 
     Raises:
         ValueError: shapes disagree, k is below 1, or cu_mentions is not what it should be.
@@ -85,7 +85,7 @@ def antecedent_top_k(
 
 
 class TopKInputs(NamedTuple):
-    """What the registered function takes."""
+    """The arguments of the registered function."""
 
     queries: torch.Tensor
     keys: torch.Tensor
@@ -105,7 +105,7 @@ def _composite_fwd(inputs: TopKInputs) -> tuple[torch.Tensor, torch.Tensor]:
         for columns in column_tiles(rows):
             scores, _ = tile_scores(inputs, first_of_document, rows, columns)
             numbers = torch.arange(columns.start, columns.stop, device=queries.device)
-            # what is there comes first: a stable sort keeps it before its equals
+            # candidates found earlier come first: a stable sort keeps them before equal ones
             both = torch.cat([best[rows], scores], 1)
             named = torch.cat([antecedents[rows], numbers.expand(len(scores), -1)], 1)
             both, order = both.sort(dim=1, descending=True, stable=True)

@@ -38,7 +38,7 @@ def bias_gelu(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 
 
 class BiasGeluInputs(NamedTuple):
-    """What the registered functions take."""
+    """The arguments of the registered functions."""
 
     x: torch.Tensor
     bias: torch.Tensor

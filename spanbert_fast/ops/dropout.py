@@ -1,4 +1,4 @@
-"""Dropout as one value, which the ops take, and as flat arguments, which registered ops take."""
+"""The two forms of dropout: one value for the ops, flat arguments for the registered functions."""
 
 from typing import NamedTuple
 

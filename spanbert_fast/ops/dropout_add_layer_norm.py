@@ -70,7 +70,7 @@ def dropout_add_layer_norm(
 
 
 class NormInputs(NamedTuple):
-    """What the registered functions take; y is of residual's dtype."""
+    """The arguments of the registered functions; y has residual's dtype."""
 
     x: torch.Tensor
     residual: torch.Tensor
@@ -85,7 +85,7 @@ class NormInputs(NamedTuple):
 
 
 class NormGradients(NamedTuple):
-    """What the backward gives; dx_bias is (0,) where there is no x_bias."""
+    """The results of the backward; dx_bias is (0,) where there is no x_bias."""
 
     dx: torch.Tensor
     dresidual: torch.Tensor
@@ -95,7 +95,7 @@ class NormGradients(NamedTuple):
 
 
 def _multiplier_and_sum(i: NormInputs) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """(dropout's multiplier or None, what is normalised)."""
+    """(dropout's multiplier or None, the sum that is normalised)."""
     z = i.x.to(opmath_dtype(i.x.dtype))
     if i.x_bias is not None:
         z = z + i.x_bias.to(z.dtype)
@@ -116,7 +116,7 @@ def _composite_fwd(inputs: NormInputs) -> tuple[torch.Tensor, torch.Tensor, torc
 def _composite_bwd(
     dy: torch.Tensor, inputs: NormInputs, mean: torch.Tensor, rstd: torch.Tensor
 ) -> NormGradients:
-    """The sum is made again rather than stored."""
+    """The gradients; the sum is computed again rather than stored."""
     multiplier, z = _multiplier_and_sum(inputs)
     _checks.check_norm_saved(dy, mean, rstd, z)
     weight, bias = inputs.weight.to(z.dtype), inputs.bias.to(z.dtype)

@@ -116,8 +116,8 @@ def embedding_layer_norm(
 
 
 class EmbeddingInputs(NamedTuple):
-    """What the registered functions take. `words` is the word table, or, where input_ids is None,
-    the row of each token."""
+    """The arguments of the registered functions. `words` is the word table; if input_ids is None,
+    it is the row of each token."""
 
     words: torch.Tensor
     input_ids: torch.Tensor | None
@@ -136,8 +136,8 @@ class EmbeddingInputs(NamedTuple):
 
 
 class EmbeddingGradients(NamedTuple):
-    """What the backward gives, the tables' sums in fp32; dtoken_types is (0,) where there are
-    none."""
+    """The results of the backward, the tables' summed in fp32; dtoken_types is (0,) without token
+    types."""
 
     dwords: torch.Tensor
     dpositions: torch.Tensor

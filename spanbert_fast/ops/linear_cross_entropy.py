@@ -31,7 +31,7 @@ from spanbert_fast.reference import linear_cross_entropy as reference
 # Scores in one tile: 8 MB in fp32. Beside the gradients, the op needs a handful of such tensors.
 _TILE_ELEMENTS = 1 << 21
 _TILE_ROWS = 4096
-_TILE_COLUMNS = 256  # at least; narrower products are slow
+_TILE_COLUMNS = 256  # at least: narrower products are slow
 
 # The most bytes of scores that a compiled forward keeps for its backward. They lie in whole huge
 # pages, which takes a few MB more.
@@ -130,7 +130,7 @@ def linear_cross_entropy(
 
 
 class LossInputs(NamedTuple):
-    """What the registered functions take.
+    """The arguments of the registered functions.
 
     saved_columns: the columns whose scores a compiled forward saves for the backward.
     """
@@ -151,7 +151,7 @@ def _runs_compiled(*tensors: torch.Tensor) -> bool:
 
 
 def _saved_columns(hidden: torch.Tensor, *parameters: torch.Tensor) -> int:
-    """The columns whose scores the forward is to keep for the backward."""
+    """The number of columns whose scores the forward keeps for the backward."""
     tensors = (hidden, *parameters)
     differentiates = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if not (differentiates and _runs_compiled(*tensors)):

@@ -48,9 +48,9 @@ def sample_spans(
         input_ids: int64 (total_tokens,), every id in [0, 2**31).
         cu_seqlens: int32 (batch + 1,), prefix sums of the lengths; no sequence is empty.
         word_starts: bool (total_tokens,), whether a token begins a word. The first token of a
-            sequence always does, and so does a token behind a special token.
+            sequence always does, and so does a token after a special token.
         seed: any 64-bit integer.
-        sequence_ids: int64 (batch,), a number of its own for each sequence of a training run.
+        sequence_ids: int64 (batch,), a different number for each sequence of a training run.
         mask_token_id: the mask token's id.
         random_token_pool: int64 (pool,), the ids that random tokens are drawn from, uniformly; an
             id that occurs several times is drawn more often.
@@ -115,7 +115,7 @@ def sample_spans_fixed(
         ...     text, torch.tensor([0, 40], dtype=torch.int32), every, seed=1, mask_token_id=103,
         ...     sequence_ids=torch.tensor([0]), random_token_pool=text,
         ... )
-        >>> len(sample.mlm_targets), int(counts[0])  # room, and what is in it
+        >>> len(sample.mlm_targets), int(counts[0])  # capacity and count
         (7, 6)
 
     Args:
@@ -159,7 +159,7 @@ def sample_spans_fixed(
 
 
 def span_capacity(law: SpanLaw, total_tokens: int, batch: int) -> int:
-    """The most tokens that this law can mask in `batch` sequences of `total_tokens` in all."""
+    """The most tokens that this law can mask in `batch` sequences of `total_tokens` together."""
     if law.complete_words:
         return total_tokens
     rounded_up = total_tokens * law.budget_numerator // law.budget_denominator + batch

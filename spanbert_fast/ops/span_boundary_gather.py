@@ -2,8 +2,8 @@
 
 The layer is LN(GELU(W1 [x_l; x_r; p_k] + b1)). W1 is linear. With W1 = [Wl Wr | Wp], its product is
 the sum of a row per span, [Wl Wr] [x_l; x_r], and a row per place, Wp p_k + b1 (contract C2). This
-op picks the two rows of each target and adds them. Its backward sums the targets' gradients twice:
-over each span, whose targets lie side by side, and over each place.
+op gathers the two rows of each target and adds them. Its backward sums the targets' gradients
+twice: over each span, whose targets are contiguous, and over each place.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ def span_boundary_gather(
     *,
     eps: float = 1e-12,
 ) -> torch.Tensor:
-    """y[t] = LayerNorm(GELU(spans[s] + places[k])), target t being at place k of span s.
+    """y[t] = LayerNorm(GELU(spans[s] + places[k])), where target t is at place k of span s.
 
         >>> spans, places = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.zeros(3, 2)
         >>> cu_span_lengths = torch.tensor([0, 1, 3], dtype=torch.int32)  # of 1 and 2 targets
@@ -46,7 +46,7 @@ def span_boundary_gather(
         places: (max_span_targets, hidden_size), floating: Wp p_k + b1.
         cu_span_lengths: int32 (num_spans + 1,), prefix sums of the spans' target counts, from 0
             to num_targets; a count may be 0.
-        num_targets: a Python int, the length of the targets, so that the host need not ask a GPU.
+        num_targets: the number of targets, a Python int so that the host need not wait for a GPU.
         weight, bias: (hidden_size,), the norm's scale and shift.
         eps: added to the variance.
 
@@ -82,7 +82,7 @@ def span_boundary_gather(
 
 
 class GatherInputs(NamedTuple):
-    """What the registered functions take."""
+    """The arguments of the registered functions."""
 
     spans: torch.Tensor
     places: torch.Tensor
@@ -108,7 +108,7 @@ def _check_lengths(cu_span_lengths: torch.Tensor, num_targets: int, max_targets:
 def _span_and_place(
     cu_span_lengths: torch.Tensor, num_targets: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64 (num_targets,) twice: each target's span and its place there; no host sync."""
+    """Two int64 (num_targets,): each target's span, and its place there; no host sync."""
     targets = torch.arange(num_targets, device=cu_span_lengths.device)
     starts = cu_span_lengths.long()
     # the last span that starts at or before the target; this skips spans without targets
@@ -135,7 +135,7 @@ def _composite_fwd(
 def _composite_bwd(
     dy: torch.Tensor, inputs: GatherInputs, mean: torch.Tensor, rstd: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dspans, dplaces, dweight, dbias); the sums are made again rather than stored."""
+    """(dspans, dplaces, dweight, dbias); the sums are computed again rather than stored."""
     _check_lengths(inputs.cu_span_lengths, inputs.num_targets, inputs.places.shape[0])
     span, place = _span_and_place(inputs.cu_span_lengths, inputs.num_targets)
     z = _sum(inputs, span, place)

@@ -14,7 +14,7 @@ from spanbert_fast.reference.span_law import (
     threshold,
 )
 
-MAX_SPAN_WORDS = 256  # lengths have a table, which kernels keep in registers or shared memory
+MAX_SPAN_WORDS = 256  # kernels keep a table of lengths in registers or shared memory
 _MAX_DENOMINATOR = 10**6
 
 Scheme = str | Mapping[str, float]
@@ -43,21 +43,21 @@ class SpanOptions:
             mask_ratio is read as the nearest fraction with a denominator up to 1,000,000.
         geometric_p, min_span_words, max_span_words: a span's words l are drawn from
             p (1 - p)^(l - 1), clipped to [min, max] and normalised; max is at most 256.
-        max_span_targets: tokens of a span that the span boundary objective predicts, its first.
+        max_span_targets: how many tokens of a span the span boundary objective predicts: the first.
         replacement: "span": 80 % of the spans become mask tokens, 10 % random tokens, and 10 % stay
             as they are; "token": the same decision is made for each token.
         scheme: what one draw masks. "geometric": whole words, from the anchor's word on; "word":
             the anchor's word; "subword": the anchor; "given": one of the given spans with
-            given_probability, else a word (section 6.1). Or a share for each, for example
+            given_probability, else a word (section 6.1). Or a dict of shares, for example
             {"given": 0.5, "geometric": 0.5}.
         given_probability: see scheme.
         endpoints: a span is predicted from the tokens outside its ends ("external"), or from its
             own first and last ("internal").
-        complete_words: mask the word in which the budget ends to its end, beyond the budget.
+        complete_words: where the budget ends within a word, mask the whole word, beyond the budget.
         unbiased_edges: spans grow to the right only, so the first tokens of a text are masked less
             often than the others: the first one 4 % of the time, with 10 words. With True the text
-            is a ring: a span that reaches a special token continues behind it, a span that reaches
-            the end continues at the beginning, and every token has the same chance.
+            is a ring: a span that reaches a special token continues after it, a span that reaches
+            the end continues at the beginning, and every token is masked equally often.
 
     Raises:
         ValueError: an option is out of its range.
@@ -78,7 +78,7 @@ class SpanOptions:
     def __post_init__(self) -> None:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         shares = _scheme_shares(fields.pop("scheme"), fields.pop("given_probability"))
-        # made here: a compiled step finds it, and Dynamo need not follow the fractions in it
+        # computed here, so that Dynamo need not trace the fractions in a compiled step
         object.__setattr__(self, "_law", _law(shares=shares, **fields))
 
     def __hash__(self) -> int:
@@ -86,7 +86,7 @@ class SpanOptions:
 
     def law(self) -> SpanLaw:
         """The options in integers, as every implementation of the sampler takes them."""
-        return self._law
+        return vars(self)["_law"]
 
 
 def _check_ratio(name: str, value: float) -> None:
@@ -154,7 +154,7 @@ def _law(
         raise ValueError(f"max_span_targets must be at least 1, got {max_span_targets}")
     _check_choice("replacement", replacement, ("span", "token"))
     _check_choice("endpoints", endpoints, ("external", "internal"))
-    # 0.15 means 3/20, not the binary fraction beside it: 20 tokens have a budget of exactly 3.
+    # 0.15 means 3/20, not the nearest binary fraction: 20 tokens have a budget of exactly 3.
     ratio = Fraction(mask_ratio).limit_denominator(_MAX_DENOMINATOR)
     if ratio == 0:
         raise ValueError(f"mask_ratio must be at least 1e-6, got {mask_ratio}")

@@ -1,15 +1,15 @@
-"""`span_representation`: what stands for a span in coreference resolution, gathered from rows.
+"""`span_representation`: the vector of a span in coreference resolution, gathered from rows.
 
     y_s = [first[start_s]; last[end_s]; sum_t softmax(logits[start_s..end_s])_t inner[t]]
 
-Two boundary tokens and the span's head word by attention (Lee et al. 2017, arXiv 1707.07045,
-equation 1 and section 4; without the head word Kirstain et al. 2021, arXiv 2101.00434, whose m^s
-and m^e these are). `span_boundary_gather` gathers two boundaries as well, but adds their rows and
-norms the sum for each target; here they stand side by side, once for a span.
+It joins the rows of the two boundary tokens and the span's head word, found by attention (Lee et
+al. 2017, arXiv 1707.07045, equation 1 and section 4). Kirstain et al. 2021 (arXiv 2101.00434) have
+no head word; the boundary rows are their m^s and m^e. `span_boundary_gather` gathers two boundaries
+as well, but adds their rows, and normalises the sum for each target.
 
 The backward scatters: dfirst[t] sums over the spans that begin at t, in the order of spans. With
-c_s = dpooled_s . pooled_s and p the weights, dinner[t] = sum_s p_st dpooled_s and dlogits[t] =
-sum_s p_st (dpooled_s . inner[t] - c_s), over the spans that t lies in.
+c_s = dpooled_s . pooled_s and the weights p, dinner[t] = sum_s p_st dpooled_s and dlogits[t] =
+sum_s p_st (dpooled_s . inner[t] - c_s), summed over the spans that contain t.
 """
 
 from typing import NamedTuple
@@ -33,7 +33,7 @@ def span_representation(
     inner: torch.Tensor | None = None,
     logits: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """[firsts[start]; lasts[end]; the mean of inner[start..end] by softmax(logits)] of each span.
+    """[firsts[start]; lasts[end]; mean of inner[start..end] weighted by softmax(logits)] per span.
 
         >>> x, spans = torch.tensor([[1.0], [2.0], [3.0]]), (torch.tensor([0]), torch.tensor([2]))
         >>> span_representation(x, x, *spans, inner=x, logits=torch.zeros(3))
@@ -43,7 +43,7 @@ def span_representation(
         firsts: (rows, a), floating.
         lasts: (rows, b), floating.
         starts, ends: int64 (spans,), rows, both inclusive, starts <= ends; in any order.
-        inner: (rows, c), floating; with logits, or neither.
+        inner: (rows, c), floating; given together with logits, or not at all.
         logits: (rows,), floating.
 
     Returns:
@@ -51,8 +51,8 @@ def span_representation(
         fp32. Copies are exact.
 
     Raises:
-        ValueError: shapes disagree, one of inner and logits is missing, or (on the CPU, where
-            looking is free) a span is not within the rows, or ends before it starts.
+        ValueError: shapes disagree, one of inner and logits is missing, or (checked on the CPU
+            only) a span is not within the rows, or ends before it starts.
     """
     _checks.check_shape("firsts", firsts, ("rows", "features"))
     rows = firsts.shape[0]
@@ -61,7 +61,7 @@ def span_representation(
     if (inner is None) != (logits is None):
         missing = "inner" if inner is None else "logits"
         raise ValueError(f"inner and logits must be given together, got no {missing}")
-    if inner is not None:
+    if inner is not None and logits is not None:
         _checks.check_shape("inner", inner, (rows, "features"))
         _checks.check_shape("logits", logits, (rows,))
         given += [("inner", inner), ("logits", logits)]
@@ -97,12 +97,12 @@ def _check_order(starts: torch.Tensor, ends: torch.Tensor) -> None:
         return
     wrong = (starts > ends).nonzero()
     if len(wrong):
-        s = wrong[0, 0].item()
+        s = int(wrong[0, 0])
         raise ValueError(f"starts must be <= ends, got {starts[s]} and {ends[s]} at span {s}")
 
 
 class SpanInputs(NamedTuple):
-    """What the registered functions take."""
+    """The arguments of the registered functions."""
 
     firsts: torch.Tensor
     lasts: torch.Tensor
@@ -113,29 +113,29 @@ class SpanInputs(NamedTuple):
 
 
 def _places(inputs: SpanInputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """(span, row) of each row of each span, one after another."""
+    """(span, row) of every row of every span, span by span."""
     lengths = inputs.ends - inputs.starts + 1
     span = torch.repeat_interleave(lengths)
     first = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
     return span, inputs.starts[span] + torch.arange(len(span), device=span.device) - first
 
 
-def _weights(inputs: SpanInputs, span, row, lse) -> torch.Tensor:
-    return (inputs.logits[row].to(lse.dtype) - lse[span]).exp()
+def _weights(logits: torch.Tensor, span, row, lse) -> torch.Tensor:
+    return (logits[row].to(lse.dtype) - lse[span]).exp()
 
 
 def _composite_fwd(inputs: SpanInputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """(y, lse): lse (spans,) of the spans' logits, (0,) without them."""
+    """(y, lse): lse (spans,) over each span's logits; (0,) without logits."""
     firsts, opmath = inputs.firsts, opmath_dtype(inputs.firsts.dtype)
     parts = [firsts[inputs.starts], inputs.lasts[inputs.ends]]
-    if inputs.inner is None:
+    if inputs.inner is None or inputs.logits is None:
         return torch.cat(parts, 1), firsts.new_empty((0,), dtype=opmath)
     span, row = _places(inputs)
     logits, spans = inputs.logits.to(opmath), len(inputs.starts)
     top = logits.new_full((spans,), -torch.inf).scatter_reduce(0, span, logits[row], "amax")
     sums = logits.new_zeros((spans,)).index_add(0, span, (logits[row] - top[span]).exp())
     lse = top + sums.log()
-    weighted = _weights(inputs, span, row, lse)[:, None] * inputs.inner[row].to(opmath)
+    weighted = _weights(logits, span, row, lse)[:, None] * inputs.inner[row].to(opmath)
     pooled = weighted.new_zeros((spans, weighted.shape[1])).index_add(0, span, weighted)
     return torch.cat([*parts, pooled.to(firsts.dtype)], 1), lse
 
@@ -154,11 +154,11 @@ def _composite_bwd(
 
     dfirsts = scattered(firsts, starts, dy[:, :a])
     dlasts = scattered(lasts, ends, dy[:, a : a + b])
-    if inner is None:
+    if inner is None or logits is None:
         return dfirsts, dlasts, firsts.new_empty((0,)), firsts.new_empty((0,), dtype=opmath)
     span, row = _places(inputs)
     dpooled, pooled = dy[:, a + b :], y[:, a + b :].to(opmath)
-    weights = _weights(inputs, span, row, lse)
+    weights = _weights(logits, span, row, lse)
     dinner = scattered(inner, row, weights[:, None] * dpooled[span])
     along = (dpooled[span] * inner[row].to(opmath)).sum(1) - (dpooled * pooled).sum(1)[span]
     return dfirsts, dlasts, dinner, scattered(logits, row, weights * along)
@@ -167,9 +167,9 @@ def _composite_bwd(
 def _fake_fwd(inputs: SpanInputs):
     firsts, spans = inputs.firsts, inputs.starts.shape[0]
     width = firsts.shape[1] + inputs.lasts.shape[1]
-    has_inner = inputs.inner is not None
-    width += inputs.inner.shape[1] if has_inner else 0
-    lse = firsts.new_empty((spans if has_inner else 0,), dtype=opmath_dtype(firsts.dtype))
+    width += 0 if inputs.inner is None else inputs.inner.shape[1]
+    summed = 0 if inputs.inner is None else spans
+    lse = firsts.new_empty((summed,), dtype=opmath_dtype(firsts.dtype))
     return firsts.new_empty((spans, width)), lse
 
 

@@ -1,4 +1,4 @@
-"""The loss over gold antecedents, with all scores of all pairs in memory."""
+"""The loss over gold antecedents, with the scores of all pairs in memory."""
 
 import torch
 
@@ -8,7 +8,7 @@ DISTANCE_BOUNDS = (1, 2, 3, 4, 5, 8, 16, 32, 64)
 
 def distance_buckets(distances: torch.Tensor) -> torch.Tensor:
     """int64, the bucket of each distance (Lee et al. 2018, the released code)."""
-    return sum((distances >= bound).long() for bound in DISTANCE_BOUNDS)
+    return torch.stack([distances >= bound for bound in DISTANCE_BOUNDS]).sum(0)
 
 
 def antecedent_scores(
@@ -18,7 +18,7 @@ def antecedent_scores(
     distance_scores: torch.Tensor,
     cu_mentions: torch.Tensor,
 ) -> torch.Tensor:
-    """(mentions, mentions): s(i, j), -inf where j is no candidate: not before i in its document."""
+    """(mentions, mentions): s(i, j); -inf for a j that is not before i in i's document."""
     place = torch.arange(len(queries), device=queries.device)
     document = torch.searchsorted(cu_mentions[1:].long(), place, right=True)
     distance = place[:, None] - place
@@ -36,7 +36,7 @@ def antecedent_loss(
     clusters: torch.Tensor,
     cu_mentions: torch.Tensor,
 ) -> torch.Tensor:
-    """(mentions,): log sum exp over all antecedents - log sum exp over the gold ones."""
+    """(mentions,): log sum exp over all antecedents, minus that over the gold ones."""
     scores = antecedent_scores(queries, keys, mention_scores, distance_scores, cu_mentions)
     is_gold = (clusters[:, None] == clusters) & (clusters >= 0) & scores.isfinite()
     none = torch.zeros_like(scores[:, :1])  # the score of no antecedent

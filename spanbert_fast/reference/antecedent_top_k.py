@@ -1,4 +1,4 @@
-"""The best antecedents of each mention, with all scores of all pairs in memory."""
+"""The best antecedents of each mention, with the scores of all pairs in memory."""
 
 import torch
 

@@ -13,7 +13,7 @@ import torch
 from spanbert_fast.reference.philox import MASK32, philox4x32, split_key
 
 ROUNDS = 7
-_HIDDEN_STREAM = 0xFFFF  # in place of attention's head number: no attention has 65,536 heads
+_HIDDEN_STREAM = 0xFFFF  # takes the place of attention's head number, which is always smaller
 
 
 def dropout_threshold(dropout_p: float) -> int:
@@ -22,7 +22,7 @@ def dropout_threshold(dropout_p: float) -> int:
     Raises:
         ValueError: p is negative, or so near 0 or 1 that a byte cannot express it.
     """
-    threshold = int(256 * dropout_p + 0.5)  # rounded, a half up
+    threshold = int(256 * dropout_p + 0.5)  # rounds a half up
     if dropout_p != 0 and not 1 <= threshold <= 255:
         raise ValueError(f"dropout_p must be 0 or in [1/512, 511/512), got {dropout_p}")
     return threshold
@@ -41,8 +41,8 @@ class Dropout(NamedTuple):
         seed: int64 0-dim tensor on the device of the elements.
         site: the number of the place, which gives it its own mask. `DropoutPlan` numbers the places
             of a model.
-        rows: int64 (tokens,), for hidden states of which only some rows are computed: their numbers
-            in the whole matrix. So a row's mask does not depend on which other rows are computed.
+        rows: int64 (tokens,), if only some rows of hidden states are computed: their numbers in the
+            whole matrix. So a row's mask does not depend on which other rows are computed.
     """
 
     p: float

@@ -44,15 +44,15 @@ class SpanSample(NamedTuple):
     Attributes:
         input_ids: int64 (total_tokens,), the text with its masks.
         mlm_positions, mlm_targets: int64 (num_masked,), every masked token and what it was.
-        span_boundaries: int64 (num_spans, 2), the two tokens that a span is predicted from, of the
-            spans that have targets: those between two maskable tokens of their sequence (with
+        span_boundaries: int64 (num_spans, 2), the two tokens from which a span is predicted, for
+            the spans that have targets: those between two maskable tokens of their sequence (with
             internal endpoints: all). A span beside a special token or an end has none.
         span_starts, span_ends: int64 (num_merged_spans,), both inclusive, of every span.
         cu_span_lengths: int32 (num_spans + 1,), prefix sums of the target counts of the spans of
             span_boundaries: each span's length, at most max_span_targets.
         sbo_targets: int64 (cu_span_lengths[-1],), the tokens that these spans were.
-        span_replacements: int8 (num_merged_spans,), what every span was replaced by: 0 the mask
-            token, 1 random tokens, 2 nothing; -1 where each token is decided for itself.
+        span_replacements: int8 (num_merged_spans,), what replaced each span: 0 mask tokens, 1
+            random tokens, 2 its own tokens; -1 if the decision was made for each token.
     """
 
     input_ids: torch.Tensor
@@ -75,7 +75,7 @@ def draw_words(seed: int, sequence_ids: torch.Tensor, first: int) -> list[list[D
 
 
 def _draws(seed: int, sequence_id: torch.Tensor, block: list[Draw]) -> Iterator[Draw]:
-    """A sequence's draws without end; `block` holds the first ones."""
+    """An endless iterator over a sequence's draws; `block` holds the first ones."""
     first = 0
     while True:
         yield from block
@@ -86,8 +86,8 @@ def _draws(seed: int, sequence_id: torch.Tensor, block: list[Draw]) -> Iterator[
 def _words_from(
     start: int, num_words: int, starts: list[bool], maskable: list[bool], ring: bool
 ) -> Iterator[int]:
-    """The tokens of `num_words` words from a word's start on, up to a special token or the end;
-    in a ring they go on behind it, after the end at the beginning."""
+    """The tokens of `num_words` words from a word's start on, up to a special token or the end. In
+    a ring they continue after the special token, and at the end from the beginning."""
     i, words = start, 0
     while True:
         if i == len(maskable) or not maskable[i]:
@@ -114,9 +114,9 @@ def draw_spans(
     """Draw the spans of one sequence.
 
     Args:
-        word_starts, maskable: one per token. A token at the beginning or behind a special token
-            starts a word whatever word_starts says.
-        given: (start, end), both inclusive, of the spans that came from outside.
+        word_starts, maskable: one per token. A token at the beginning or after a special token
+            starts a word, whatever word_starts says.
+        given: (start, end), both inclusive, of the given spans.
 
     Returns:
         The tokens of each span as it was drawn (they may overlap), and the number of draws.
@@ -228,7 +228,7 @@ def sample_spans(
     replacement += replacement_word >= RANDOM_BELOW
     if law.replace_per_token:
         span_replacements = torch.full_like(span_starts, PER_TOKEN, dtype=torch.int8)
-    else:  # a span goes by the word of its first token
+    else:  # the random word of a span's first token decides
         span_replacements = replacement[span_lengths.cumsum(0) - span_lengths]
         replacement = torch.repeat_interleave(span_replacements, span_lengths)
     random_tokens = random_token_pool[token_word * len(random_token_pool) >> 32]
@@ -262,7 +262,7 @@ def sample_spans(
 
 
 def with_capacity(sample: SpanSample, capacity: int) -> tuple[SpanSample, torch.Tensor]:
-    """The same in fields of `capacity` elements, and how many of them count; see
+    """The sample in fields of `capacity` elements, and the counts of elements in use; see
     `spanbert_fast.ops.sample_spans.sample_spans_fixed`."""
 
     def padded(field: torch.Tensor, filling: int, size: int = capacity) -> torch.Tensor:

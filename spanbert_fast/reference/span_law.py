@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-# The last word of a counter says what the words are for. The third stream makes dropout's seeds.
+# The last word of a counter says what the random words are for; stream 2 gives dropout's seeds.
 SPAN_STREAM, REPLACEMENT_STREAM, DROPOUT_STREAM = 0, 1, 2
 SCHEMES = ("given", "geometric", "word", "subword")  # in the order of their thresholds
 
 
 def threshold(probability: Fraction) -> int:
-    """The t for which `word < t` has this probability."""
+    """The t such that `word < t` has this probability."""
     return round(probability * 2**32)
 
 
@@ -44,7 +44,7 @@ class SpanLaw(NamedTuple):
         max_span_targets: places of a span that have a target.
         replace_per_token: replacement is decided for each token, not for each span.
         internal_endpoints: a span is predicted from its own first and last token.
-        complete_words: the word in which the budget ends is masked to its end.
+        complete_words: a word in which the budget ends is masked to its end.
         unbiased_edges: a span that reaches the end of the text continues at its beginning.
     """
 
@@ -60,5 +60,5 @@ class SpanLaw(NamedTuple):
     unbiased_edges: bool
 
     def budget(self, maskable: int) -> int:
-        """How many tokens are masked of `maskable` ones."""
+        """How many of `maskable` tokens are masked."""
         return -(-maskable * self.budget_numerator // self.budget_denominator)

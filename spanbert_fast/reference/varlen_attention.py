@@ -27,4 +27,4 @@ def varlen_attention(
             keep = attention_keep_mask(dropout, number, q.shape[1], end - start)
             probabilities = probabilities * keep[0] * dropout_scale(dropout.threshold)
         outputs.append((probabilities @ vs).transpose(0, 1))
-    return torch.cat(outputs) if outputs else q + k + v  # empty, and all inputs in the graph
+    return torch.cat(outputs) if outputs else q + k + v  # the sum keeps inputs in the graph

@@ -98,7 +98,7 @@ class Task(abc.ABC, Generic[ExampleT, PredictionT]):
 
     @classmethod
     @abc.abstractmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+    def add_arguments(cls, parser: argparse._ActionsContainer) -> None:
         """Add the task's own options, each with the name of a keyword argument of __init__."""
 
     def state(self) -> dict[str, Any]:
@@ -229,7 +229,7 @@ class Task(abc.ABC, Generic[ExampleT, PredictionT]):
         """Write predictions one by one, in the task's official format; returns the files."""
 
 
-class DocumentTask(Task):
+class DocumentTask(Task[ExampleT, PredictionT]):
     """A task whose model needs an example whole: its windows are batches of training alone."""
 
     @abc.abstractmethod
@@ -242,11 +242,11 @@ class DocumentTask(Task):
 
     @abc.abstractmethod
     def predictions(
-        self, model, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, **options
-    ) -> Iterator[Any]:
+        self, model, examples: Sequence[ExampleT], tokenizer: PreTrainedTokenizerBase, **options
+    ) -> Iterator[PredictionT]:
         """One prediction per example, in their order; the options of `predict.predictions`."""
 
-    def decode(self, example: Example, windows: Sequence[dict], outputs: Sequence[dict]) -> Any:
+    def decode(self, example: ExampleT, windows: Sequence[dict], outputs: Sequence[dict]):
         """Not of these tasks: `predictions` takes its place."""
         raise TypeError(f"the task {self.name} predicts whole examples, not windows")
 

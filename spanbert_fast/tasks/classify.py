@@ -99,7 +99,7 @@ class Classification(Task[Text, Prediction]):
         self.score = score
 
     @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+    def add_arguments(cls, parser: argparse._ActionsContainer) -> None:
         """See `Task`."""
         add = parser.add_argument
         add("--glue-task", choices=tuple(GLUE), help="the data is this task's of GLUE")
@@ -246,4 +246,4 @@ def _order(label: str) -> tuple:
 def _refuse_unlabelled(examples: Sequence[Text]) -> None:
     unlabelled = next((example for example in examples if example.label is None), None)
     if unlabelled is not None:
-        raise DataError(f"{unlabelled.place}: has no label")
+        raise DataError(f"{unlabelled.place}: has no label (--label-column names its column)")

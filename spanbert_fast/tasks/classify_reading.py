@@ -9,18 +9,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spanbert_fast.data.text_files import decoded_lines, first_line, plain_suffix
+from spanbert_fast.data.text_files import decoded_lines, decoded_text, first_line, plain_suffix
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks.base import Bad, Example
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
-LABEL_COLUMN = "label"
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
+LABEL_COLUMNS = ("label", "gold_label", "labels")
 TEXT_COLUMNS = (
     ("text1", "text2"),
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question1", "question2"),
     ("question", "sentence"),
+    ("question", "passage"),
     ("text",),
     ("sentence",),
 )
@@ -29,6 +30,7 @@ _MISSING = {"nan", "NaN", "null", "NULL", "None", "<NA>", "#N/A"}
 _ID_COLUMNS = ("index", "id", "idx")
 _COLA = ("source", "label", "star", "sentence")  # its training and dev files have no header
 _COLA_TEST = ["index", "sentence"]
+_FASTTEXT = "__label__"
 _TXT = {1: ("text",), 2: ("label", "text"), 3: ("label", "text1", "text2")}
 _LONGEST_CELL = 2**31 - 1  # csv's default, 131,072 characters, is less than a long document
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -88,14 +90,15 @@ def read_texts(
 
     Args:
         path: its suffix says what it is: .csv and .tsv with a header (quotes are quotes in .csv
-            alone; a .csv may be separated by semicolons or tabs, as Excel writes it, and may have
-            blanks behind its separators), .jsonl with an object per line, or .txt with label TAB
-            text, label TAB text TAB text, or a text alone on each line. Rows have the id that a
-            column index, id or idx says, else their number from 0. A row without the label column
-            has no label.
+            alone; a .csv may be separated by semicolons or tabs, as Excel writes it, may have
+            blanks behind its separators, and may begin with Excel's line sep=), .jsonl or .ndjson
+            with an object per line, .json with the same or with a list of objects, or .txt with
+            label TAB text, label TAB text TAB text, a text alone on each line, or fastText's
+            __label__NAME before each text. Rows have the id that a column index, id or idx says,
+            else their number from 0. A row without the label column has no label.
         glue_task: a key of `GLUE`; the file is GLUE's .tsv then, whatever its suffix.
         text_columns: one or two names; None for the task's, or the first of `TEXT_COLUMNS`.
-        label_column: None for the task's, or `LABEL_COLUMN`.
+        label_column: None for the task's, or the first of `LABEL_COLUMNS` that there is.
         regression: labels are numbers.
 
     Raises:
@@ -104,20 +107,25 @@ def read_texts(
     """
     suffix = ".tsv" if glue_task else plain_suffix(path)
     if suffix not in SUFFIXES:
-        raise DataError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}, got {suffix!r}")
+        raise DataError(
+            f"{path}: the suffix must be one of {', '.join(SUFFIXES)}, got {suffix!r}; "
+            "pandas writes one by to_json(FILE, orient='records', lines=True)"
+        )
     if suffix == ".txt" and (text_columns or label_column):
         raise UsageError(f"--text-columns, --label-column: {path} has no header to name columns")
     glue = GLUE.get(glue_task or "")
     if not text_columns and glue is not None:
         text_columns = glue.text_columns
     choices = [text_columns] if text_columns else TEXT_COLUMNS
-    label_column = label_column or (glue.label_column if glue else LABEL_COLUMN)
+    labels = LABEL_COLUMNS
+    if label_column or glue:
+        labels = (label_column or glue.label_column,)
     number = 0
     for place, row in _rows(path, suffix, glue_task):
         try:
             if isinstance(row, _BadItem):
                 raise row
-            yield _text(row, choices, label_column, regression, number, place)
+            yield _text(row, choices, labels, regression, number, place)
         except _BadItem as error:
             yield Bad(place, str(error))
         number += 1
@@ -125,8 +133,11 @@ def read_texts(
 
 def _rows(path: Path, suffix: str, glue_task: str | None) -> Iterator[tuple[str, Any]]:
     """(place, what is in each column) of each row, or (place, what is wrong with it)."""
-    if suffix == ".jsonl":
-        return _objects(path)
+    if suffix in (".jsonl", ".ndjson", ".json"):
+        is_list = suffix == ".json" and first_line(path).lstrip().startswith("[")
+        return _listed(path) if is_list else _objects(path)
+    if suffix == ".txt" and first_line(path).startswith(_FASTTEXT):
+        return _fasttext(path)
     if suffix == ".csv":
         return _named(_csv(path), None)
     names = None
@@ -149,18 +160,29 @@ def _tsv(path: Path) -> Iterator[tuple[str, list[str]]]:
             yield f"{path}:{number}", _cells(line)
 
 
+def _fasttext(path: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(decoded_lines(path), start=1):
+        if line.strip():
+            label, _, text = line.strip().partition(" ")
+            row: Any = {"label": label.removeprefix(_FASTTEXT), "text": text}
+            if not label.startswith(_FASTTEXT) or text.startswith(_FASTTEXT):
+                row = _BadItem(f"must begin with one {_FASTTEXT}NAME, as the first line does")
+            yield f"{path}:{number}", row
+
+
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(_LONGEST_CELL)
+    lines, skipped = decoded_lines(path), 0
     header = first_line(path)
-    separator = next((s for s in ",;\t" if s in header), ",")
+    if told := re.fullmatch(r"sep=(.)\s*", header):  # Excel's own way to say it
+        next(lines)
+        skipped = 1
+    separator = told[1] if told else next((s for s in ",;\t" if s in header), ",")
     reader = csv.reader(
-        decoded_lines(path),
-        strict=True,
-        delimiter=separator,
-        skipinitialspace=f"{separator} " in header,
+        lines, strict=True, delimiter=separator, skipinitialspace=f"{separator} " in header
     )
     while True:
-        place = f"{path}:{reader.line_num + 1}"
+        place = f"{path}:{reader.line_num + 1 + skipped}"
         try:
             row = next(reader, None)
         except csv.Error as error:
@@ -191,6 +213,17 @@ def _named(rows: Iterator[tuple[str, Any]], names: Sequence[str] | None) -> Iter
             yield place, dict(zip(names, row, strict=True))
 
 
+def _listed(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        rows = json.loads(decoded_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({error})") from error
+    for number, row in enumerate(rows):
+        bad = not isinstance(row, dict)
+        place = f"{path}, row {number}"
+        yield place, _BadItem(f"must be an object, got {row!r:.60}") if bad else row
+
+
 def _objects(path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(decoded_lines(path), start=1):
         if not line.strip():
@@ -208,7 +241,7 @@ def _objects(path: Path) -> Iterator[tuple[str, Any]]:
 def _text(
     row: dict,
     choices: Sequence[Sequence[str]],
-    label_column: str,
+    labels: Sequence[str],
     regression: bool,
     number: int,
     place: str,
@@ -217,7 +250,8 @@ def _text(
     if columns is None:
         wanted = " or ".join("+".join(names) for names in choices)
         names = " ".join(", ".join(row).split())  # on one line
-        raise _BadItem(f"needs the column {wanted}, has {names:.200}")
+        remedy = "; --text-columns names others" if choices is TEXT_COLUMNS else ""
+        raise _BadItem(f"needs the column {wanted}, has {names:.200}{remedy}")
     texts = tuple(row[name] for name in columns)
     for name, text in zip(columns, texts, strict=True):
         if not isinstance(text, str):
@@ -226,7 +260,10 @@ def _text(
             raise _BadItem(f"{name} has half a surrogate pair")
     if not any(map(str.strip, texts)):
         raise _BadItem(f"{' and '.join(columns)} must not be blank")
+    label_column = next((name for name in labels if name in row), "")
     label = row.get(label_column)
+    if label == "-" and label_column == "gold_label":  # SNLI's and MultiNLI's own
+        raise _BadItem("has no gold label: those who labelled it did not agree")
     if isinstance(label, float) and math.isnan(label):  # as null, which json.dumps of pandas avoids
         label = None
     own_name = next((row[key] for key in _ID_COLUMNS if key in row), number)

@@ -123,13 +123,13 @@ class Coreference(DocumentTask):
         labels: Sequence[str] | None = None,
     ):
         super().__init__(max_seq_length=max_seq_length, labels=labels)
-        for name, value, allowed in (
+        for name, choice, allowed in (
             ("format", format, (None, *FORMATS)),
             ("coref-head", coref_head, HEADS),
         ):
-            if value not in allowed:
+            if choice not in allowed:
                 wanted = ", ".join(v for v in allowed if v)
-                raise UsageError(f"--{name} must be one of {wanted}, got {value}")
+                raise UsageError(f"--{name} must be one of {wanted}, got {choice}")
         if self.max_seq_length < 3:  # [CLS], a piece, [SEP]
             raise UsageError(f"--max-seq-length must be at least 3, got {self.max_seq_length}")
         for name, value in (
@@ -144,7 +144,7 @@ class Coreference(DocumentTask):
             raise UsageError(f"--top-span-ratio must be above 0, got {top_span_ratio}")
         self.format, self.singletons = format, singletons
         self.max_training_segments = max_training_segments
-        self.fields = {
+        self.fields: dict[str, Any] = {
             "coref_head": coref_head,
             "coref_feature_size": coref_feature_size,
             "coref_depth": coref_depth,
@@ -155,7 +155,7 @@ class Coreference(DocumentTask):
         }
 
     @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+    def add_arguments(cls, parser: argparse._ActionsContainer) -> None:
         """See `Task`."""
         add = parser.add_argument
         add("--format", choices=FORMATS, help="of the data (default: found out)")
@@ -191,16 +191,18 @@ class Coreference(DocumentTask):
         Raises:
             DataError: a document has no annotation, or no mention is in any.
         """
+        clusters: list[Cluster] = []
         for example in examples:
             if example.clusters is None:
                 raise DataError(f"{example.place}: has no clusters to learn from")
-        sizes = [len(cluster) for example in examples for cluster in example.clusters]
+            clusters += example.clusters
+        sizes = [len(cluster) for cluster in clusters]
         if not sizes:
             raise DataError(f"{examples[0].place}: no document has a mention")
         if self.singletons is None:
             self.singletons = 1 in sizes
         width = self.fields["max_span_width"]
-        spans = [s for example in examples for cluster in example.clusters for s in cluster]
+        spans = [span for cluster in clusters for span in cluster]
         longer = sum(end - start >= width for start, end in spans)
         if longer:
             logger.warning(
@@ -243,7 +245,7 @@ class Coreference(DocumentTask):
 
     def metrics(self, examples: Sequence[Document], predictions) -> dict[str, float]:
         """All figures of `coreference_scores`, in percent."""
-        gold = [example.clusters for example in examples]
+        gold = [example.clusters or [] for example in examples]
         return coreference_scores(gold, predictions, singletons=bool(self.singletons))
 
     def write(

@@ -137,10 +137,10 @@ def coreference_scores(
             for total, ratio in zip(sums[name], (recall, precision), strict=True):
                 total[0] += ratio.numerator
                 total[1] += ratio.denominator
-    figures = {}
+    figures: dict[str, float] = {}
     for name, totals in sums.items():
-        recall, precision = (a / b if b else 0.0 for a, b in totals)
-        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-        figures |= {f"{name}_f1": f1, f"{name}_precision": precision, f"{name}_recall": recall}
+        r, p = (a / b if b else 0.0 for a, b in totals)
+        f1 = 2 * p * r / (p + r) if p + r else 0.0
+        figures |= {f"{name}_f1": f1, f"{name}_precision": p, f"{name}_recall": r}
     conll = sum(figures[f"{name}_f1"] for name in ("muc", "b3", "ceafe")) / 3
     return {name: 100.0 * value for name, value in {"conll_f1": conll, **figures}.items()}

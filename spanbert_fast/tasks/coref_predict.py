@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -44,13 +45,13 @@ def document_clusters(
     bar = tqdm(total=len(documents), unit="document", disable=not progress)
 
     def resolved() -> Iterator[list[Cluster]]:
-        batch = CoreferenceCollator()([window for _, window in waiting])
+        batch: dict[str, Any] = CoreferenceCollator()([window for _, window in waiting])
         with autocast():
             hidden, words = _encoded(core, batch, device, tokens_per_batch)
             out = core.resolve_words(hidden, *words)
         names = ("mention_starts", "mention_ends", "mention_scores", "antecedents")
         arrays = [out[name].cpu() for name in names]
-        if not arrays[2].isfinite().all() or out.antecedent_scores.isnan().any():
+        if not arrays[2].isfinite().all() or out["antecedent_scores"].isnan().any():
             raise FloatingPointError(f"{waiting[0][0].place}: the model's outputs are not finite")
         bounds = batch["cu_words"].tolist()
         per_document = _clusters([array.tolist() for array in arrays], bounds, singletons)

@@ -180,6 +180,7 @@ def _conllu(path: Path) -> Iterator[Document | Bad]:
             if document is not None:
                 document.end_sentence()
             continue
+        assert document is not None  # a line that is not blank begins one
         annotated |= _conllu_word(document, line.rstrip("\r\n"), place)
     if document is not None:
         waiting.append(document.finished())

@@ -158,7 +158,7 @@ class CoreferenceCollator:
         return batch
 
 
-def _offsets(counts: Sequence[int]) -> list[int]:
+def _offsets(counts: Sequence[int] | np.ndarray) -> list[int]:
     return [0, *np.cumsum(counts, dtype=np.int64).tolist()]
 
 

@@ -4,7 +4,7 @@ import contextlib
 import html
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -154,4 +154,7 @@ def _opening(number: int, size: int) -> str:
     return f'<span class="m" style="background:{colour};border-color:{edge}">'
 
 
-_WRITERS = {".jsonl": _JsonLines, ".html": _Html}
+_WRITERS: dict[str, Callable[[TextIO], _Conll | _JsonLines | _Html]] = {
+    ".jsonl": _JsonLines,
+    ".html": _Html,
+}

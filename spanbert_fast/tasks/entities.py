@@ -4,14 +4,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SCHEMES = ("bio", "iob1", "iobes", "bilou")
+SCHEMES = ("bio", "iob1", "iobes", "bilou", "bmes")
+UNTYPED = "ENTITY"  # the type of tags that are a letter alone
+# IOBES by other letters
+_RENAMED = {
+    "bilou": {"B": "B", "I": "I", "L": "E", "U": "S"},
+    "bmes": {"B": "B", "M": "I", "E": "E", "S": "S"},
+}
 
 
 def scheme_of(sentences: Sequence[Sequence[str]]) -> str:
-    """The scheme of tagged sentences: IOBES where there is an E- or S-, BILOU where there is an L-
-    or U-; IOB1 where an entity begins
-    with an I-; else BIO."""
+    """The scheme of tagged sentences: BMES where there is an M-, IOBES where there is an E- or S-,
+    BILOU where there is an L- or U-; IOB1 where an entity begins with an I-; else BIO."""
     begins_with_i = False
+    if any(tag.startswith("M-") for tags in sentences for tag in tags):
+        return "bmes"
     for tags in sentences:
         previous = "O"
         for tag in tags:
@@ -31,11 +38,10 @@ def to_bio(tags: Sequence[str], scheme: str) -> list[str]:
     Raises:
         ValueError: a tag is none of the scheme's.
     """
-    if scheme == "bilou":  # IOBES by other letters
-        known = {"B": "B", "I": "I", "L": "E", "U": "S"}
+    if known := _RENAMED.get(scheme):
         for tag in tags:
             if tag != "O" and (tag[:1] not in known or tag[1:2] != "-" or len(tag) < 3):
-                raise ValueError(f"a tag must be O or one of B/I/L/U-TYPE, got {tag!r}")
+                raise ValueError(f"a tag must be O or one of {'/'.join(known)}-TYPE, got {tag!r}")
         tags = [tag if tag == "O" else known[tag[0]] + tag[1:] for tag in tags]
         scheme = "iobes"
     prefixes = {"bio": "BI", "iob1": "BI", "iobes": "BIES"}[scheme]

@@ -15,7 +15,7 @@ from spanbert_fast.data.text_files import decoded_lines
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.tasks import entities
 from spanbert_fast.tasks.base import Bad, Defaults, Example, Task
-from spanbert_fast.tasks.ner_lines import has_tag, is_json
+from spanbert_fast.tasks.ner_lines import has_tag, refuse_no_columns, with_types
 from spanbert_fast.tasks.writing import whole_file
 
 if TYPE_CHECKING:
@@ -37,15 +37,16 @@ class NamedEntities(Task[Sentence, list[str]]):
 
     A file has a word on each line and its tag in another column. Blanks or tabs separate columns,
     and an empty line separates sentences. Lines that begin with -DOCSTART- are left out. Tags may
-    be BIO, IOB1 or IOBES; the scheme is found from the tags, which are converted to BIO. A file may
-    have words without tags, but a sentence without tags in a file with tags is bad.
+    be BIO, IOB1, IOBES, BILOU or BMES; the scheme is found from the tags, which are converted to
+    BIO. Letters without a type mean the type ENTITY. A file may have words without tags, but a
+    sentence without tags in a file with tags is bad.
 
     A sentence that is longer than a window is cut into windows that overlap by half. Each word's
     tag comes from the window in which the word's poorer side has the most context. Decoding takes
     the best path (Viterbi) in which an I follows only a B or an I of its own type.
 
     Args:
-        scheme: "bio", "iob1" or "iobes"; None to find it from the tags of the training data.
+        scheme: one of `entities.SCHEMES`; None to find it from the tags of the training data.
         word_column, tag_column: columns of the file, counted from 0, or from the end if negative.
         max_seq_length, labels: see `Task`.
     """
@@ -74,7 +75,7 @@ class NamedEntities(Task[Sentence, list[str]]):
         self.scheme, self.word_column, self.tag_column = scheme, word_column, tag_column
 
     @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+    def add_arguments(cls, parser: argparse._ActionsContainer) -> None:
         """See `Task`."""
         add = parser.add_argument
         add("--scheme", choices=entities.SCHEMES, help="of the tags (default: found out)")
@@ -92,6 +93,7 @@ class NamedEntities(Task[Sentence, list[str]]):
         """See `Task`."""
         sentences = list(self._sentences(path))
         tagged = [s.tags for s in sentences if not isinstance(s, Bad) and s.tags is not None]
+        with_types(tagged)
         scheme = self.scheme
         if scheme is None and tagged:
             scheme = self.scheme = entities.scheme_of(tagged)
@@ -105,7 +107,7 @@ class NamedEntities(Task[Sentence, list[str]]):
             try:
                 sentence.tags = entities.to_bio(sentence.tags, scheme)
             except ValueError as error:
-                yield Bad(sentence.place, str(error))
+                yield Bad(sentence.place, f"{error} in column {self.tag_column} (--tag-column)")
             else:
                 yield sentence
 
@@ -113,11 +115,8 @@ class NamedEntities(Task[Sentence, list[str]]):
         rows: list[list[str]] = []
         first, number, count = 1, 0, 0
         for number, line in enumerate(decoded_lines(path), start=1):
-            if number == 1 and is_json(line):
-                raise DataError(
-                    f"{path}:1: is JSON; ner reads columns: a word, a blank or tab, and its tag on "
-                    "each line, and a blank line between sentences"
-                )
+            if number == 1:
+                refuse_no_columns(path, line)
             if not line.strip() or line.startswith("-DOCSTART-"):
                 if rows:
                     yield self._sentence(rows, path, first, count)

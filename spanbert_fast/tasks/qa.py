@@ -94,7 +94,7 @@ class QuestionAnswering(Task[Question, Prediction]):
         self._tokenized: tuple = (None, None, None)
 
     @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+    def add_arguments(cls, parser: argparse._ActionsContainer) -> None:
         """See `Task`."""
         for name, what in _OPTIONS.items():
             parser.add_argument(_flag(name), type=int, metavar="N", help=what)

@@ -40,7 +40,8 @@ def read_questions(path: Path) -> Iterator[Question | Bad]:
         path: SQuAD's JSON, nested (data, paragraphs, qas) or flat (data, or a list, of id,
             question, context, answers); the same objects as lines of JSON, as the Hub's data sets
             have them; or MRQA's JSON lines; told apart by what they hold. A file of lines has the
-            suffix .jsonl or begins with a header or a context. Ids may be whole numbers.
+            suffix .jsonl or begins with a header or a context. Ids may be whole numbers; a line
+            without one has its number.
 
     Raises:
         DataError: the file has neither form.
@@ -140,6 +141,8 @@ def _columns(answers: Any) -> list[tuple[str, int]]:
     pairs = []
     for answer in answers:
         start = _object(answer).get("answer_start")
+        if isinstance(start, float) and start.is_integer():  # pandas makes them so
+            start = int(start)
         if type(start) is not int:
             raise _BadItem(f'"answer_start" must be a whole number, got {_kind(start)}')
         pairs.append((_text(answer, "text"), start))
@@ -166,7 +169,7 @@ def _mrqa(path: Path) -> Iterator[Question | Bad]:
             if "header" in item:
                 continue
             if "qas" not in item and "question" in item:
-                yield _squad_question(item, item, path, place)
+                yield _squad_question({"id": number, **item}, item, path, place)
                 continue
             context, questions = _context(item), _list(item, "qas")
         except _BadItem as error:

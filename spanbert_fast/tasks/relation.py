@@ -79,7 +79,7 @@ class Relation(Task[Pair, str]):
         self.entity_tokens = None if entity_tokens is None else list(entity_tokens)
 
     @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+    def add_arguments(cls, parser: argparse._ActionsContainer) -> None:
         """See `Task`."""
         add = parser.add_argument
         add("--format", choices=FORMATS, help="of the data (default: found out)")

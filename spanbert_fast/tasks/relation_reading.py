@@ -106,7 +106,9 @@ def _tacred(path: Path) -> Iterator[Pair | Bad]:
 
 
 def _tacred_pair(item: dict, number: int, place: str) -> Iterator[Pair]:
-    words = _words(item.get("token"), '"token"')
+    if "token" not in item:
+        raise _BadItem(f'has no "token", as TACRED has it, but {", ".join(item):.80}')
+    words = _words(item["token"], '"token"')
     spans = []
     for role in ("subj", "obj"):
         span = [item.get(f"{role}_{part}") for part in ("start", "end", "type")]

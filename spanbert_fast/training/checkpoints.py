@@ -38,7 +38,7 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name.removeprefix("checkpoint-"))
 
 
-def ended_whole(run: Path, steps: int) -> bool:
+def ended_whole(run: Path, steps: int | None) -> bool:
     """Whether a run of so many steps has left its model and its last checkpoint, and all that it
     has left is whole."""
     found = checkpoints(run)

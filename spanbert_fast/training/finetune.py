@@ -13,7 +13,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from spanbert_fast.data.locks import locked
-from spanbert_fast.data.tokenizer import load_tokenizer
+from spanbert_fast.data.tokenizer import load_wordpiece
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.hub import folder_of
 from spanbert_fast.tasks.base import Example, Examples, Task
@@ -24,7 +24,7 @@ from spanbert_fast.training.finetune_models import initial_model
 from spanbert_fast.training.finetune_options import FinetuneOptions
 from spanbert_fast.training.finetune_report import draw_finetuning, write_model_card
 from spanbert_fast.training.finetune_trainer import make_trainer, training_arguments
-from spanbert_fast.training.precision import with_precision
+from spanbert_fast.training.precision import with_precision, with_weights_in
 from spanbert_fast.training.result import RunResult
 
 logger = logging.getLogger("spanbert_fast")
@@ -54,7 +54,7 @@ def finetune(
         overwrite: replace a run that the directory holds.
         callbacks: of the Trainer, beside its own.
         model: ready to train, with the task's head, in place of one made from `options.model`,
-            which then gives the tokenizer alone.
+            which then gives the tokenizer alone; its weights are made `options.weights_dtype`.
         data: ready examples by split ("train", "dev", "test"), in place of the files' own.
 
     Raises:
@@ -97,7 +97,7 @@ def _finetune(
     task = options.make_task()
     data = read_all(task, options, given.data or {})
     start = folder_of(options.model, "--model")
-    tokenizer = load_tokenizer(start)
+    tokenizer = load_wordpiece(start)
     new_tokens = data["new_tokens"]
     if new_tokens:
         tokenizer.add_tokens(new_tokens, special_tokens=True)
@@ -113,6 +113,7 @@ def _finetune(
             dropout=options.dropout,
             new_tokens=new_tokens,
         )
+    model = with_weights_in(options.weights_dtype, model)
     windows = WindowDataset(task, data["train"], tokenizer)
     checkpoint = checkpoint_to_resume(run, processes) if resume else None
     if not resume and processes.is_main_process:

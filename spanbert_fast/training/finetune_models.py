@@ -145,7 +145,9 @@ def finetuned_model(directory: Path, task: Task, tokenizer: PreTrainedTokenizerB
         UsageError: the directory lacks a part of the head, or the tokenizer does not fit.
         DataError: the labels are not those of task.json; or see `from_pretrained`.
     """
-    model, report = _HEADS[task.head].from_pretrained(directory, output_loading_info=True)
+    model, report = _HEADS[task.head].from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True
+    )
     lacking = sorted(report["missing_keys"])
     if lacking:
         raise UsageError(

@@ -12,7 +12,7 @@ from spanbert_fast.schema import check, rules_of
 from spanbert_fast.tasks import names, task_class
 from spanbert_fast.tasks.base import Task
 from spanbert_fast.training.no_effect import refuse_without_effect
-from spanbert_fast.training.options import PRECISIONS
+from spanbert_fast.training.options import check_precision
 from spanbert_fast.training.run_directory import OPTIONS, read_object, was_started
 
 ENGINES = ("spanbert_fast", "transformers")
@@ -45,6 +45,8 @@ class FinetuneOptions:
         weight_decay, max_grad_norm: as in BERT.
         dropout: of hidden states and attention; None for that of the checkpoint.
         precision: "fp32", autocast in "bf16" or "fp16", or "auto" for the fastest on the device.
+        weights_dtype: of the weights while they are trained, whatever the checkpoint is stored in:
+            "fp32", or "bf16", which takes half the memory and loses small updates.
         engine: "spanbert_fast", or "transformers" for its BERT with sdpa attention, from the same
             start and over the same batches, to compare with.
         seed: of the head's weights, the order of the data, the dropout.
@@ -71,6 +73,7 @@ class FinetuneOptions:
     max_grad_norm: float = 1.0
     dropout: float | None = None
     precision: str = "auto"
+    weights_dtype: str = "fp32"
     engine: str = "spanbert_fast"
     seed: int = 0
     patience: int = 0
@@ -80,7 +83,8 @@ class FinetuneOptions:
     training_arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, allowed in (("task", names()), ("precision", PRECISIONS), ("engine", ENGINES)):
+        check_precision(self.precision, self.weights_dtype)
+        for name, allowed in (("task", names()), ("engine", ENGINES)):
             if getattr(self, name) not in allowed:
                 raise UsageError(
                     f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)}"

@@ -19,6 +19,7 @@ _HYPER_PARAMETERS = (
     "max_grad_norm",
     "dropout",
     "precision",
+    "weights_dtype",
     "engine",
     "seed",
 )

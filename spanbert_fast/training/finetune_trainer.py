@@ -95,10 +95,12 @@ def training_arguments(options: FinetuneOptions) -> TrainingArguments:
     """
     on_gpu = torch.cuda.is_available()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    batch_size = options.value("batch_size")
+    assert batch_size is not None
     fields = {
         "output_dir": options.output_dir,
         "num_train_epochs": options.value("epochs"),
-        "per_device_train_batch_size": int(options.value("batch_size")),
+        "per_device_train_batch_size": int(batch_size),
         "gradient_accumulation_steps": options.gradient_accumulation_steps,
         "learning_rate": options.value("learning_rate"),
         # below 1 it is a share of the steps

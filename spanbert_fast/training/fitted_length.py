@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from spanbert_fast.data.batches import TokenBudgetBatches
 from spanbert_fast.data.blocks import BlockDataset
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
-from spanbert_fast.models import SpanBertForPreTraining
+from spanbert_fast.models.span_objectives import SpanObjectives
 from spanbert_fast.training import run_directory
 from spanbert_fast.training.options import PretrainOptions
 from spanbert_fast.training.recipes import Recipe
@@ -26,7 +26,7 @@ WARM, TIMED = 2, 6  # steps
 
 
 def seconds_per_step(
-    model: SpanBertForPreTraining,
+    model: SpanObjectives,
     blocks: BlockDataset,
     collator: DataCollatorForSpanMasking,
     options: PretrainOptions,
@@ -34,7 +34,8 @@ def seconds_per_step(
 ) -> float:
     """Seconds of an optimiser step, from a few steps of a copy of the model."""
     recipe = options.recipe
-    model = copy.deepcopy(model).to(device).train()
+    model = copy.deepcopy(model)
+    model.to(device).train()  # type: ignore[arg-type]  # a decorator of transformers hides self
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
     batches = TokenBudgetBatches(
         blocks.lengths,
@@ -71,6 +72,7 @@ def fitted(options: PretrainOptions, step: float) -> PretrainOptions:
         step: seconds of an optimiser step on this machine.
     """
     recipe: Recipe = options.recipe
+    assert options.max_minutes is not None
     steps = int(options.max_minutes * 60 / step)
     steps = max(1, min(steps, recipe.max_steps))
     logger.info(
@@ -87,14 +89,14 @@ def fitted(options: PretrainOptions, step: float) -> PretrainOptions:
 
 def fitted_run(
     options: PretrainOptions,
-    model: SpanBertForPreTraining,
+    model: SpanObjectives,
     tokenizer: PreTrainedTokenizerBase,
     blocks: BlockDataset,
     state: PartialState,
 ) -> PretrainOptions:
     """The options with the number of steps that the first process has found to fit, written down
     for a resumed run."""
-    found = [None]
+    found: list[float | None] = [None]
     if state.is_main_process:
         collator = DataCollatorForSpanMasking(
             tokenizer,

@@ -13,6 +13,7 @@ from spanbert_fast.training.recipes import Recipe, recipe_named
 from spanbert_fast.training.run_directory import OPTIONS, read_object, was_started
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+WEIGHTS_DTYPES = ("fp32", "bf16")
 # options that do not change the numbers that a run computes
 _MAY_CHANGE_ON_RESUME = {"save_steps", "save_total_limit", "logging_steps", "num_workers"}
 # fields of transformers.TrainingArguments that have an option of another name
@@ -34,6 +35,19 @@ _WITHOUT_EFFECT = {
 }
 
 
+def check_precision(precision: str, weights_dtype: str) -> None:
+    """Raise UsageError where one is unknown, or where they do not go together."""
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision}")
+    if weights_dtype not in WEIGHTS_DTYPES:
+        allowed = " or ".join(WEIGHTS_DTYPES)
+        raise UsageError(f"--weights-dtype must be {allowed}, got {weights_dtype}")
+    if weights_dtype == "bf16" and precision not in ("auto", "bf16"):
+        raise UsageError(
+            f"--precision must be auto or bf16 with --weights-dtype bf16, got {precision}"
+        )
+
+
 @dataclass(frozen=True)
 class PretrainOptions:
     """All options of a pre-training run.
@@ -44,12 +58,16 @@ class PretrainOptions:
         overrides: values that replace those of the preset.
         data: files, dataset directories or prepared shards; empty for the embedded corpus.
         max_line_bytes: the limit of a line of the data; see `load_documents`.
-        tokenizer: directory of a fast WordPiece tokenizer. None takes that of the data or of the
-            checkpoint; if there is none, the run trains one.
+        tokenizer: directory of a fast tokenizer. None takes that of the data or of the checkpoint;
+            if there is none, the run trains a WordPiece one.
+        words: what spans are made of; see `prepare`. None for "tokenizer", or, of prepared data,
+            for what they were prepared with.
         init_from: checkpoint to start from.
         seed: of the weights, the order of the data, the masks and the dropout.
         held_out: share of the text that is held out for evaluation.
         precision: "fp32", autocast in "bf16" or "fp16", or "auto" for the fastest on the device.
+        weights_dtype: of the weights while they are trained, whatever a checkpoint is stored in:
+            "fp32", or "bf16", which takes half the memory and loses small updates.
         max_minutes: choose max_steps, up to the recipe's, so that training takes so long on this
             machine; None for the recipe's. Found once, when the run begins.
         static_shapes: fill every training batch up to the sizes of `StaticShapes`.
@@ -67,10 +85,12 @@ class PretrainOptions:
     data: tuple[str, ...] = ()
     max_line_bytes: int = MOST_LINE_BYTES
     tokenizer: str | None = None
+    words: str | None = None
     init_from: str | None = None
     seed: int = 0
     held_out: float = 0.02
     precision: str = "auto"
+    weights_dtype: str = "fp32"
     max_minutes: float | None = None
     static_shapes: bool = False
     cuda_graph: bool = False
@@ -82,10 +102,7 @@ class PretrainOptions:
     training_arguments: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UsageError(
-                f"--precision must be one of {', '.join(PRECISIONS)}, got {self.precision}"
-            )
+        check_precision(self.precision, self.weights_dtype)
         if not 0 < self.held_out < 1:
             raise UsageError(f"--held-out must be in (0, 1), got {self.held_out}")
         if self.max_minutes is not None and not 0 < self.max_minutes < math.inf:

@@ -1,4 +1,4 @@
-"""A pre-training run: trains or resumes a SpanBERT, measures it, and leaves a checkpoint."""
+"""A pre-training run: trains or resumes a model, measures it, and leaves a checkpoint."""
 
 import logging
 from collections.abc import Sequence
@@ -19,8 +19,9 @@ from spanbert_fast.data.collator import DataCollatorForSpanMasking
 from spanbert_fast.data.locks import locked
 from spanbert_fast.data.static_shapes import StaticShapes
 from spanbert_fast.fill_span import FillSpan
-from spanbert_fast.models import SpanBertForPreTraining
+from spanbert_fast.models import AutoModelForSpanPreTraining
 from spanbert_fast.models.span_boundary_file import set_apart
+from spanbert_fast.models.span_objectives import SpanObjectives
 from spanbert_fast.schema import OBJECT, number
 from spanbert_fast.training import run_directory
 from spanbert_fast.training.captured_step import CapturedStep
@@ -28,7 +29,7 @@ from spanbert_fast.training.checkpoints import checkpoint_step, checkpoint_to_re
 from spanbert_fast.training.evaluation import HeldOut, unigram_cross_entropy
 from spanbert_fast.training.fitted_length import fitted_run
 from spanbert_fast.training.options import PretrainOptions
-from spanbert_fast.training.precision import with_precision
+from spanbert_fast.training.precision import with_precision, with_weights_in
 from spanbert_fast.training.pretrain_arguments import check_device, training_arguments
 from spanbert_fast.training.pretrain_card import write_pretraining_card
 from spanbert_fast.training.progress import MetricsFile, Progress
@@ -36,6 +37,7 @@ from spanbert_fast.training.result import RunResult
 from spanbert_fast.training.sources import (
     check_paths,
     initial_model,
+    of_the_tokenizer,
     random_token_pool,
     text_and_tokenizer,
 )
@@ -50,7 +52,7 @@ def pretrain(
     resume: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
-    model: SpanBertForPreTraining | None = None,
+    model: SpanObjectives | None = None,
     documents: Dataset | None = None,
 ) -> RunResult:
     """Run (or go on with) a pre-training run; returns what its summary.json holds.
@@ -62,8 +64,9 @@ def pretrain(
         resume: go on from the last whole checkpoint, bit for bit on the CPU.
         overwrite: replace a run that the directory holds.
         callbacks: of the Trainer, beside its own.
-        model: ready to train, in place of a new one or of `options.init_from`; its tokenizer is
-            `options.tokenizer`.
+        model: ready to train (of `AutoModelForSpanPreTraining`), in place of a new one or of
+            `options.init_from`; its tokenizer is `options.tokenizer`, and its weights are made
+            `options.weights_dtype`.
         documents: a `datasets.Dataset` with a column `text`, a document a row, in place of
             `options.data`.
 
@@ -88,7 +91,7 @@ class Given(NamedTuple):
     """What a program hands to `pretrain` beside the options."""
 
     callbacks: Sequence[TrainerCallback]
-    model: SpanBertForPreTraining | None
+    model: SpanObjectives | None
     documents: Dataset | None
 
 
@@ -116,6 +119,7 @@ def _pretrain(
 
     with state.main_process_first():
         shards, tokenizer = text_and_tokenizer(options, run, given.documents)
+    options = of_the_tokenizer(options, tokenizer)
     recipe = options.recipe
     blocks = BlockDataset(
         shards,
@@ -133,6 +137,7 @@ def _pretrain(
         )
     training_blocks, held_out_blocks = blocks.split(options.held_out, options.seed)
     model = initial_model(options, tokenizer) if given.model is None else given.model
+    model = with_weights_in(options.weights_dtype, model)
     if options.max_minutes is not None:
         options = fitted_run(options, model, tokenizer, training_blocks, state)
         arguments, recipe = training_arguments(options), options.recipe
@@ -182,7 +187,7 @@ def _pretrain(
     def finish(folder: Path) -> None:
         set_apart(folder)
         tokens = sum(line.get("tokens", 0) for line in run_directory.read_metrics(run))
-        write_pretraining_card(folder, options, summary, tokens)
+        write_pretraining_card(folder, options, model, summary, tokens)
 
     trainer.export(run / "model", finish)
     if state.is_main_process:
@@ -194,7 +199,7 @@ def _pretrain(
 def make_trainer(
     options: PretrainOptions,
     arguments: TrainingArguments,
-    model: SpanBertForPreTraining,
+    model: SpanObjectives,
     tokenizer,
     training_blocks: BlockDataset,
     held_out: HeldOut,
@@ -248,7 +253,7 @@ def _finish(run, summary, options, tokenizer, held_out, device) -> None:
     summary["recipe"] = options.recipe_name
     if lines:
         run_directory.draw_curves(run, summary)
-    model = SpanBertForPreTraining.from_pretrained(run / "model").to(
+    model = AutoModelForSpanPreTraining.from_pretrained(run / "model").to(
         device
     )  # as a user will load it
     masked, original = example_sentence(held_out, tokenizer)
@@ -266,7 +271,7 @@ def example_sentence(held_out: HeldOut, tokenizer, length: int = 40) -> tuple[st
     def is_word(place: int) -> bool:
         """Whether the piece is a whole word of letters."""
         whole = starts[place] and (place + 1 == len(ids) or starts[place + 1])
-        return whole and tokenizer.decode(ids[place]).isalpha()
+        return whole and tokenizer.decode(ids[place]).strip().isalpha()
 
     middle = len(ids) // 2
     pairs = [i for i in range(1, len(ids) - 2) if is_word(i) and is_word(i + 1)]

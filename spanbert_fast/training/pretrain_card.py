@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+from spanbert_fast.models import SpanBertForPreTraining
+from spanbert_fast.models.span_objectives import SpanObjectives
 from spanbert_fast.training.model_card import data_table, table, versions, write_card
 from spanbert_fast.training.options import PretrainOptions
 
@@ -15,7 +17,11 @@ _LOSSES = (
 
 
 def write_pretraining_card(
-    model_dir: Path, options: PretrainOptions, summary: dict, tokens: int
+    model_dir: Path,
+    options: PretrainOptions,
+    model: SpanObjectives,
+    summary: dict,
+    tokens: int,
 ) -> Path:
     """README.md beside the weights: data, recipe, tokens seen, losses, versions, limits.
 
@@ -32,18 +38,22 @@ def write_pretraining_card(
     values = [
         ("recipe", options.recipe_name),
         ("precision", options.precision),
+        ("weights_dtype", options.weights_dtype),
         ("seed", options.seed),
         *dataclasses.asdict(recipe).items(),
     ]
-    body = f"""# SpanBERT pre-trained {start}
+    is_bert = isinstance(model, SpanBertForPreTraining)
+    kind = "a BERT" if is_bert else f"`{type(model).__name__}`"
+    title = "SpanBERT pre-trained" if is_bert else f"{type(model).__name__} with span objectives"
+    body = f"""# {title} {start}
 
 Made by `spanbert-fast pretrain`: spans of whole words are masked, and predicted by a masked-LM head
 and from the tokens at the span's boundary (Joshi et al. 2020, arXiv 1907.10529). It saw {tokens:,}
 word pieces in {recipe.max_steps:,} steps.
 
-`transformers` loads it as a BERT: `AutoModel`, `AutoModelForMaskedLM`, `pipeline("fill-mask")`. The
-span boundary head is in `span_boundary.safetensors`, which `spanbert_fast.SpanBertForPreTraining`
-reads as well.
+`transformers` loads it as {kind}: `AutoModel`, `AutoModelForMaskedLM`, `pipeline("fill-mask")`. The
+span boundary head is in `span_boundary.safetensors`, which
+`spanbert_fast.AutoModelForSpanPreTraining` reads as well.
 
 ## Losses on {options.held_out:.3g} of the text, held out
 

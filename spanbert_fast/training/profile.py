@@ -38,15 +38,16 @@ class Profile(TrainerCallback):
             self._profiler.start()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self._profiler is not None and state.global_step >= self._first + self.steps:
+        if self._first is not None and state.global_step >= self._first + self.steps:
             self._finish()
 
     def on_train_end(self, args, state, control, **kwargs):
-        if self._profiler is not None:
-            self._finish()
+        self._finish()
 
     def _finish(self) -> None:
         profiler, self._profiler = self._profiler, None
+        if profiler is None:
+            return
         profiler.stop()
         profiler.export_chrome_trace(str(self.path))
         on_gpu = torch.cuda.is_available()

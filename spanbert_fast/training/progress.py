@@ -2,12 +2,14 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from spanbert_fast import meter
 from spanbert_fast.training.run_directory import METRICS
 
 _LOGGED = (
@@ -44,7 +46,8 @@ def pretraining_line(logs: dict) -> str | None:
 
 
 class Progress(TrainerCallback):
-    """One bar over all steps; every log line above it, or alone where stderr is not a terminal.
+    """One bar over all steps and every log line above it; where stderr is not a terminal, the log
+    lines with the time that is left, and one such line at least every `meter.SECONDS`.
 
     Args:
         describe: a log line's numbers as text; None to leave it out.
@@ -53,6 +56,8 @@ class Progress(TrainerCallback):
     def __init__(self, describe: Callable[[dict], str | None] = pretraining_line) -> None:
         self.describe = describe
         self.bar: tqdm | None = None
+        self._first_step = 0
+        self._began = self._told = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -63,17 +68,31 @@ class Progress(TrainerCallback):
                 dynamic_ncols=True,
                 disable=not sys.stderr.isatty(),
             )
+        self._first_step = state.global_step
+        self._began = self._told = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
+        if self.bar is None:
+            return
+        self.bar.update(state.global_step - self.bar.n)
+        if self.bar.disable and time.monotonic() - self._told >= meter.SECONDS:
+            self._tell(state)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.bar is None or not logs:
             return
         text = self.describe(logs)
         if text is not None:
-            tqdm.write(f"step {state.global_step}/{state.max_steps}  {text}", file=sys.stderr)
+            self._tell(state, text)
+
+    def _tell(self, state, *parts: str) -> None:
+        self._told = time.monotonic()
+        done = state.global_step - self._first_step
+        rest = state.max_steps - state.global_step
+        if self.bar is not None and self.bar.disable and done and rest:
+            parts += (f"{meter.duration((self._told - self._began) / done * rest)} left",)
+        line = "  ".join([f"step {state.global_step}/{state.max_steps}", *parts])
+        tqdm.write(line, file=sys.stderr)
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:

@@ -1,5 +1,6 @@
 """The beginning of a run: its tokenizer, its tokenised text and its first model."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.data.corpus import load_documents
 from spanbert_fast.data.embedded import embedded_documents
-from spanbert_fast.data.prepare import is_prepared, open_shards, prepare
+from spanbert_fast.data.prepare import is_prepared, open_shards, prepare, words_of
 from spanbert_fast.data.shards import Shard
 from spanbert_fast.data.tokenizer import (
     check_fits,
@@ -22,7 +23,8 @@ from spanbert_fast.data.tokenizer import (
 )
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.hub import check_name, folder_of
-from spanbert_fast.models import SpanBertForPreTraining
+from spanbert_fast.models import AutoModelForSpanPreTraining, SpanBertForPreTraining
+from spanbert_fast.models.span_objectives import SpanObjectives
 from spanbert_fast.training.options import PretrainOptions
 
 if TYPE_CHECKING:
@@ -77,10 +79,16 @@ def text_and_tokenizer(
         raise UsageError("--data must be all prepared directories or none of them, got both")
     # a checkpoint's own tokenizer is the one that its embeddings belong to
     named = None
-    if options.tokenizer or options.init_from:
+    if name := options.tokenizer or options.init_from:
         option = "--tokenizer" if options.tokenizer else "--init-from"
-        named = folder_of(options.tokenizer or options.init_from, option, weights=False)
+        named = folder_of(name, option, weights=False)
     if options.data and all(prepared):
+        for path in options.data:
+            if options.words not in (None, words_of(path)):
+                raise UsageError(
+                    f"--words {options.words}: --data {path} was prepared with --words "
+                    f"{words_of(path)}"
+                )
         tokenizer = load_tokenizer(named or options.data[0])
         fingerprint = tokenizer_fingerprint(tokenizer)
         shards = [shard for path in options.data for shard in open_shards(path, fingerprint)]
@@ -102,7 +110,7 @@ def text_and_tokenizer(
         logger.info("training a WordPiece vocabulary of %d on %d documents", size, len(documents))
         tokenizer = train_wordpiece(documents["text"], size)
     logger.info("tokenising %d documents into %s", len(documents), shards_dir)
-    prepare(documents, tokenizer, shards_dir)
+    prepare(documents, tokenizer, shards_dir, words=options.words or "tokenizer")
     return open_shards(shards_dir, tokenizer_fingerprint(tokenizer)), tokenizer
 
 
@@ -116,13 +124,13 @@ def _check_shards(shards: Sequence[Shard], tokenizer: PreTrainedTokenizerBase) -
             )
 
 
-def initial_model(
-    options: PretrainOptions, tokenizer: PreTrainedTokenizerBase
-) -> SpanBertForPreTraining:
-    """A new model, or that of `--init-from`. `from_pretrained` says what a checkpoint may lack.
+def initial_model(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) -> SpanObjectives:
+    """A new SpanBERT, or the model of `--init-from`. `from_pretrained` says what a checkpoint may
+    lack.
 
     Raises:
-        UsageError: the checkpoint's vocabulary or position table is too small for the run.
+        UsageError: the checkpoint is no encoder that can be trained so, or its vocabulary or
+            position table is too small for the run.
         DataError: the checkpoint is incomplete or malformed.
     """
     recipe = options.recipe
@@ -135,19 +143,36 @@ def initial_model(
     if "dropout" in given:
         given |= {"hidden_dropout_prob", "attention_probs_dropout_prob"}
     start = folder_of(options.init_from, "--init-from")
-    model = SpanBertForPreTraining.from_pretrained(
-        start,
-        dtype=torch.float32,  # whatever it is stored in: small steps are lost in half precision
-        **{name: value for name, value in fields.items() if name in given},
-    )
+    try:
+        model = AutoModelForSpanPreTraining.from_pretrained(
+            start,
+            dtype=torch.float32,  # whatever it is stored in: small steps are lost in half precision
+            **{name: value for name, value in fields.items() if name in given},
+        )
+    except UsageError as error:
+        raise UsageError(f"--init-from {options.init_from}: {error}") from error
     _warn_of_another_vocabulary(start, tokenizer)
     check_fits(tokenizer, model.config.vocab_size, f"--init-from {options.init_from}")
-    if recipe.max_seq_length > model.config.max_position_embeddings:
+    if recipe.max_seq_length > model.max_positions:
         raise UsageError(
             f"--max-seq-length {recipe.max_seq_length} is beyond the checkpoint's position table "
-            f"of {model.config.max_position_embeddings}"
+            f"of {model.max_positions}"
         )
     return model
+
+
+def of_the_tokenizer(
+    options: PretrainOptions, tokenizer: PreTrainedTokenizerBase
+) -> PretrainOptions:
+    """The options with sequences no longer than the tokenizer says, unless the user has chosen."""
+    limit, length = tokenizer.model_max_length, options.recipe.max_seq_length
+    if length <= limit:
+        return options
+    if "max_seq_length" in options.overrides:
+        logger.warning("--max-seq-length %d is beyond the tokenizer's limit of %d", length, limit)
+        return options
+    logger.info("sequences have at most %d tokens, the tokenizer's limit", limit)
+    return dataclasses.replace(options, overrides={**options.overrides, "max_seq_length": limit})
 
 
 def _warn_of_another_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase) -> None:

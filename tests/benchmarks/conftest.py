@@ -1,4 +1,4 @@
-"""What the tests of the benchmarks share."""
+"""Shared by the tests of the benchmarks."""
 
 import importlib
 import logging
@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def benchmarks():
-    """Imports a module of the benchmarks' folder; tiny shapes, this process's threads kept."""
+    """Import a module of the benchmarks' folder, with tiny shapes and without changing threads."""
     sys.path.append(str(BENCHMARKS))
     threads, flag = torch.get_num_threads(), importlib.import_module("op_case")
     before, flag.TINY = flag.TINY, True
@@ -30,7 +30,7 @@ def benchmarks():
 
 @pytest.fixture(autouse=True)
 def short_text(monkeypatch, corpus_file):
-    """The embedded corpus takes seconds to read."""
+    """A short text in place of the embedded corpus, which takes seconds to read."""
     from spanbert_fast.data import embedded
 
     documents = corpus_file.read_text().split("\n\n")
@@ -39,8 +39,8 @@ def short_text(monkeypatch, corpus_file):
 
 @pytest.fixture(autouse=True)
 def small_cache(benchmarks, monkeypatch):
-    """The CPU's clock overwrites the caches before each call, which takes seconds where they are as
-    large as on some servers; gives the function that tells their true size."""
+    """Pretend that the caches are small: the CPU's clock overwrites them before each call, which
+    takes seconds on some servers. Returns the function that gives their true size."""
     timing = benchmarks("timing")
     true_size = timing.last_level_cache
     monkeypatch.setattr(timing, "last_level_cache", lambda: 1 << 20)

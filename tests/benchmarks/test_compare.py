@@ -39,8 +39,8 @@ def test_a_results_file_as_the_base(tmp_path, benchmarks, monkeypatch, capsys, o
 
     def write(path: Path, median: float, low: float, high: float, width: int) -> None:
         ours = {"median_ms": median, "low_ms": low, "high_ms": high}
-        record = {"op": "pad", "case": "c", "threads": 1, "shape": {"width": width}}
-        late = {"op": "pad", "case": "d", "threads": 1, "not_measured": "the time was up"}
+        record = {"op": "padding", "case": "c", "threads": 1, "shape": {"width": width}}
+        late = {"op": "padding", "case": "d", "threads": 1, "not_measured": "the time was up"}
         results = [record | {"providers": {"ours": ours}}, late]
         form.write_document(path, form.document("ops", 1, results))
 
@@ -71,14 +71,17 @@ def test_op_times_measures_another_copy_of_the_package(tmp_path):
     (tmp_path / "spanbert_fast/ops/span_boundary_gather.py").unlink()
     script = [f"import sys; sys.argv[1:] = [{str(tmp_path)!r}]"]
     script += [f"sys.path.append({str(BENCHMARKS)!r})", "import op_times; op_times.main()"]
-    script += ["from spanbert_fast.kernels import pad", "from spanbert_fast.ops import bias_gelu"]
-    script += ["print(pad.__file__, bias_gelu.__file__)"]
+    script += [
+        "from spanbert_fast.kernels import padding",
+        "from spanbert_fast.ops import bias_gelu",
+    ]
+    script += ["print(padding.__file__, bias_gelu.__file__)"]
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "SPANBERT_FAST_BENCH_TINY": "1"}
     command = [sys.executable, "-c", "\n".join(script)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     times, files = done.stdout.splitlines()
-    own = ("kernels/pad.py", "spanbert_fast/ops/bias_gelu.py")
+    own = ("kernels/padding.py", "spanbert_fast/ops/bias_gelu.py")
     assert files.split() == [str(tmp_path / path) for path in own]
     found = json.loads(times)
     assert len(found) >= 12 and all(0 < seconds < 10 for seconds in found.values())

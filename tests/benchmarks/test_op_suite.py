@@ -27,9 +27,9 @@ def test_ours_gets_no_ratio_where_it_is_wrong(tmp_path, benchmarks, monkeypatch,
         return right(x if runs_reference() else x * 1.1, bias)
 
     monkeypatch.setattr(benchmarks("bench_bias_gelu"), "bias_gelu", wrong)
-    code, results = run_ops(benchmarks, tmp_path, "--ops", "bias_gelu", "pad")
+    code, results = run_ops(benchmarks, tmp_path, "--ops", "bias_gelu", "padding")
     assert code == 1
-    assert {r["op"]: bool(r["speedups"]) for r in results} == {"bias_gelu": False, "pad": True}
+    assert {r["op"]: bool(r["speedups"]) for r in results} == {"bias_gelu": False, "padding": True}
     assert "bias_gelu bf16-forward+backward: ours is wrong" in capsys.readouterr().err
     assert "ours is wrong" in benchmarks("report").report(tmp_path).read_text()
 
@@ -48,7 +48,7 @@ def test_a_peer_that_is_wrong_or_raises_gets_no_ratio(tmp_path, benchmarks, monk
         return dataclasses.replace(found, not_installed=["flash-attn-9"])
 
     monkeypatch.setattr(benchmarks("bench_pad"), "case", case)
-    code, results = run_ops(benchmarks, tmp_path, "--ops", "pad")
+    code, results = run_ops(benchmarks, tmp_path, "--ops", "padding")
     assert code == 0
     for record in results:
         assert "PyTorch" in record["speedups"]
@@ -61,10 +61,10 @@ def test_a_peer_that_is_wrong_or_raises_gets_no_ratio(tmp_path, benchmarks, monk
 
 def test_an_op_that_raises_does_not_stop_the_others(tmp_path, benchmarks, monkeypatch, capsys):
     monkeypatch.setattr(benchmarks("bench_pad"), "case", None)
-    code, results = run_ops(benchmarks, tmp_path, "--ops", "pad", "bias_gelu")
+    code, results = run_ops(benchmarks, tmp_path, "--ops", "padding", "bias_gelu")
     assert code == 1
-    assert all(("raised" in r) == (r["op"] == "pad") for r in results)
-    assert "pad bf16, unpad-forward+backward: TypeError" in capsys.readouterr().err
+    assert all(("raised" in r) == (r["op"] == "padding") for r in results)
+    assert "padding bf16, unpad-forward+backward: TypeError" in capsys.readouterr().err
 
 
 def test_a_lost_gpu_is_not_measured_on(tmp_path, benchmarks, monkeypatch):
@@ -80,7 +80,7 @@ def test_a_lost_gpu_is_not_measured_on(tmp_path, benchmarks, monkeypatch):
 
     cases, make = benchmarks("op_case"), benchmarks("bench_pad").case
     monkeypatch.setattr(benchmarks("bench_pad"), "case", case)
-    code, results = run_ops(benchmarks, tmp_path, "--ops", "pad", "bias_gelu")
+    code, results = run_ops(benchmarks, tmp_path, "--ops", "padding", "bias_gelu")
     first, *others = sorted(results, key=lambda r: "raised" not in r)
     assert code == 1 and "AcceleratorError" in first["raised"]
     before = [r for r in others if "providers" in r]
@@ -89,7 +89,7 @@ def test_a_lost_gpu_is_not_measured_on(tmp_path, benchmarks, monkeypatch):
 
 
 def test_what_there_is_no_time_for_is_named(tmp_path, benchmarks):
-    code, results = run_ops(benchmarks, tmp_path, "--ops", "pad", "--budget", "0")
+    code, results = run_ops(benchmarks, tmp_path, "--ops", "padding", "--budget", "0")
     assert code == 0 and results
     assert all(r["not_measured"] == "the time was up" for r in results)
     assert "not measured: the time was up" in benchmarks("report").report(tmp_path).read_text()

@@ -13,7 +13,7 @@ def test_a_gpu_has_its_own_folder_and_section(tmp_path, benchmarks, monkeypatch)
     name = form.machine_name("cuda")
     assert name.startswith("nvidia-h100-80gb-hbm3-20")
     checked = [
-        {"op": "pad", "case": "bf16-forward", "providers": {"ours": {"passed": True}}},
+        {"op": "padding", "case": "bf16-forward", "providers": {"ours": {"passed": True}}},
         {"op": "bias_gelu", "case": "bf16-forward", "providers": {"ours": {"passed": False}}},
         {"op": "all", "case": "compute-sanitizer memcheck", "not_measured": "no time"},
     ]
@@ -23,7 +23,7 @@ def test_a_gpu_has_its_own_folder_and_section(tmp_path, benchmarks, monkeypatch)
     for part in (
         name,
         "NVIDIA H100",
-        "| pad bf16-forward | passed |",
+        "| padding bf16-forward | passed |",
         "| ours is wrong |",
         "no time",
     ):
@@ -65,6 +65,23 @@ def test_the_report_has_training_and_finetuning(tmp_path, benchmarks):
         assert figure in text
     pictures = {p.name.removeprefix("machine-") for p in tmp_path.glob("*.png")}
     assert pictures == {"training.png", "memory.png", "finetuning.png"}
+
+
+def test_families_are_measured_and_reported(tmp_path, benchmarks, capsys):
+    common = tmp_path / "common.json"
+    common.write_text('{"distilbert": {"stock": 100, "accelerated": 99}}')
+    output = tmp_path / "machine" / "families.json"
+    options = "--families bert distilbert --layers 1 --hidden-size 64 --batch 3 --seqlen 16"
+    options += f" --seconds 0.1 --threads 1 --common-tests {common} --output {output}"
+    assert benchmarks("bench_families").main(options.split()) == 0
+    bert, distilbert = benchmarks("results_format").read_document(output)["results"]
+    for found in (bert, distilbert):
+        assert found["same_parameters"] and found["speedups"].keys() == {"fp32", "bf16"}
+        assert all(0 < share <= 1 for share in found["share_of_allowed_error"].values())
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[2].startswith(f"| BERT | {bert['classes']} | not measured | the same |")
+    assert printed[3].startswith(f"| DistilBERT | {distilbert['classes']} | 99 of 100 |")
+    assert printed[3] in benchmarks("report").report(tmp_path).read_text()
 
 
 def test_a_broken_result_file_is_named(tmp_path, benchmarks):

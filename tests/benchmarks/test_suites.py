@@ -67,7 +67,7 @@ def test_every_suite_runs_and_is_reported(tmp_path, benchmarks, in_process, caps
 @needs_extension
 def test_pytest_benchmark_has_the_same_cases(tmp_path, benchmarks):
     raw = tmp_path / "raw.json"
-    options = ["-q", "-p", "no:cacheprovider", "-k", "pad and forward-2", "--benchmark-only"]
+    options = ["-q", "-p", "no:cacheprovider", "-k", "padding and forward-2", "--benchmark-only"]
     options += [f"--benchmark-json={raw}"]
     # pytest-benchmark measures nothing inside a worker of pytest-xdist
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
@@ -76,7 +76,7 @@ def test_pytest_benchmark_has_the_same_cases(tmp_path, benchmarks):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     measured = json.loads(raw.read_text())["benchmarks"]
-    assert {b["extra_info"]["op"] for b in measured} == {"pad"}
+    assert {b["extra_info"]["op"] for b in measured} == {"padding"}
     assert all(b["extra_info"]["speedups"]["PyTorch"]["median"] > 0 for b in measured)
 
 

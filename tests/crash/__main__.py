@@ -1,8 +1,8 @@
-"""The crash campaign: what happens to a run must not change what it leaves, or is said.
+"""The crash campaign: a fault must not change a run's result, or the run must report it.
 
-A table at the end: of what was tried, how often a process crashed (a signal, a traceback, a hang),
-was silently wrong (another result, files left behind, a damage not named), or unclear (a message
-that does not say what is wrong).
+It ends with a table of the faults that were tried, and how often a process crashed (a signal, a
+traceback, a hang), was silently wrong (another result, files left behind, a damage not reported) or
+unclear (a message that does not say what is wrong).
 """
 
 import argparse
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 class Campaign:
-    """Counts what becomes of each case."""
+    """Runs cases and counts their outcomes."""
 
     def __init__(self, root: Path, options: argparse.Namespace):
         from crash.jobs import jobs, watch_export
@@ -72,7 +72,7 @@ class Campaign:
         self.number = 0
 
     def case(self, kind: str, name: str) -> tuple[Path, Path]:
-        """(a directory for the run, its scratch) of a new case."""
+        """(directory of the run, its scratch directory) of a new case."""
         self.number += 1
         self.tried[kind] += 1
         print(f"{self.number} {kind}: {name}", flush=True)
@@ -83,7 +83,7 @@ class Campaign:
         self.messages.append(f"{kind}, case {self.number}, {what}: {text}")
 
     def check_message(self, kind: str, outcome: Outcome, codes: tuple[int, ...], *words) -> bool:
-        """Whether a command that could not do its work has said so as it should."""
+        """Check that a command that could not do its work has said so clearly."""
         if outcome.code not in codes or "Traceback" in outcome.output:
             self.fault(kind, CRASHED, f"code {outcome.code}: {outcome.output[-600:]}")
         elif not all(word in outcome.last_line for word in words):
@@ -93,7 +93,7 @@ class Campaign:
         return False
 
     def go_on(self, kind: str, name: str, directory: Path, scratch: Path) -> Outcome:
-        """Go on with what is left, and compare."""
+        """Resume from the files that are left, and compare the result."""
         job = self.jobs[name]
         left = [str(p) for p in (scratch / "tmp").rglob("*")]
         outcome = run(job.go_on(directory), scratch)
@@ -112,8 +112,8 @@ class Campaign:
         return outcome
 
     def strike(self, kind: str, name: str, fault: Fault) -> tuple[Outcome, Path, Path]:
-        """(outcome, directory, scratch) of a command that meets a fault; where it was faster, of
-        another one that meets it in half the time."""
+        """(outcome, directory, scratch) of a command that meets a fault. If it ends before the
+        fault, another one meets it in half the time."""
         while True:
             directory, scratch = self.case(kind, f"{name} {fault}")
             outcome = run(self.jobs[name].begin(directory), scratch, fault)
@@ -132,7 +132,7 @@ class Campaign:
             self.go_on(kind, name, directory, scratch)
 
     def kills(self, count: int) -> None:
-        """A third each at random moments, at counted calls, and at calls of the final export."""
+        """Kills: a third each at random moments, at counted calls, and during the final export."""
         exporting = [name for name in self.jobs if name != "prepare"]
         names = list(self.jobs)
         for number in range(count):
@@ -165,7 +165,7 @@ class Campaign:
                     self.go_on(sent.name, name, directory, scratch)
 
     def full_disks(self, count: int) -> None:
-        """No space from the n-th write on; afterwards there is space again."""
+        """A disk that is full from the n-th write on, and has space again afterwards."""
         for name, job in self.jobs.items():
             writes = self.references[name].writes
             places = range(1, writes + 1)
@@ -179,7 +179,7 @@ class Campaign:
                     self.go_on(kind, name, directory, scratch)
 
     def two_runs(self) -> None:
-        """A second run, and one that would replace the first, are refused while that is alive."""
+        """A second run, and one that would replace the first, are refused while that one lives."""
         for name, job in self.jobs.items():
             kind = "two runs in one directory"
             directory, scratch = self.case(kind, name)
@@ -198,7 +198,7 @@ class Campaign:
                 self.fault(kind, SILENT, "other result")
 
     def damages(self) -> None:
-        """Each file of the newest checkpoint removed, cut in half, and with one bit flipped."""
+        """Each file of the newest checkpoint is removed, cut in half, or has one bit flipped."""
         from spanbert_fast.training.checkpoints import checkpoints
 
         for name in [name for name in self.jobs if name != "prepare"]:
@@ -216,7 +216,7 @@ class Campaign:
                         self.fault(kind, SILENT, f"{file} is not named: {outcome.output[-300:]}")
 
     def damaged_results(self) -> None:
-        """Each file of a model that is loaded, and of a prepared corpus that is trained on."""
+        """The same for each file of a model that is loaded, and of a prepared corpus."""
         for name, folder, command in (
             ("pretrain", "model", lambda d: ["fill", "A [MASK] river.", "--model", f"{d}/model"]),
             ("finetune", "model", self._predict),
@@ -250,7 +250,7 @@ class Campaign:
         return [*options, "--max-steps", "1", "--overwrite"]
 
     def table(self) -> str:
-        """What was tried, and what came of it."""
+        """The table of faults and outcomes."""
         columns = ("tried", CRASHED, SILENT, UNCLEAR)
         rows = [f"{'':<34}" + "".join(f"{name:>9}" for name in columns)]
         for kind, tried in self.tried.items():
@@ -260,7 +260,7 @@ class Campaign:
 
 
 def _figures(outcome: Outcome) -> list[str]:
-    """The lines that a command prints of its result; paths and speeds differ."""
+    """The lines of a command's output that give its result, without paths and speeds."""
     lines = outcome.output.splitlines()
     return [line for line in lines if "/" not in line and "tokens/s" not in line]
 

@@ -1,4 +1,4 @@
-"""What is brought down: three commands, how each goes on, and what it must have left in the end."""
+"""The three commands that meet faults: how each is resumed, and the files that it must leave."""
 
 import json
 import random
@@ -18,7 +18,7 @@ _SMALL = (
     "--vocab-size 120 --max-seq-length 32 --tokens-per-batch 128 --warmup-steps 2 --held-out 0.1 "
     "--logging-steps 1 --seed 3 --max-steps 9 --save-steps 3"
 )
-_NO_NUMBER = ("tokens_per_second", "seconds")  # that a run computes
+_NO_NUMBER = ("tokens_per_second", "seconds")  # these differ between equal runs
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Job:
 
     Attributes:
         begin: its arguments.
-        go_on: those with which a directory that it left is gone on with.
-        result: what is compared with that of a run to which nothing happened.
-        allowed: names that may lie in its directory in the end.
+        go_on: the arguments that resume it from the directory that it left.
+        result: what is compared with the result of an undisturbed run.
+        allowed: names that may be in its directory in the end.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Job:
     allowed: frozenset[str]
 
     def strangers(self, run: Path) -> list[str]:
-        """What it has left and should not have."""
+        """The files that it has left and should not have."""
         names = {path.name for path in run.rglob("*")}
         bad = {n for n in names if n.endswith(".partial") or n in ("unfinished", ".lock")}
         top = {path.name for path in run.iterdir()}
@@ -48,7 +48,7 @@ class Job:
 
 
 def jobs(folder: Path) -> dict[str, Job]:
-    """All of them; their data is made in the folder."""
+    """All jobs; their data is written to the folder."""
     folder.mkdir()
     draw = random.Random(5)
     words = "river mountain teacher garden letter winter island engine follows paints".split()

@@ -1,5 +1,5 @@
-"""Commands in forked processes: killed, signalled, on a full disk; started in a moment, for all is
-imported already."""
+"""Commands in forked processes that are killed, signalled, or meet a full disk. They start quickly,
+since everything is imported already."""
 
 import contextlib
 import ctypes
@@ -17,7 +17,7 @@ BUILD = Path(__file__).parents[2] / "build" / "crash"
 
 
 def preload() -> None:
-    """Compile the counter, and start this program again with it, unless that has been done."""
+    """Compile the counter and restart this program with it, unless that has been done."""
     if "CRASH_PRELOADED" in os.environ:
         return
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ class Counter:
             getattr(self._library, name).restype = ctypes.c_long
 
     def arm(self, kill_at: int = 0, full_from: int = 0) -> None:
-        """Count from 0; kill the process at a call, or let writes fail from one on (0: never)."""
+        """Count from 0; kill the process at a call, or let writes fail from one on; 0 for never."""
         self._library.crash_arm(kill_at, full_from)
 
     def calls(self) -> int:
@@ -51,12 +51,12 @@ class Counter:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a process: nothing, unless something is set.
+    """The fault that a process meets; by default none.
 
     Attributes:
-        kill_at: the counted call that it does not survive.
+        kill_at: the counted call at which it is killed.
         full_from: the write from which on the disk is full.
-        moment, signal: seconds after its start, and what it is sent then.
+        moment, signal: seconds after its start, and the signal that it is then sent.
     """
 
     kill_at: int = 0
@@ -67,13 +67,13 @@ class Fault:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a command.
+    """The outcome of a command.
 
     Attributes:
         code: its exit code, negative for a signal.
         output: standard output and errors, mixed.
-        calls, writes: how many it made, where it ended by itself.
-        marks: (name, calls until then) of what `watch` has marked.
+        calls, writes: how many it made, if it ended by itself.
+        marks: (name, calls until then) of the places that `watch` has marked.
         seconds: how long it ran.
     """
 
@@ -95,7 +95,7 @@ def run(
     fault: Fault = Fault(),  # noqa: B008  (frozen)
     watch: Callable[[Callable[[str], None]], None] | None = None,
 ) -> Outcome:
-    """Run a command of spanbert-fast to its end, whatever that is.
+    """Run a command of spanbert-fast to its end.
 
     Args:
         scratch: its TMPDIR and its output.
@@ -110,7 +110,7 @@ def run(
 
 
 def start(arguments, scratch: Path, fault: Fault, watch=None) -> "_Process":
-    """The same, without waiting."""
+    """Start a command without waiting for it."""
     scratch.mkdir(parents=True, exist_ok=True)
     (scratch / "tmp").mkdir(exist_ok=True)
     paths = scratch / "output", scratch / "counts"
@@ -134,7 +134,7 @@ class _Process:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
     def wait(self, most: float = 120) -> Outcome:
-        """Its outcome; a process that hangs is killed, with code -9 and no output."""
+        """The outcome of a process; one that hangs is killed, with code -9 and no output."""
         while self.is_running() and time.monotonic() - self.began < most:
             time.sleep(0.005)
         seconds = time.monotonic() - self.began
@@ -153,7 +153,7 @@ class _Process:
 
 
 def _child(arguments: list[str], scratch: Path, fault: Fault, watch) -> None:
-    """The command, in this process, which ends with it."""
+    """Run the command in this process, and end the process with it."""
     code = 70
     try:
         output = os.open(scratch / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

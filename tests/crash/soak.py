@@ -1,5 +1,5 @@
-"""The soak: ragged training, fills and predictions for as long as one likes; resident memory, open
-files and threads must stay where they are after the first tenth."""
+"""The soak: ragged training, fills and predictions for any length of time. Resident memory, open
+files and threads must not grow after the first tenth."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ import torch
 EXAMPLES = """example:
   PYTHONPATH=tests python -m crash.soak --seconds 3600
 """
-_ROUND = 20  # steps, fills and predictions between two looks
+_ROUND = 20  # steps, fills and predictions between two measurements
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 class Workers:
-    """A model that trains, one that fills, one that predicts."""
+    """A model that trains, one that fills masks, one that predicts."""
 
     def __init__(self, folder: Path):
         from finetune_cases import write_folder
@@ -56,7 +56,7 @@ class Workers:
         self.draw, self.example = random.Random(2), 0
 
     def train(self) -> None:
-        """A step on sequences of 3 to 60 tokens, 1 to 12 of them."""
+        """A step on 1 to 12 sequences of 3 to 60 tokens."""
         most = len(self.tokenizer)
         sequences = []
         for _ in range(self.draw.randint(1, 12)):
@@ -69,7 +69,7 @@ class Workers:
         self.optimizer.zero_grad()
 
     def fill(self) -> None:
-        """One to five masks among words."""
+        """Fill one to five masks among words."""
         words = ["they", "met", "Mary", "near", "Oslo"] * self.draw.randint(1, 3)
         at = self.draw.randrange(1, len(words))
         words[at:at] = ["[MASK]"] * self.draw.randint(1, 5)
@@ -78,7 +78,7 @@ class Workers:
         assert self.trained.training
 
     def predict(self) -> None:
-        """A few sentences."""
+        """Predict for a few sentences."""
         from spanbert_fast.tasks.predict import predict
 
         chosen = self.draw.sample(self.examples, self.draw.randint(1, 8))
@@ -93,7 +93,7 @@ def look() -> tuple[float, int, int]:
 
 
 def main() -> int:
-    """Work and look."""
+    """Work and measure."""
     options = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
         workers = Workers(Path(folder))

@@ -1,8 +1,8 @@
-"""Runs the fuzzers, and a new process wherever one of them has brought it down.
+"""Runs the fuzzers, with a new process whenever a case has ended the old one.
 
-A reader may return, or refuse in one line (UsageError, DataError). All else is a failure: any other
-exception, a message of several lines or without the file, more than the time or the memory of a
-case, the end of the process.
+A reader may return, or refuse in one line (UsageError, DataError). Anything else is a failure: any
+other exception, a message of several lines or without the file, more time or memory than a case
+may take, the end of the process.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SECONDS_OF_A_CASE = 10
-MEMORY_OF_A_CASE = 2 << 30  # bytes, beside what the process has when it begins
+MEMORY_OF_A_CASE = 2 << 30  # bytes beyond those of the process at its start
 
 EXAMPLES = """examples:
   PYTHONPATH=tests python -m fuzz --seconds 600
@@ -49,12 +49,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 class Spoilt(Exception):
-    """A case that is neither read nor refused as it should be."""
+    """A case that is neither read nor properly refused."""
 
 
 @contextlib.contextmanager
 def limits() -> Iterator[None]:
-    """The time and the memory of a case."""
+    """Limits the time and the memory of a case."""
 
     def too_late(signum, frame):
         raise Spoilt(f"takes more than {SECONDS_OF_A_CASE} s")
@@ -97,7 +97,7 @@ def run_case(target, name: str, case: int) -> str:
 
 
 def child(options: argparse.Namespace) -> int:
-    """Run cases until the time is over; the parent reads the file that says which one runs."""
+    """Run cases until the time is over; a file tells the parent which one is running."""
     import datasets
     import transformers
 

@@ -33,7 +33,7 @@ Mutation = Callable[[bytes, random.Random], bytes]
 
 
 def bytewise(content: bytes, draw: random.Random) -> bytes:
-    """One to four small accidents."""
+    """One to four small mutations of bytes."""
     spoilt = bytearray(content)
     for _ in range(draw.randint(1, 4)):
         start = draw.randint(0, len(spoilt))
@@ -59,7 +59,7 @@ def bytewise(content: bytes, draw: random.Random) -> bytes:
 
 
 def in_json(content: bytes, draw: random.Random) -> bytes:
-    """A value, a key or an item of a JSON document is another, is missing or comes twice."""
+    """Change, remove or repeat a value, a key or an item of a JSON document."""
     try:
         document = json.loads(content)
     except ValueError:
@@ -75,7 +75,7 @@ def in_json(content: bytes, draw: random.Random) -> bytes:
 
 
 def in_json_lines(content: bytes, draw: random.Random) -> bytes:
-    """The same in one line of many."""
+    """`in_json` in one line of many."""
     lines = content.split(b"\n")
     number = draw.randrange(len(lines))
     lines[number] = in_json(lines[number], draw)
@@ -83,7 +83,7 @@ def in_json_lines(content: bytes, draw: random.Random) -> bytes:
 
 
 def in_safetensors(content: bytes, draw: random.Random) -> bytes:
-    """The header is spoilt as JSON and has its right length; or the bytes are."""
+    """Mutate the header as JSON, with the right length, or mutate bytes."""
     size = int.from_bytes(content[:8], "little")
     if draw.randrange(3) == 0:
         return bytewise(content, draw)
@@ -92,12 +92,12 @@ def in_safetensors(content: bytes, draw: random.Random) -> bytes:
 
 
 def either(*mutations: Mutation) -> Mutation:
-    """One of several."""
+    """One of several mutations."""
     return lambda content, draw: draw.choice(mutations)(content, draw)
 
 
 def _spoilt(node, draw: random.Random):
-    """The document with one of its nodes spoilt: the deeper, the rarer."""
+    """The document with one node mutated; deeper nodes are chosen less often."""
     if not isinstance(node, (dict, list)) or not node or draw.randrange(4) == 0:
         return draw.choice(_VALUES)
     keys = list(node) if isinstance(node, dict) else range(len(node))

@@ -1,4 +1,4 @@
-"""What is fuzzed: a good file of each kind, how it is spoilt, and who reads it."""
+"""The targets of fuzzing: a good file of each kind, its mutation, and its reader."""
 
 import argparse
 import bz2
@@ -50,10 +50,10 @@ class Target:
     """One kind of file.
 
     Attributes:
-        folder: what a case starts from; it is copied.
-        name: the file in it that is spoilt.
-        mutation: how.
-        read: called with the copy of the folder.
+        folder: the folder that each case copies.
+        name: the file in it that is mutated.
+        mutation: the function that mutates it.
+        read: the reader, called with the copy of the folder.
     """
 
     folder: Path
@@ -150,7 +150,7 @@ def _files() -> dict[str, tuple[str, Mutation, str, dict]]:
 
 
 def targets(root: Path) -> dict[str, Target]:
-    """All targets, their good files made under `root`."""
+    """All targets; their good files are written under `root`."""
     found: dict[str, Target] = {}
     for name, (content, mutation, task, options) in _files().items():
         folder = root / name

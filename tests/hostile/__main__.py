@@ -1,8 +1,8 @@
-"""Calls every op with random and with hostile arguments, in a process that may die of it.
+"""Calls every op with random and with hostile arguments, in a process of its own.
 
-A call may return, or raise a Python exception. All else is a failure: the end of the process
-(a signal, a sanitizer's report), more than the time of a call; of valid arguments any exception, a
-result that is grossly another one than the composite's, an input that has changed.
+A call may return, or raise a Python exception. Anything else is a failure: the end of the process
+(a signal, a sanitizer's report) or too much time; for valid arguments also any exception, a result
+that is far from the composite's, or an input that has changed.
 """
 
 import argparse
@@ -29,8 +29,8 @@ EXAMPLES = """examples:
   PYTHONPATH=tests python -m hostile --chosen            every op about each block's ends
 """
 SECONDS_OF_A_CALL = 60  # of processor time; sanitized code is slow
-SECONDS_OF_A_WAIT = 900  # of a call that waits for something, on a busy machine
-MEMORY = 6 << 30  # bytes beside what the process has when it begins
+SECONDS_OF_A_WAIT = 900  # of wall time, on a busy machine
+MEMORY = 6 << 30  # bytes beyond those of the process at its start
 DEATHS = 50  # enough to look at
 
 
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def child(options: argparse.Namespace) -> int:
-    """Make the calls; the parent reads the file that says which one runs."""
+    """Make the calls; a file tells the parent which one is running."""
     import torch
 
     from hostile.calls import chosen_calls, drawn_call
@@ -108,7 +108,7 @@ def child(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def limits() -> Iterator[None]:
-    """The time of a call; one that takes more ends the process."""
+    """Limits the time of a call; one that takes longer ends the process."""
     faulthandler.dump_traceback_later(SECONDS_OF_A_WAIT, exit=True)
     most = int(time.process_time()) + SECONDS_OF_A_CALL
     resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
@@ -117,7 +117,7 @@ def limits() -> Iterator[None]:
 
 
 def outcome_of(call, raises: bool) -> str:
-    """What became of a call, in a word or with words behind it."""
+    """The outcome of a call: a word, with details after it for a failure."""
     from hostile.calls import Wrong
 
     try:

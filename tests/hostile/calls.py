@@ -1,4 +1,4 @@
-"""A call: valid and compared with the composite, or with something wrong in its arguments."""
+"""Calls of ops: valid ones, compared with the composite, and ones with faulty arguments."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ from spanbert_fast.ops._register import KERNELS
 
 # PyTorch's tensors of these dtypes are what the ops compute in.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# Of the largest value of a result: far above roundings, which the ops' own tests look at.
+# Relative to the largest value of a result: far above rounding, which the ops' own tests check.
 GROSS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-LEAST_COMPARED_WIDTH = 8  # of a norm: of fewer values the variance may vanish
+LEAST_COMPARED_WIDTH = 8  # of a norm: the variance of fewer values may vanish
 
 
 class Wrong(Exception):
@@ -27,10 +27,10 @@ class Call:
     """One call.
 
     Attributes:
-        what: in a few words.
-        arguments: of it, for whoever looks for its fault.
-        make: makes it; gives "returned".
-        is_valid: it may raise nothing.
+        what: its description.
+        arguments: its arguments, for debugging.
+        make: makes the call and returns "returned".
+        is_valid: whether it must not raise.
     """
 
     what: str
@@ -39,7 +39,7 @@ class Call:
     is_valid: bool
 
     def told(self) -> str:
-        """The call and its arguments, in lines."""
+        """The call and its arguments as text."""
         return "\n  ".join([self.what, *map(_told, self.arguments)])
 
 
@@ -51,7 +51,7 @@ def _told(x: object) -> str:
 
 
 def drawn_call(draw: random.Random) -> Call:
-    """One in eight valid, one in four through the public function, the others as registered."""
+    """A random call: one in eight is valid, one in four calls the public function."""
     op, dtype = draw.choice(list(OPS)), draw.choice(DTYPES)
     case = OPS[op](Make(dtype, Sizes.drawn(draw), draw))
     kind = draw.randrange(8)

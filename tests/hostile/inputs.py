@@ -1,4 +1,4 @@
-"""Valid inputs of every op: of drawn sizes, or of those at which kernels change their path."""
+"""Valid inputs of every op: of random sizes, or of sizes at which kernels change their path."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -24,18 +24,18 @@ LENGTHS = (1, 2, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 250)
 
 
 class Sizes(NamedTuple):
-    """What an input's shapes are made of; each op takes what it has a use for."""
+    """The sizes of an input; each op uses some of them."""
 
     rows: int
     width: int
     lengths: tuple[int, ...]
     heads: int
     table: int
-    plain: bool  # without what may be left out
+    plain: bool  # without optional arguments
 
     @classmethod
     def drawn(cls, draw: random.Random) -> "Sizes":
-        """Small ones, and sometimes none at all."""
+        """Random small sizes, sometimes 0."""
         lengths = [draw.choice((0, 1, draw.choice(LENGTHS))) for _ in range(draw.randint(0, 4))]
         return cls(
             draw.choice((0, 1, 2, draw.randint(3, 150))), draw.choice(WIDTHS), tuple(lengths),
@@ -176,7 +176,7 @@ OPS: dict[str, Callable[[Make], Case]] = {
 
 
 def chosen(dtype: torch.dtype) -> Iterator[tuple[str, Case]]:
-    """(what, case): every op at sizes about those of vectors, tiles, blocks and tasks."""
+    """(description, case): every op at sizes around those of vectors, tiles, blocks and tasks."""
     draw = random.Random(1)
     rows_of = dict(zip(WIDTHS, (1, 5, 64, 65, 129, 2, 3, 17, 300, 33, 4, 9, 70), strict=False))
     for width in WIDTHS:

@@ -1,4 +1,4 @@
-"""What a caller may hand over by mistake, or on purpose, in the place of a valid argument."""
+"""Arguments that a caller may pass, by mistake or on purpose, in place of valid ones."""
 
 import random
 
@@ -18,7 +18,7 @@ FLOATS = (
 
 
 def view_of(x: torch.Tensor, draw: random.Random) -> torch.Tensor:
-    """The same values at other strides, with NaN (integers: 2^30) around them."""
+    """A view of the same values with other strides, with NaN (integers: 2^30) around them."""
     if x.dim() == 0 or x.is_meta:
         return x
     kind = draw.randrange(4)
@@ -39,7 +39,7 @@ def view_of(x: torch.Tensor, draw: random.Random) -> torch.Tensor:
 
 
 def expanded(x: torch.Tensor, draw: random.Random) -> torch.Tensor:
-    """One row or one element for all, sometimes of far more memory than there is."""
+    """One row or one element, expanded, sometimes to more memory than there is."""
     if x.dim() == 0 or x.numel() == 0:
         return x
     shape = list(x.shape)
@@ -50,7 +50,7 @@ def expanded(x: torch.Tensor, draw: random.Random) -> torch.Tensor:
 
 
 def reshaped(x: torch.Tensor, draw: random.Random) -> torch.Tensor:
-    """Another shape: a size off by one, none, twice; a dimension more, less, or none."""
+    """Another shape: a size off by one, 0 or doubled; a dimension more or less, or none."""
     kind = draw.randrange(8)
     if kind == 0 or x.dim() == 0:
         return x.unsqueeze(draw.randint(0, x.dim()))
@@ -71,7 +71,7 @@ def reshaped(x: torch.Tensor, draw: random.Random) -> torch.Tensor:
 
 
 def revalued(x: torch.Tensor, draw: random.Random) -> torch.Tensor:
-    """Other values: one, some or all of them extreme; or in another order."""
+    """Other values: one, some or all extreme, or the same in another order."""
     if x.numel() == 0:
         return x
     x = x.contiguous().clone()
@@ -95,7 +95,7 @@ def revalued(x: torch.Tensor, draw: random.Random) -> torch.Tensor:
 
 
 def special(x: torch.Tensor, draw: random.Random) -> object:
-    """Tensors of another kind, and what is no tensor."""
+    """A tensor of another kind, or an object that is no tensor."""
     kind = draw.randrange(9)
     if kind == 0:
         return x.to("meta")
@@ -118,7 +118,7 @@ def special(x: torch.Tensor, draw: random.Random) -> object:
 
 
 def tensor(x: torch.Tensor, draw: random.Random) -> object:
-    """Something in the place of a tensor."""
+    """A replacement for a tensor."""
     kind = draw.randrange(12)
     if kind < 2:
         return x.to(draw.choice(DTYPES))
@@ -134,7 +134,7 @@ def tensor(x: torch.Tensor, draw: random.Random) -> object:
 
 
 def number(x: float, draw: random.Random) -> object:
-    """Something in the place of a number."""
+    """A replacement for a number."""
     if draw.random() < 0.1:
         return draw.choice((None, "a text", [x], torch.tensor(3), 1j))
     if isinstance(x, float):
@@ -145,7 +145,7 @@ def number(x: float, draw: random.Random) -> object:
 
 
 def argument(x: object, draw: random.Random) -> object:
-    """Something in the place of any argument."""
+    """A replacement for any argument."""
     if isinstance(x, torch.Tensor):
         return tensor(x, draw)
     if isinstance(x, torch.dtype):

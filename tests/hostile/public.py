@@ -10,7 +10,7 @@ from spanbert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from spanbert_fast.ops.embedding_layer_norm import embedding_layer_norm
 from spanbert_fast.ops.linear import linear
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
-from spanbert_fast.ops.pad import pad, take_tokens, unpad
+from spanbert_fast.ops.padding import pad, take_tokens, unpad
 from spanbert_fast.ops.sample_spans import sample_spans
 from spanbert_fast.ops.span_boundary_gather import span_boundary_gather
 from spanbert_fast.ops.varlen_attention import varlen_attention
@@ -85,7 +85,7 @@ PUBLIC: dict[str, tuple[Callable, ...]] = {
 
 
 def call(op: str, number: int, inputs: tuple) -> None:
-    """A public function, and its backward where it has one."""
+    """Call a public function, and its backward if it has one."""
     functions = PUBLIC[op]
     result = functions[number % len(functions)](inputs)
     if isinstance(result, torch.Tensor) and result.requires_grad:

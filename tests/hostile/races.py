@@ -3,10 +3,10 @@
 Builds the extension once more under build/, at its baseline level, and calls every op forward and
 backward on 4 threads, from one Python thread and from 4 at once.
 
-What is seen: every access of our own code, in loops that threads.cpp runs on threads which the
-sanitizer follows; the store of large memory; what Python threads share. What is not seen: accesses
-by PyTorch's own code (the matrix products of linear_cross_entropy), which is built without it, and
-PyTorch's own loops, which run on one thread here. Suppressed: reports whose access was made by
+The sanitizer sees every access of our own code, in loops that threads.cpp runs on threads which it
+follows; the store of large memory; and what Python threads share. It does not see accesses by
+PyTorch's own code (the matrix products of linear_cross_entropy), which is built without it, or
+PyTorch's own loops, which run on one thread here. Reports are suppressed if the access was made by
 PyTorch or OpenMP through a function that the sanitizer replaces (memcpy, free).
 """
 
@@ -24,7 +24,7 @@ SUPPRESSED = "".join(f"called_from_lib:{library}\n" for library in LIBRARIES)
 
 
 def build() -> Path:
-    """The extension and the library of threads; gives the latter's path."""
+    """Build the extension and the library of threads; returns the library's path."""
     command = [sys.executable, "setup.py", "--quiet", "build"]
     command += ["--build-base", str(BUILD), "--build-lib", str(BUILD / "lib")]
     chosen = {"SPANBERT_FAST_SANITIZE": "thread", "SPANBERT_FAST_LEVELS": "baseline"}

@@ -1,9 +1,9 @@
 """`make check-sanitize`: the C++ under the address and undefined-behaviour sanitizers.
 
-Builds the extension once more under build/, and then, at each instruction set that this CPU has and
-PyTorch can be held to: every op forward and backward about the ends of vectors, tiles and tasks,
-and hostile calls. With --all also the ops' own tests. A sanitizer's first report ends the process,
-which is a failure. Python leaks on purpose: leaks are not looked for.
+Builds the extension again under build/. Then, at each instruction set that this CPU has and PyTorch
+can be limited to, it runs every op forward and backward at sizes around those of vectors, tiles and
+tasks, and hostile calls; with --all also the ops' own tests. A sanitizer's first report ends the
+process, which is a failure. Leaks are not reported, since Python leaks on purpose.
 """
 
 import argparse
@@ -24,10 +24,10 @@ BUILD = ROOT / "build/sanitize"
 WIDEST = "widest"  # the level of a process whose environment says nothing
 OP_TESTS = (
     "bias_gelu dropout_add_layer_norm embedding_layer_norm linear linear_cross_entropy "
-    "linear_cross_entropy_tiles pad philox sample_spans sample_spans_compiled sample_spans_input "
-    "span_boundary_gather varlen_attention varlen_attention_dropout views"
+    "linear_cross_entropy_tiles padding philox sample_spans sample_spans_compiled "
+    "sample_spans_input span_boundary_gather varlen_attention varlen_attention_dropout views"
 ).split()
-# Tests of what sanitizers have no part in, or that measure the process's memory.
+# Tests that sanitizers do not concern, or that measure the process's memory.
 LEFT_OUT = "not compile and not memory and not without_the_extension and not fullgraph"
 
 
@@ -40,7 +40,7 @@ class Step(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a step."""
+    """The outcome of a step."""
 
     step: Step
     passed: bool
@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 
 
 def build() -> None:
-    """The sanitized extension, in a folder of its own."""
+    """Build the sanitized extension in a folder of its own."""
     command = [sys.executable, "setup.py", "--quiet", "build"]
     command += ["--build-base", str(BUILD), "--build-lib", str(BUILD / "lib")]
     sanitizers = {"SPANBERT_FAST_SANITIZE": "address,undefined", "SPANBERT_FAST_LEVELS": "native"}
@@ -57,7 +57,7 @@ def build() -> None:
 
 
 def environment(level: str) -> dict[str, str]:
-    """Of a process with the sanitized extension, held to a level."""
+    """The environment of a process with the sanitized extension, limited to a level."""
     compiler = os.environ.get("CXX", "c++")
 
     def library(name: str) -> str:
@@ -81,7 +81,7 @@ def environment(level: str) -> dict[str, str]:
 
 
 def run(step: Step) -> Outcome:
-    """Its outcome; seconds are the processor's."""
+    """Run a step; its outcome has seconds of processor time."""
     with tempfile.TemporaryFile("w+") as output:
         command = [sys.executable, *step.arguments]
         # waited for by wait4, which tells its seconds, and not by Popen
@@ -96,7 +96,7 @@ def run(step: Step) -> Outcome:
 
 
 def steps(options: argparse.Namespace) -> list[Step]:
-    """What is run, level by level; a level that PyTorch cannot be held to is the widest's."""
+    """The steps, level by level; a level that PyTorch cannot be limited to runs as the widest."""
     levels = [level for level in CAPABILITIES.values() if level != _C.isa_levels()[-1]]
     found = []
     for number, level in enumerate([*levels, WIDEST]):

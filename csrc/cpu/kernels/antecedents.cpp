@@ -1,4 +1,4 @@
-// The passes over a tile of pairs, which lies in cache after its product.
+// The passes over a tile of pairs, which is in cache after its product.
 #include "cpu/kernels/antecedents.h"
 
 #include "cpu/kernels/simd.h"
@@ -8,7 +8,7 @@ namespace {
 
 constexpr float kLog2E = 0x1.715476p+0f;
 constexpr float kLowest = -0x1.fffffep127f;
-constexpr int64_t kFar = 64;  // from this distance on they are one bucket
+constexpr int64_t kFar = 64;  // all distances from here on are one bucket
 
 SPANBERT_FAST_INLINE int64_t bucket_of(int64_t distance) {
   int64_t bucket = distance < 4 ? distance : 4;
@@ -31,7 +31,7 @@ int64_t count_of(const PairTile& tile, int64_t row) {
   return count < 0 ? 0 : count < tile.columns ? count : tile.columns;
 }
 
-// Of these, how many are far away.
+// How many of these have a distance of kFar or more.
 int64_t far_of(const PairTile& tile, int64_t row, int64_t count) {
   const int64_t far = tile.first_query + row - kFar - tile.first_key + 1;
   return far < 0 ? 0 : far < count ? far : count;
@@ -56,7 +56,7 @@ void scores_of(const PairTile& tile, int64_t row, int64_t count, float* z) {
   }
 }
 
-// (top, sum) of what was there and of `sum` more with the largest `top`.
+// Joins a running (top, sum) with that of more scores.
 SPANBERT_FAST_INLINE void join(float* top, float* sum, float new_top, float new_sum) {
   if (new_top > *top) {
     *sum = *sum * exponential(*top - new_top) + new_sum;
@@ -100,7 +100,7 @@ void gradient(const PairTile& tile, const PairGradient& to) {
     const float lse = to.lse[row], dloss = to.dlosses[row];
     const int64_t cluster = tile.clusters[query];
     if (cluster >= 0) {
-      // both terms before anything is rounded: they cancel where a row is sure of its antecedent
+      // subtracted before rounding: the terms cancel if a row is sure of its antecedent
       for (int64_t c = 0; c < count; ++c) {
         const float score = z[c];
         z[c] = exponential(score - lse) * dloss;

@@ -1,4 +1,4 @@
-// What callers and kernels say about hidden-state dropout: plain data, no code of any level.
+// Dropout of hidden states, as callers tell it to kernels: plain data, no code of any level.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@ struct DropoutKey {
   uint32_t site, threshold;
 };
 
-// Floats of scratch memory that a kernel with a norm needs for rows of `hidden_size`: two rows,
-// and a byte for each element's fate with what surrounds it in groups of 256.
+// Floats of scratch memory that a kernel with a norm needs for rows of `hidden_size`: two rows, and
+// a byte per element, with whole groups of 256 around the row, that says whether it is kept.
 static inline int64_t norm_scratch_size(int64_t hidden_size) {
   return 2 * hidden_size + (hidden_size + 528) / 4 + 1;
 }

@@ -1,7 +1,7 @@
 // y = n weight + bias, n = (z - mean(z)) rstd(z), z = dropout(x + x_bias) + residual.
 //
-// A row is read once; z stays in scratch memory, in cache, while its statistics are taken. The
-// backward makes z and the mask again: with g = dy weight,
+// A row is read once; z stays in scratch memory, in cache, for its statistics. The backward
+// computes z and the mask again: with g = dy weight,
 //     dresidual = dz = rstd (g - mean(g) - n mean(g n)),   dx = dropout(dz).
 #include "cpu/kernels/dropout_add_layer_norm.h"
 

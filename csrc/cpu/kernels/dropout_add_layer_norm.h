@@ -11,7 +11,7 @@ namespace spanbert_fast {
 struct DropoutAddLayerNorm {
   const void *x, *residual;  // residual is of y's format
   const float *x_bias, *weight, *bias;
-  const int64_t* rows;  // a row's number for dropout; null where it is its place
+  const int64_t* rows;  // each row's number for dropout; null: its place
   int64_t hidden_size;
   DropoutKey dropout;
   float eps;
@@ -27,7 +27,7 @@ using DropoutAddLayerNormBackward = void(
     float* dbias, float* dx_bias, int64_t first, int64_t last, float* scratch);
 
 struct DropoutAddLayerNormKernels {
-  // by x's format; residual, y and their gradients are of that format, or (wide) in float
+  // by x's format; residual, y and their gradients have that format or (wide) float
   PerFormat<DropoutAddLayerNormForward> forward, wide_forward;
   PerFormat<DropoutAddLayerNormBackward> backward, wide_backward;
 };

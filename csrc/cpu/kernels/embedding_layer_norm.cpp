@@ -1,7 +1,7 @@
 // y = dropout(n weight + bias), n = (z - mean(z)) rstd(z), z = word + position + token type.
 //
-// The backward makes z and the mask again and leaves dz in float; the gradient of a table is then
-// written once, row by row, each the sum of its tokens' dz in their order: no atomics.
+// The backward computes z and the mask again and writes dz in float. The gradient of a table is
+// then written once: each row is the sum of its tokens' dz in their order, without atomics.
 #include "cpu/kernels/embedding_layer_norm.h"
 
 #include "cpu/kernels/layer_norm.h"
@@ -33,8 +33,8 @@ float embed_as(const EmbeddingLayerNorm& op, int64_t token, int64_t next_token, 
   return sum(total);
 }
 
-// z of a token into scratch memory; returns the sum over its columns. The words of a text lie
-// anywhere in their table: the next token's row is asked for here, or its user would wait.
+// Writes z of a token to scratch memory; returns the sum over its columns. The rows of a text's
+// words are anywhere in the table, so the next token's row is prefetched here.
 float embed(const EmbeddingLayerNorm& op, int64_t token, int64_t last, float* z) {
   const int64_t next_token = token + 1 < last ? token + 1 : token;
   const bool typed = op.token_types.data != nullptr;
@@ -112,7 +112,7 @@ template <class T>
 void gradient_rows(
     const EmbeddingGradient& op, int64_t first_row, int64_t last_row, int64_t column, int64_t width,
     float* scratch) {
-  // Tokens are added 64 at a time: thousands in one chain would lose digits to rounding.
+  // Tokens are added 64 at a time: a chain of thousands would lose digits to rounding.
   constexpr int64_t kBlock = 64;
   float *total = scratch, *part = scratch + width;
   for (int64_t row = first_row; row < last_row; ++row) {

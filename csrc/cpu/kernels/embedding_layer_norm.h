@@ -8,7 +8,7 @@
 
 namespace spanbert_fast {
 
-// Rows of a contiguous (rows, hidden_size) matrix, chosen by `ids`; by the token's place where ids
+// Rows of a contiguous (rows, hidden_size) matrix, chosen by `ids`, or by the token's place if ids
 // is null.
 struct EmbeddingRows {
   const void* data;
@@ -28,7 +28,7 @@ struct EmbeddingLayerNorm {
 using EmbeddingLayerNormForward =
     void(const EmbeddingLayerNorm& op, void* y, int64_t first, int64_t last, float* scratch);
 
-// dz (tokens, hidden_size) is the gradient of each of the three rows of a token; the sums of the
+// dz (tokens, hidden_size) is the gradient of each of the three rows of a token; the sums over
 // tokens are added to dweight and dbias.
 using EmbeddingLayerNormBackward = void(
     const EmbeddingLayerNorm& op, const void* dy, float* dz, float* dweight, float* dbias,
@@ -36,7 +36,7 @@ using EmbeddingLayerNormBackward = void(
 
 // Rows [first_row, last_row), columns [column, column + width) of a table's gradient (rows,
 // hidden_size): row r is the sum of dz over tokens order[starts[r]] ... order[starts[r + 1] - 1],
-// in that order; zero where there are none. `scratch` holds 2 `width` floats.
+// in that order, or zero without tokens. `scratch` holds 2 `width` floats.
 struct EmbeddingGradient {
   const float* dz;
   const int64_t *starts, *order;

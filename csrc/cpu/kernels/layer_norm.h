@@ -1,4 +1,4 @@
-// LayerNorm of a row held in scratch memory: what the kernels with a norm share.
+// LayerNorm of a row in scratch memory, shared by the kernels with a norm.
 #pragma once
 
 #include "cpu/kernels/simd.h"
@@ -9,8 +9,8 @@ struct RowStatistics {
   float mean, rstd;
 };
 
-// mean, and 1 / sqrt(variance + eps), of z (size,) whose sum is `total`. The variance takes a
-// second pass over the row, which lies in cache, so that a large mean cannot cancel it.
+// mean and 1 / sqrt(variance + eps) of z (size,), whose sum is `total`. The variance takes a second
+// pass over the row, which is in cache, so that a large mean cancels none of its digits.
 SPANBERT_FAST_INLINE RowStatistics
 row_statistics(const float* z, int64_t size, float total, float eps) {
   const float mean = total / size;

@@ -1,5 +1,5 @@
-// The passes over a block of scores, which lies in cache after its product: largest and sum of
-// exponentials in the forward; gradients and their sums in the backward.
+// The passes over a block of scores, which is in cache after its product: the largest score and the
+// sum of exponentials in the forward, the gradients and their sums in the backward.
 #include "cpu/kernels/linear_cross_entropy.h"
 
 #include "cpu/kernels/simd.h"
@@ -10,8 +10,8 @@ namespace {
 constexpr float kLog2E = 0x1.715476p+0f;
 constexpr float kLowest = -0x1.fffffep127f;
 
-// Rows whose sums are added up before they go to the total: a few roundings at its size, not one
-// per row.
+// So many rows are summed before they are added to the total, which then is rounded a few times
+// instead of once per row.
 constexpr int64_t kSumRows = 32;
 
 template <class T>
@@ -59,7 +59,7 @@ template <class T>
 void scan(const ScoreBlock& block, const ScoreStatistics& to) {
   for (int64_t row = 0; row < block.rows; ++row) {
     const T* scores = row_of<T>(block, row);
-    // not below the lowest finite number, so that a row of -inf keeps its differences
+    // at least the lowest finite number, so that differences in a row of -inf are not NaN
     vfloat tops = broadcast(kLowest);
     for_vectors(block.columns, [&](int64_t c, auto count) SPANBERT_FAST_INLINE_BODY {
       const vfloat z = load(scores + c, count) + load(block.bias + c, count);
@@ -95,7 +95,7 @@ void gradient(const ScoreBlock& block, const ScoreGradient& to) {
       store(part + c, load(part + c, count) + p, count);
     });
     if (target >= 0) {
-      // the difference before anything is rounded: it cancels where a row is sure of its target
+      // subtracted before rounding: the terms cancel if a row is sure of its target
       const vfloat p = exp2<float>(broadcast((target_score - top - log_sum) * kLog2E));
       store(d + target, (p - 1.0f) * dloss, int64_t{1});
       part[target] -= dloss;

@@ -1,4 +1,4 @@
-// Kernels of linear_cross_entropy: what happens to scores between the matrix products.
+// Kernels of linear_cross_entropy, which work on scores between the matrix products.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +18,9 @@ struct ScoreBlock {
   const int64_t* targets;  // (rows,), counted from the vocabulary's first column
 };
 
-// Of each row: its largest score, the sum of exp(score - largest), and where the largest stands
-// (the first of equals, counted from the vocabulary's first column; null where not asked for).
-// A row whose target is among the columns gets its target's score; other rows' are left alone.
+// For each row: its largest score, the sum of exp(score - largest), and the column of the largest
+// (the first of equal ones, counted from the vocabulary's first column; null if not asked for). The
+// target's score is written for rows whose target is among the columns.
 struct ScoreStatistics {
   float *top, *sum, *target_score;
   int64_t* best;

@@ -1,5 +1,5 @@
-// Philox4x32 with 7 rounds in vector registers, one call per lane, and the flags of hidden-state
-// dropout made of it (the rule: spanbert_fast/reference/dropout.py).
+// Philox4x32 with 7 rounds in vector registers, one call per lane, and the dropout flags of hidden
+// states computed from it, by the rule of spanbert_fast/reference/dropout.py.
 //
 // Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 4.3.
 #pragma once
@@ -74,7 +74,7 @@ struct HiddenDropout {
   DropoutKey key;
   int64_t hidden_size;
   uint8_t* buffer;  // of norm_scratch_size
-  float scale;      // of what is kept
+  float scale;      // of kept elements
 
   SPANBERT_FAST_INLINE_METHOD HiddenDropout(DropoutKey key_, int64_t hidden_size_, void* buffer_)
       : key(key_),
@@ -84,7 +84,7 @@ struct HiddenDropout {
     if (key.threshold == 0) std::memset(buffer, 0xff, hidden_size);
   }
 
-  // The flags of a row; its buffer may be read for a vector beyond the last one.
+  // The flags of a row; its buffer may be read one vector beyond the last flag.
   SPANBERT_FAST_INLINE_METHOD const uint8_t* keep_row(int64_t row) const {
     if (key.threshold == 0) return buffer;
     const int64_t first = row * hidden_size, group = first / 256, offset = first % 256;
@@ -95,7 +95,7 @@ struct HiddenDropout {
   }
 };
 
-// The lanes' masks out of kWidth flags.
+// The masks of the lanes, from kWidth flags.
 SPANBERT_FAST_INLINE vint keep_mask(const uint8_t* keep) {
   return widen_signed(load_bits<vflags>(keep));
 }

@@ -1,11 +1,11 @@
-// Vectors to and from memory in any format, loops over rows in vectors, and exp2.
+// Loads and stores of vectors in any format, loops over rows in vectors, and exp2.
 #pragma once
 
 #include "cpu/kernels/vector.h"
 
 namespace spanbert_fast::SPANBERT_FAST_ISA {
 
-// Of kWidth elements, or of the first `count` (the rest reads as zero).
+// Loads kWidth elements, or the first `count` of them and zeros.
 
 SPANBERT_FAST_INLINE vfloat load(const float* from) { return load_bits<vfloat>(from); }
 template <class T>
@@ -34,7 +34,7 @@ SPANBERT_FAST_INLINE void store(T* to, vfloat x, int64_t count) {
   std::memcpy(to, lanes, count * sizeof(T));
 }
 
-// A whole vector, as a count known to the compiler: loads and stores of it are the plain ones.
+// The count of a whole vector, known to the compiler, which then loads and stores without a mask.
 struct Whole {};
 template <class T>
 SPANBERT_FAST_INLINE vfloat load(const T* from, Whole) {
@@ -57,7 +57,7 @@ SPANBERT_FAST_INLINE vfloat first_lanes(vfloat x, int64_t count) {
   return keep_where(lane_numbers() < static_cast<uint32_t>(count), x);
 }
 
-// body(column, count) over [0, size) in vectors: count is Whole{}, at the end what is left.
+// body(column, count) over [0, size) in vectors: count is Whole{}, or at the end what remains.
 template <class Body>
 SPANBERT_FAST_INLINE void for_vectors(int64_t size, const Body& body) {
   int64_t column = 0;
@@ -69,7 +69,7 @@ SPANBERT_FAST_INLINE void for_vectors(int64_t size, const Body& body) {
 // that.
 template <class Format>
 SPANBERT_FAST_INLINE vfloat exp2(vfloat x) {
-  x = max(broadcast(-126.0f), x);  // in this order a NaN stays one
+  x = max(broadcast(-126.0f), x);  // in this order a NaN stays NaN
   // adding 1.5 * 2^23 rounds to an integer, which stays in the lowest bits
   const vfloat shifted = x + 0x1.8p23f;
   const vfloat f = x - (shifted - 0x1.8p23f);  // in [-1/2, 1/2]

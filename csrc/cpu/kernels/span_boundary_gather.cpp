@@ -1,7 +1,7 @@
 // y = n weight + bias, n = (g - mean(g)) rstd(g), g = GELU(z), z = span + place, for each target.
 //
-// A span's row stays in cache for all its targets. The backward makes z and g again; dz of a
-// target goes to its place's row, and to the row that sums its span's.
+// A span's row stays in cache for all its targets. The backward computes z and g again, and adds dz
+// of a target to the gradients of its place and of its span.
 #include "cpu/kernels/span_boundary_gather.h"
 
 #include "cpu/kernels/layer_norm.h"

@@ -18,14 +18,14 @@ struct SpanBoundaryGather {
   float *mean, *rstd;  // of each target: written by forward, read by backward
 };
 
-// Floats of memory for a call of either.
+// Floats of scratch memory for a call of either kernel.
 static inline int64_t span_scratch_size(int64_t hidden_size) { return 4 * hidden_size; }
 
 using SpanBoundaryGatherForward =
     void(const SpanBoundaryGather& op, void* y, int64_t first, int64_t last, float* scratch);
 
-// dspans is written; dweight, dbias (hidden_size,) and dplaces (max_span_targets, hidden_size) gain
-// the spans' sums.
+// dspans is written; the spans' sums are added to dweight, dbias (hidden_size,) and dplaces
+// (max_span_targets, hidden_size).
 using SpanBoundaryGatherBackward = void(
     const SpanBoundaryGather& op, const void* dy, void* dspans, float* dweight, float* dbias,
     float* dplaces, int64_t first, int64_t last, float* scratch);

@@ -10,12 +10,12 @@ constexpr float kLn2 = 0x1.62e43p-1f;
 
 SPANBERT_FAST_INLINE float exponential(float x) { return exp2<float>(broadcast(x * kLog2E))[0]; }
 
-// log2 of a number in [1, 2^24], by Newton's steps on exp2; a span's sum is one.
+// log2 of a number in [1, 2^24], such as a span's sum of exponentials, by Newton steps on exp2.
 SPANBERT_FAST_INLINE float logarithm(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   const float exponent = static_cast<float>(static_cast<int32_t>(bits >> 23) - 127);
   const float mantissa = bit_cast<float>((bits & 0x7fffffu) | 0x3f800000u);  // in [1, 2)
-  float y = mantissa - 1.0f;  // log2, at most 0.09 away
+  float y = mantissa - 1.0f;  // log2 to within 0.09
   for (int step = 0; step < 3; ++step) {
     const float power = exp2<float>(broadcast(y))[0];
     y += (mantissa - power) / power * kLog2E;

@@ -24,7 +24,7 @@ using SpanRepresentationAlong = void(
     const SpanRepresentation& op, const void* dy, const void* y, float* along, int64_t first,
     int64_t last);
 
-// Spans in an order, and where each row's begin in it.
+// The spans in some order, and where the spans of each row begin in it.
 struct SpanOrder {
   const int64_t *spans, *bounds;  // row t has spans[bounds[t]] to spans[bounds[t + 1] - 1]
 };
@@ -32,7 +32,7 @@ struct SpanOrder {
 struct SpanRepresentationGradients {
   const void* dy;
   const float *lse, *along;
-  SpanOrder by_start, by_end;  // a row's: those that start there, those that end there
+  SpanOrder by_start, by_end;  // the row of a span is its start, its end
   const int64_t* reaching;  // (rows,): the first place in by_start whose span may reach the row
   void *dfirsts, *dlasts, *dinner;
   float* dlogits;

@@ -2,8 +2,8 @@
 //
 //     c[m][n] += sum over k of a[m][2k] b[k][2n] + a[m][2k + 1] b[k][2n + 1]
 //
-// of 16 x 16 floats out of two tiles of 16 x 16 pairs (Intel SDM, TDPBF16PS). All tiles have their
-// full size here, so that one configuration serves every product.
+// with 16 x 16 floats c and two tiles a, b of 16 x 16 pairs (Intel SDM, TDPBF16PS). All tiles have
+// their full size here, so that one configuration serves every product.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace spanbert_fast::SPANBERT_FAST_ISA {
 
 constexpr int kTileSide = 16;  // rows, and dwords of a row
 
-// LDTILECFG's memory.
+// The operand of LDTILECFG.
 struct alignas(64) TileConfiguration {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t bytes_per_row[16] = {};
@@ -27,7 +27,7 @@ struct alignas(64) TileConfiguration {
 };
 static_assert(sizeof(TileConfiguration) == 64);
 
-// While it lives, this thread has tiles.
+// While it lives, this thread has configured tiles.
 class TileUnit {
  public:
   TileUnit() {

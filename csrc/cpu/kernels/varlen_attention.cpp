@@ -1,11 +1,11 @@
-// Softmax attention of one head of one sequence, and its gradients (arXiv 1706.03762, 3.2; kept
-// in cache by blocks and made again in the backward as in arXiv 2205.14135). With P = exp(S - lse)
-// and S = scale q k^T, M what dropout keeps and r its scale:
+// Softmax attention of one head of one sequence, and its gradients (arXiv 1706.03762, 3.2). Blocks
+// of scores stay in cache, and the backward computes them again, as in arXiv 2205.14135. With
+// S = scale q k^T, P = exp(S - lse), the dropout mask M and the scale r of kept elements:
 //
 //     out = r (P M) v        dv = r (P M)^T dout         dS = P (r M (dout v^T) - delta)
 //     dq = scale dS k        dk = scale dS^T q           delta = sum over d of dout out
 //
-// Lanes are keys everywhere. Scores are in base 2: the scale holds log2(e).
+// Lanes are always keys. Scores are in base 2: the scale includes log2(e).
 #include "cpu/kernels/varlen_attention.h"
 
 #include "cpu/kernels/varlen_attention_backward.h"

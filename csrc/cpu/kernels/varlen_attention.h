@@ -1,5 +1,5 @@
-// Kernels of varlen_attention: what one task computes (see cpu/varlen_attention.cpp for how the
-// work is split into tasks).
+// Kernels of varlen_attention: the work of one task; cpu/varlen_attention.cpp splits the work into
+// tasks.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct AttentionArguments {
   uint32_t site, threshold;  // threshold 0: no dropout
   void* out;                 // (tokens, heads, head_dim), contiguous
   float* lse;  // (tokens, heads), contiguous: log of each row's softmax denominator
-  // of the backward alone
+  // used by the backward only
   TokenRows dout;
   void *dq, *dk, *dv;  // contiguous as out
 };
@@ -32,20 +32,20 @@ struct AttentionArguments {
 // multiple of kTaskStep.
 struct AttentionTask {
   int64_t sequence, head, first_token, length, begin, end;
-  // Where the keys of a sequence are split among tasks of the backward: (length, dq_width) for
-  // this task's part of dq without its factor `scale`. Else null, and the task writes dq.
+  // If tasks of the backward share the keys of a sequence: (length, dq_width), for this task's part
+  // of dq without the factor `scale`. Otherwise null, and the task writes dq.
   float* dq_part;
 };
 constexpr int64_t kTaskStep = 64;
 static inline int64_t dq_width(int64_t head_dim) { return (head_dim + 31) / 32 * 32; }
 
-// Memory of the calling thread, of at least `bytes`, 64-byte aligned; valid until the next call.
+// Memory of the calling thread, at least `bytes`, 64-byte aligned; valid until the next call.
 using ReserveScratch = char*(int64_t bytes);
 
 using AttentionTaskKernel =
     void(const AttentionArguments&, const AttentionTask&, ReserveScratch* reserve);
 
-// dq of one head of one sequence out of its `parts`, which follow one another at task.dq_part.
+// dq of one head of one sequence, summed from its `parts`, which are contiguous at task.dq_part.
 using AttentionSumKernel = void(const AttentionArguments&, const AttentionTask&, int64_t parts);
 
 struct VarlenAttentionKernels {

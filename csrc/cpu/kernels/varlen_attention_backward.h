@@ -1,5 +1,6 @@
-// The backward of one task: for each block of 64 keys, P and dS of all queries of a chunk are made
-// again and go into three products; dk and dv of the block, and dq of the chunk, gather in float.
+// The backward of one task. For each block of 64 keys it computes P and dS of all queries of a
+// chunk again, and uses them in three products; dk and dv of the block and dq of the chunk are
+// summed in float.
 #pragma once
 
 #include "cpu/kernels/varlen_attention_common.h"
@@ -7,8 +8,8 @@
 namespace spanbert_fast::SPANBERT_FAST_ISA {
 namespace {
 
-constexpr int64_t kChunkQueries = 256;  // of a chunk
-constexpr int64_t kCachedKeys = 512;     // whose operands are in cache at once
+constexpr int64_t kChunkQueries = 256;  // queries of a chunk
+constexpr int64_t kCachedKeys = 512;     // keys whose operands are in cache at once
 
 template <class Kind>
 struct BackwardBuffers {
@@ -46,7 +47,7 @@ struct BackwardBuffers {
   }
 };
 
-// Rows [first, first + rows) of P and dS as operands, out of their scores and dP; rows is even.
+// Rows [first, first + rows) of P and dS as operands, from their scores and dP; rows is even.
 template <class Kind, class T, bool kDropout>
 void gradients_of_scores(const BackwardBuffers<Kind>& to, int64_t first, int64_t rows) {
   for (int64_t i = 0; i < rows; i += 2) {
@@ -113,7 +114,7 @@ void prepare_queries(
     prefetch_next_head(out, d);
     to.delta[i] = dot(dout + i * dout_stride, out, d);
   }
-  if (rows % 2) {  // rows go by twos: beside the last one comes a row of P = 0
+  if (rows % 2) {  // rows come in pairs: an odd last one gets a row of P = 0
     const int64_t width = padded / Kind::kPair;
     std::memset(to.q_rows + rows * width, 0, width * sizeof(uint32_t));
     std::memset(to.dout_rows + rows * width, 0, width * sizeof(uint32_t));

@@ -1,4 +1,4 @@
-// What the forward and the backward of varlen_attention share: memory, rows, constants.
+// Shared by the forward and the backward of varlen_attention: memory, rows, constants.
 #pragma once
 
 #include "cpu/kernels/varlen_attention.h"
@@ -8,13 +8,14 @@
 namespace spanbert_fast::SPANBERT_FAST_ISA {
 namespace {
 
-constexpr int64_t kQueries = 16;  // the queries of a block, whose dropout words are made at once
+constexpr int64_t kQueries = 16;  // queries of a block, whose dropout words are made together
 static_assert(kTaskStep % kKeys == 0 && kTaskStep % kQueries == 0);
 
 constexpr float kLog2E = 0x1.715476p+0f, kLn2 = 0x1.62e430p-1f;
 constexpr float kInfinity = __builtin_inff();
 
-// What of the thread's memory comes next. The first pass, over no memory, finds how much is needed.
+// Hands out the thread's memory piece by piece. A first pass, without memory, finds how much is
+// needed.
 struct Scratch {
   uintptr_t next = 0;
 

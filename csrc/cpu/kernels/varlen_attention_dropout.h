@@ -1,5 +1,5 @@
-// The attention's dropout mask in vector registers: lanes are keys, and one test of a word that
-// 16 keys share tells which of them a query keeps. The rule is attention_keep_mask of
+// Attention's dropout mask in vector registers. Lanes are keys, and one test of a word that 16 keys
+// share tells which of them a query keeps. The rule is attention_keep_mask of
 // spanbert_fast/reference/dropout.py.
 #pragma once
 
@@ -49,7 +49,7 @@ struct AttentionDropout {
   }
 };
 
-// Which lanes of a vector of scores stay.
+// Which lanes of a vector of scores are kept.
 class KeepRow {
  public:
   // `query` is the row's place among its 16; `words` are those of its 16 queries and 64 keys.

@@ -1,5 +1,5 @@
-// The forward of one task: scores of 48 queries and up to 512 keys stay in cache, and become the
-// operand of the second product in their place.
+// The forward of one task: the scores of 48 queries and up to 512 keys stay in cache, where they
+// are turned into the operand of the second product.
 #pragma once
 
 #include "cpu/kernels/varlen_attention_common.h"
@@ -7,8 +7,8 @@
 namespace spanbert_fast::SPANBERT_FAST_ISA {
 namespace {
 
-constexpr int64_t kCachedQueries = 48;  // whose scores are in cache at once
-constexpr int64_t kForwardKeys = 512;    // beyond, the softmax goes on with a running maximum
+constexpr int64_t kCachedQueries = 48;  // queries whose scores are in cache at once
+constexpr int64_t kForwardKeys = 512;    // for more keys the softmax has a running maximum
 
 template <class Kind>
 struct ForwardBuffers {
@@ -46,8 +46,8 @@ float largest(const float* row, int64_t size) {
   return top;
 }
 
-// Turns a row of scores, in its place, into the operand 2^(row - top) under its mask; returns the
-// sum before the mask. `keep` has the words of the row's 16 queries, block after block.
+// Turns a row of scores in place into the operand 2^(row - top), with dropped elements zero;
+// returns the sum before dropout. `keep` has the words of the row's 16 queries, block after block.
 template <class Kind, class T, bool kDropout>
 float exponentiate(float* row, int64_t keys, float top, const uint32_t* keep, int64_t query) {
   vfloat left_sum = {}, right_sum = {};

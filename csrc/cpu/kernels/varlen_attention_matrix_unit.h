@@ -1,6 +1,6 @@
-// Attention's products on the matrix unit. Operands are those of BfloatPair: a tile is loaded from
-// where they lie. What differs is that a contraction goes on to the next multiple of 32 elements,
-// for which operands have zeros behind their end.
+// Attention's products on the matrix unit. Operands are BfloatPair's, from which tiles are loaded
+// directly. The difference is that a contraction runs to the next multiple of 32 elements, for
+// which operands are padded with zeros.
 #pragma once
 
 #include "cpu/kernels/tile_unit.h"
@@ -13,8 +13,8 @@ struct BfloatTiles : BfloatPair {
   using Unit = TileUnit;
 };
 
-// The tile of `a` at row m and dword k. Where its dwords do not follow one another along the
-// contraction (P and dS, with queries along it), it is transposed on the way.
+// The tile of `a` at row m and dword k. If its dwords are not contiguous along the contraction (P
+// and dS with queries along it), it is transposed.
 SPANBERT_FAST_INLINE void load_left_tile(Broadcast a, int64_t m, int64_t k, uint32_t* scratch) {
   const uint32_t* from = a.data + m * a.row_stride + k * a.column_stride;
   if (a.column_stride == 1) return tile_load<4>(from, a.row_stride);
@@ -73,7 +73,7 @@ SPANBERT_FAST_INLINE void copy_rows(
 }
 
 // kColumns tiles of columns of c (m, .) = factor a b, or c += a b. A last group of fewer than 16
-// rows is made beside c; of a it reads 16 rows.
+// rows is computed outside c, and reads 16 rows of a.
 template <int kColumns>
 void tile_columns(
     int64_t m, int64_t k, Broadcast a, const uint32_t* b, int64_t b_stride, float* c,

@@ -1,7 +1,7 @@
 // The matrix products of attention, and their operands.
 //
-// Operands are matrices of dwords. A dword holds one float (Single), or two bfloat16 that follow
-// one another along the contraction (BfloatPair); apart from that both kinds take the same way:
+// Operands are matrices of dwords. A dword holds one float (Single), or two bfloat16 that are
+// neighbours along the contraction (BfloatPair). Otherwise both kinds are treated alike:
 //
 //     c[m][n] = sum over k of a[m][k] * b[k][n]        a: broadcast, any strides; b: rows of n
 //
@@ -20,7 +20,7 @@ constexpr int kTileVectors = 4;
 constexpr int kTileVectors = 2;
 #endif
 
-constexpr int64_t kKeys = 64;  // the keys of a block: one column block of scores
+constexpr int64_t kKeys = 64;  // keys of a block, which is one column block of scores
 
 SPANBERT_FAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 SPANBERT_FAST_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -34,14 +34,14 @@ SPANBERT_FAST_INLINE void store_bits(void* to, X x) {
 
 struct Single {
   static constexpr int kPair = 1;   // elements in a dword
-  static constexpr int kDepth = 1;  // elements along a contraction that are always there
-  struct Unit {};                   // what a thread has to hold while it makes products
+  static constexpr int kDepth = 1;  // contractions are padded to a multiple of this
+  struct Unit {};                   // an object that a thread holds while it computes products
 
   SPANBERT_FAST_INLINE vfloat multiply_add(vfloat sum, vuint a, vuint b) {
     return sum + bit_cast<vfloat>(a) * bit_cast<vfloat>(b);
   }
 
-  // kWidth dwords of a token's row, of which `count` elements are left; the rest is zero.
+  // kWidth dwords of a token's row with `count` elements left; the rest is zero.
   template <class T>
   SPANBERT_FAST_INLINE vuint row(const T* from, int64_t count) {
     return bit_cast<vuint>(count >= kWidth ? load(from) : load(from, count < 0 ? 0 : count));
@@ -102,7 +102,7 @@ struct BfloatPair {
   }
 
  private:
-  // elements i and 32 + i, for i < 16: a pair out of two registers
+  // elements i and 32 + i, for i < 16: each pair comes from two registers
   SPANBERT_FAST_INLINE vuint lane_pairs() { return lane_numbers() * 0x00010001u + 0x00200000u; }
 
   SPANBERT_FAST_INLINE __m512i narrow_two(vfloat first, vfloat second) {
@@ -214,7 +214,7 @@ void product(
   const int64_t groups = (m + kTileRows - 1) / kTileRows;
   for (int64_t column = 0; column < n; column += kColumns) {
     for (int64_t group = 0, row = 0; group < groups; ++group) {
-      const int64_t rows = m / groups + (group < m % groups);  // as equal as can be
+      const int64_t rows = m / groups + (group < m % groups);  // as equal as possible
       const Broadcast rows_of_a{a.data + row * a.row_stride, a.row_stride, a.column_stride};
       float* to = c + row * c_stride + column;
       if (n - column >= kColumns) {
@@ -229,11 +229,11 @@ void product(
   }
 }
 
-// ---- Operands out of token rows: `tokens` rows of `size` elements, `stride` apart; padded_size is
-// `size` rounded up to a multiple of 32, with zeros behind.
+// ---- Operands from token rows: `tokens` rows of `size` elements, `stride` apart; padded_size is
+// `size` rounded up to a multiple of 32, filled with zeros.
 
-// Asks for the same token's row of the next head, which in the usual layouts lies behind this one:
-// rows are KiBs apart, and no hardware prefetcher follows.
+// Prefetches the same token's row of the next head, which in the usual layouts follows this one.
+// Rows are KiBs apart, too far for a hardware prefetcher.
 template <class T>
 SPANBERT_FAST_INLINE void prefetch_next_head(const T* row, int64_t size) {
   constexpr int64_t kLine = 64 / sizeof(T);
@@ -256,7 +256,7 @@ void pack_rows(
 // rows[i][j] <-> rows[j][i]
 SPANBERT_FAST_INLINE void transpose(vuint rows[kWidth]) {
 #if defined(__AVX512F__)
-  // Four times: row i and row i + 8 interleaved are rows 2i and 2i + 1.
+  // Four times: rows i and i + 8, interleaved, become rows 2i and 2i + 1.
   const vuint low = (lane_numbers() >> 1) + (lane_numbers() & 1u) * 16u, high = low + 8u;
   for (int round = 0; round < 4; ++round) {
     vuint mixed[16];

@@ -1,9 +1,8 @@
-// Vectors of kWidth floats, for every level of cpu/dispatch.h, out of the compilers' own vector
-// types; intrinsics only where those have no words for an instruction.
+// Vectors of kWidth floats, for every level of cpu/dispatch.h, in the compilers' own vector types,
+// with intrinsics only where these cannot express an instruction.
 //
-// Included by the sources in cpu/kernels/ alone: all of it lives in the level's namespace. This
-// file has the types, the arithmetic of lanes and the 16-bit formats; simd.h what reads and writes
-// memory.
+// Only the sources in cpu/kernels/ include it: all of it is in the level's namespace. This file has
+// the types, the arithmetic of lanes and the 16-bit formats; simd.h reads and writes memory.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +10,7 @@
 #if defined(__SSE2__)
 #pragma GCC diagnostic push
 #if defined(__GNUC__) && !defined(__clang__)
-// GCC 12's own header makes undefined vectors out of themselves
+// GCC 12's own header initialises undefined vectors with themselves
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 #include <immintrin.h>
@@ -104,7 +103,7 @@ SPANBERT_FAST_INLINE float sum(vfloat x) {
   return lanes[0];
 }
 
-// ---- Lanes of other widths, in the one instruction that a level has for them
+// ---- Lanes of other widths, each in one instruction of the level
 
 SPANBERT_FAST_INLINE vuint widen_unsigned(vhalf x) {
 #if defined(__AVX512F__)
@@ -126,7 +125,7 @@ SPANBERT_FAST_INLINE vint widen_signed(vflags x) {
 #endif
 }
 
-// Of values below 2^16.
+// For values below 2^16.
 SPANBERT_FAST_INLINE vhalf narrow_unsigned(vuint x) {
 #if defined(__AVX512F__)
   return bit_cast<vhalf>(_mm512_cvtepi32_epi16(bit_cast<__m512i>(x)));
@@ -192,7 +191,7 @@ SPANBERT_FAST_INLINE vhalf narrow(vfloat x, float16) {
 SPANBERT_FAST_INLINE vfloat widen(vhalf half, float16) {
   const vuint bits = widen_unsigned(half);
   const vuint magnitude = (bits & 0x7fffu) << 13;
-  // the exponent's bias goes from 15 to 127; the product makes subnormals right as well
+  // changes the exponent's bias from 15 to 127; a product does so for subnormals, too
   const vfloat scaled = bit_cast<vfloat>(magnitude) * 0x1p112f;
   const vuint finite = bit_cast<vuint>(scaled);
   const vuint value = where(magnitude >= (0x1fu << 23), magnitude | 0x7f800000u, finite);

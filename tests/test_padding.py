@@ -9,7 +9,7 @@ from spanbert_fast import use_backend
 from spanbert_fast._extension import _C
 from spanbert_fast.ops._implementations import implementations
 from spanbert_fast.ops._register import KERNELS
-from spanbert_fast.ops.pad import pad, take_tokens, unpad, unpad_indices
+from spanbert_fast.ops.padding import pad, take_tokens, unpad, unpad_indices
 from spanbert_fast.testing import assert_bitwise_equal
 
 MASKS = {
@@ -58,7 +58,7 @@ def test_empty_batches(shape):
 @pytest.mark.skipif(_C is None, reason="PyTorch's own operators")
 def test_the_extension_has_both_ops():
     found = {
-        entry.name for entry in implementations() if (entry.op, entry.device) == ("pad", "cpu")
+        entry.name for entry in implementations() if (entry.op, entry.device) == ("padding", "cpu")
     }
     assert found == {"C++"}
 

@@ -1,13 +1,13 @@
 """unpad and pad of a batch that is half padding beside PyTorch's gather and scatter.
 
-Rows are read and written once; `pad` also writes the padding's zeros. All results have the same
-bits, and each op is the other's backward.
+Rows are read and written once; `pad` also writes zeros at padding. All results have the same bits,
+and each op is the backward of the other.
 """
 
 import torch
 from op_case import COMPILED, DTYPES, OURS, PYTORCH, OpCase, Provider, compiled, leaf
 
-from spanbert_fast.ops.pad import pad, take_tokens
+from spanbert_fast.ops.padding import pad, take_tokens
 
 VARIANTS = ("bf16, unpad", "bf16, pad")
 SIZES = {"tiny": (4, 16, 96), "cpu": (16, 512, 768), "cuda": (128, 512, 1024)}
@@ -39,7 +39,7 @@ def case(variant: str, device: str, size: str) -> OpCase:
     tokens = min(x.nbytes, dy.nbytes)
     forward, backward = tokens + dy.nbytes, tokens + x.nbytes
     return OpCase(
-        op="pad",
+        op="padding",
         variant=variant,
         shape={"batch": batch, "seqlen": seqlen, "tokens": len(indices), "hidden_size": hidden},
         dtype=name,

@@ -1,6 +1,6 @@
 """`unpad` and `pad`: from padded batches to packed tokens and back (contract C7).
 
-One is a gather, the other a scatter, and each is the backward of the other. No token has two
+`unpad` is a gather, `pad` a scatter, and each is the backward of the other. No token has two
 places, so neither has to add.
 """
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from spanbert_fast.ops import _checks
 from spanbert_fast.ops._backend import runs_reference
 from spanbert_fast.ops._register import register
-from spanbert_fast.reference import pad as reference
+from spanbert_fast.reference import padding as reference
 
 
 class Unpadded(NamedTuple):
@@ -45,7 +45,8 @@ def unpad(x: torch.Tensor, attention_mask: torch.Tensor) -> Unpadded:
             between tokens.
 
     Returns:
-        packed (total_tokens, ...), indices, cu_seqlens and max_seqlen: see `Unpadded`.
+        packed (total_tokens, ...), indices, cu_seqlens and max_seqlen: see `Unpadded`. In a graph
+        of torch.compile, max_seqlen is seqlen.
 
     Raises:
         ValueError: shapes or devices disagree.
@@ -68,16 +69,48 @@ def unpad_indices(attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     """
     _checks.check_shape("attention_mask", attention_mask, ("batch", "seqlen"))
     real = attention_mask != 0
-    lengths = F.pad(real.sum(1), (1, 0))  # a zero in front: also the longest of no sequence
+    lengths = F.pad(real.sum(1), (1, 0))  # the 0 is the longest length of an empty batch
     cu_seqlens = lengths.cumsum(0, dtype=torch.int32)
-    # both numbers in one copy, which is the only time that the host waits
+    if _in_a_graph():
+        return rows_where(real.flatten()), cu_seqlens, attention_mask.shape[1]
+    # one copy for both numbers: the host waits only here
     total, longest = torch.stack([cu_seqlens[-1], lengths.amax()]).tolist()
     indices = torch.nonzero_static(real.flatten(), size=total).squeeze(1)
     return indices, cu_seqlens, longest
 
 
+def rows_where(condition: torch.Tensor) -> torch.Tensor:
+    """int64 (num_rows,): where a boolean (rows,) is true, in order.
+
+    >>> rows_where(torch.tensor([False, True, True]))
+    tensor([1, 2])
+
+    torch.compile takes it into its graph, whose sizes then depend on data, where
+    `torch.nonzero` would break the graph.
+    """
+    return _rows_where(condition) if _in_a_graph() else condition.nonzero().squeeze(1)
+
+
+@torch.library.custom_op("spanbert_fast::rows_where", mutates_args=())
+def _rows_where(condition: torch.Tensor) -> torch.Tensor:
+    return condition.nonzero().squeeze(1)
+
+
+@_rows_where.register_fake
+def _fake_rows_where(condition):
+    # `new_dynamic_size` of the context would refuse outside of fullgraph=True
+    size = torch.library.get_ctx()._shape_env.create_unbacked_symint()
+    torch._check(size <= condition.shape[0])
+    return condition.new_empty((size,), dtype=torch.int64)
+
+
+def _in_a_graph() -> bool:
+    """Of torch.compile; what is exported has to consist of PyTorch's own operators."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
 def take_tokens(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """(batch, seqlen, ...) -> (total_tokens, ...): the gather of `unpad`, with indices at hand.
+    """(batch, seqlen, ...) -> (total_tokens, ...): the gather of `unpad`, for known indices.
 
         >>> take_tokens(torch.tensor([[5, 6, 0], [7, 0, 0]]), torch.tensor([0, 1, 3]))
         tensor([5, 6, 7])
@@ -152,8 +185,8 @@ def _fake_pad_fwd(x, indices, rows):
     return x.new_empty((rows, *x.shape[1:]))
 
 
-_unpad_fwd = register("unpad_fwd", _composite_unpad_fwd, _fake_unpad_fwd)
-_pad_fwd = register("pad_fwd", _composite_pad_fwd, _fake_pad_fwd)
+_unpad_fwd = register("unpad_fwd", _composite_unpad_fwd, _fake_unpad_fwd, op="padding")
+_pad_fwd = register("pad_fwd", _composite_pad_fwd, _fake_pad_fwd, op="padding")
 
 
 class _Unpad(torch.autograd.Function):

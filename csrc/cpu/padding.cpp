@@ -1,4 +1,4 @@
-// unpad and pad on the CPU: rows of bytes, of any dtype, read and written once.
+// unpad and pad on the CPU: rows of any dtype are copied as bytes, read and written once.
 #include <cstring>
 
 #include "cpu/common.h"
@@ -6,7 +6,7 @@
 namespace spanbert_fast {
 namespace {
 
-// Where tokens stand in [0, rows), checked: a wrong one would be memory that is not the batch's.
+// The places of tokens in [0, rows), checked, so that no copy leaves the batch's memory.
 Tensor checked_indices(const Tensor& indices_, int64_t tokens, int64_t rows) {
   const Tensor indices = int64_vector("indices", indices_, tokens);
   const int64_t* first = data_of<int64_t>(indices);
@@ -17,11 +17,11 @@ Tensor checked_indices(const Tensor& indices_, int64_t tokens, int64_t rows) {
   return indices;
 }
 
-// Row i of the result is row from[i] of x, or zeros where that is kNoToken.
+// Row i of the result is row from[i] of x, or zeros if from[i] is kNoToken.
 constexpr int64_t kNoToken = -1;
 
 Tensor copied_rows(const Tensor& x_, const int64_t* from, int64_t rows) {
-  // A copy moves this much in the time that the other ops take for an element.
+  // A copy moves this many bytes in the time that the other ops take for an element.
   constexpr int64_t kBytesPerElement = 16;
   const Tensor x = as_contiguous(x_);
   Shape shape = shape_of(x);
@@ -34,7 +34,7 @@ Tensor copied_rows(const Tensor& x_, const int64_t* from, int64_t rows) {
   char* target = mutable_bytes(out);
   const int64_t grain = rows_per_thread(divide_up(row_bytes, kBytesPerElement));
   parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
-    // a sequence's tokens lie side by side on both sides, and so does its padding: one copy each
+    // a sequence's tokens are contiguous in both, and so is its padding: one copy for each
     for (int64_t row = first, end; row < last; row = end) {
       const int64_t step = from[row] == kNoToken ? 0 : 1;
       for (end = row + 1; end < last && from[end] == from[end - 1] + step;) ++end;
@@ -61,7 +61,7 @@ Tensor pad_fwd(const Tensor& x, const Tensor& indices_, int64_t rows) {
   SPANBERT_FAST_CHECK(rows >= 0, "rows must not be negative, got ", rows);
   const Tensor indices = checked_indices(indices_, x.size(0), rows);
   const int64_t* places = data_of<int64_t>(indices);
-  // The token that goes to each row. PyTorch refuses more memory than there is, in its own words.
+  // The token of each row. If there is not enough memory, PyTorch raises its own error.
   const Tensor token_of = empty({rows}, kLong);
   int64_t* token = mutable_data_of<int64_t>(token_of);
   std::fill_n(token, rows, kNoToken);

@@ -7,7 +7,7 @@ pytestmark = pytest.mark.gpu
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton")
 
-from spanbert_fast.kernels.pad import pad_fwd, unpad_fwd  # noqa: E402
+from spanbert_fast.kernels.padding import pad_fwd, unpad_fwd  # noqa: E402
 from spanbert_fast.testing import assert_bitwise_equal  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool]
