@@ -124,6 +124,20 @@ def rounding_noise(
     return noise
 
 
+def rounding_floor(result: torch.Tensor, rows: int) -> float:
+    """The error of a result of a row op that is rounding alone, for inputs around 1.
+
+    Eight roundings at 1 in the dtype of the result. A result with one dimension is a sum over
+    `rows` of terms up to 4, added in fp32 or wider: a rounding of the largest term times the root
+    of their number is added. A peer may meet such sums exactly by luck.
+    """
+    floor = 8 * torch.finfo(result.dtype).eps
+    if result.dim() == 1:
+        wide = torch.promote_types(result.dtype, torch.float32)
+        floor += 4 * rows**0.5 * torch.finfo(wide).eps
+    return floor
+
+
 def assert_models_agree(
     ours: Mapping[str, torch.Tensor],
     peer: Mapping[str, torch.Tensor],
