@@ -47,10 +47,16 @@ def test_a_data_set_of_the_cache(tmp_path):
             [sys.executable, "-c", READ, address],
             capture_output=True,
             text=True,
-            env={**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+            env={
+                **os.environ,
+                "HF_HUB_CACHE": str(tmp_path),
+                "HF_DATASETS_CACHE": str(tmp_path / "prepared"),
+                "HF_HUB_OFFLINE": "1",
+            },
         )
 
     assert read("hf://somebody/texts").stdout.split() == ["2", "one"]
+    assert read("hf://somebody/texts/default:train[50%:]").stdout.split() == ["1", "two"]
     assert read("hf://somebody/texts:test").stdout.split() == ["1", "three"]
     missing = read("hf://somebody/else").stderr.splitlines()[-1]
     assert "UsageError: --data hf://somebody/else:train: cannot be read" in missing

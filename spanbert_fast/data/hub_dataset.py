@@ -45,7 +45,8 @@ class HubDataset(NamedTuple):
         return f"{SCHEME}{self.name}{config}:{self.split}"
 
     def texts(self) -> Iterator[str]:
-        """The column `text`, streamed: nothing is waited for but what is read.
+        """The column `text`, streamed: nothing is waited for but what is read. A part of a split,
+        which no stream can cut out, is fetched with its whole split first.
 
         Offline (HF_HUB_OFFLINE), from the copy in the Hub's cache.
 
@@ -57,7 +58,8 @@ class HubDataset(NamedTuple):
             place = self.name
             if constants.is_offline_mode():
                 place = snapshot_download(self.name, repo_type="dataset")
-            rows = load_dataset(place, self.config, split=self.split, streaming=True)
+            streaming = "[" not in self.split
+            rows = load_dataset(place, self.config, split=self.split, streaming=streaming)
             rows = iter(rows)
             first = next(rows, None)
         except Exception as error:  # the libraries, the network and each file format have their own
