@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from search_path import search_path
+
 PROCESS = """
 import copy
 import sys
@@ -60,7 +62,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
     environment = {
         **os.environ,
         "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": search_path(Path(__file__).parent),
         "OMP_NUM_THREADS": "1",
     }
     processes = [

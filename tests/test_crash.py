@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from search_path import search_path
+
 HERE = Path(__file__).parent
 
 
@@ -19,7 +21,7 @@ def test_what_is_killed_or_finds_no_space_goes_on_as_if_nothing_had_happened():
         capture_output=True,
         text=True,
         timeout=400,
-        env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": search_path(HERE), "OMP_NUM_THREADS": "1"},
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr[-2000:]
     table = [line.rsplit(maxsplit=4) for line in finished.stdout.splitlines()]

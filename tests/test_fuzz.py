@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from fuzz.mutations import bytewise, in_json, in_safetensors
+from search_path import search_path
 
 HERE = Path(__file__).parent
 
@@ -17,7 +18,7 @@ def fuzz(*arguments, **environment) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "PYTHONPATH": search_path(HERE), "OMP_NUM_THREADS": "1", **environment},
     )
 
 

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import spanbert_fast
+import spanbert_fast.kernels
 from op_cases import GRADIENTS, NAMES, REFERENCES, Case, cases
+from search_path import search_path
 from spanbert_fast import use_backend
 from spanbert_fast._extension import _C
 from spanbert_fast.ops._register import KERNELS
@@ -19,7 +22,8 @@ from spanbert_fast.ops.varlen_attention import varlen_attention
 from spanbert_fast.testing import assert_bitwise_equal
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-PACKAGE = Path(__file__).resolve().parent.parent / "spanbert_fast"
+PACKAGE = Path(spanbert_fast.__file__).parent
+TRITON_KERNELS = Path(spanbert_fast.kernels.__file__).parent  # in a checkout a folder beside it
 
 
 def poison(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -167,9 +171,11 @@ def test_without_the_extension(tmp_path):
     """All of this out of PyTorch's operators, in a process whose copy has no compiled code."""
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(PACKAGE, tmp_path / "spanbert_fast", ignore=ignored)
+    copied = tmp_path / "spanbert_fast/kernels"
+    shutil.copytree(TRITON_KERNELS, copied, ignore=ignored, dirs_exist_ok=True)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": search_path(tmp_path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

