@@ -140,7 +140,7 @@ def _uses_the_interface(kind: type[PreTrainedModel]) -> bool:
     """Whether transformers' part of a model class asks the interface for its attention. A class
     without such a part is its author's business."""
     for base in kind.__mro__:
-        if base.__module__.startswith("transformers.models."):
+        if base.__module__.startswith("transformers.models.") and issubclass(base, PreTrainedModel):
             return base._can_set_attn_implementation()
     return True
 
@@ -164,6 +164,6 @@ def _refuse_where_it_is_ignored(theirs: Callable) -> Callable:
 AttentionInterface.register(NAME, attention_forward)
 AttentionMaskInterface.register(NAME, attention_mask_of)
 # no registry is asked by a model that ignores the name
-PreTrainedModel.get_correct_attn_implementation = _refuse_where_it_is_ignored(
+PreTrainedModel.get_correct_attn_implementation = _refuse_where_it_is_ignored(  # type: ignore[method-assign]
     PreTrainedModel.get_correct_attn_implementation
 )
