@@ -84,13 +84,14 @@ class MaskedLMHead(Fast):
         labels = labels.reshape(-1)
         rows = rows_where(labels != IGNORED_TARGET)
         x = self.features(hidden_states.flatten(0, 1)[rows])
-        decoder = self.get_submodule(self.row.lm_head.decoder)
+        decoder = self.get_submodule(self._lm_head().decoder)
+        assert isinstance(decoder, nn.Linear)  # else `needs_logits`
         return linear_cross_entropy(x, decoder.weight, decoder.bias, labels[rows]).losses.mean()
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """(num_rows, hidden_size) -> (num_rows, decoder_size): what the head does before its
         decoder."""
-        for step in self.row.lm_head.steps:
+        for step in self._lm_head().steps:
             x = self.get_submodule(step)(x) if isinstance(step, str) else step(x)
         return x
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+from typing import Any
 
 from spanbert_fast.extras import require
 
@@ -49,7 +50,8 @@ def whole_parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="spanbert-fast", add_help=False)
     whole.add_argument("-h", "--help", action="help", help="show the commands")
     whole.add_argument("--version", action="store_true", help="show the version")
-    commands = whole.add_subparsers(dest="command", parser_class=_parser_of)
+    of_name: Any = _parser_of  # argparse calls what typing knows as a class
+    commands = whole.add_subparsers(dest="command", parser_class=of_name)
     for name, what in COMMANDS.items():
         made = commands.add_parser(name, help=what)
         for task in _tasks_of(made):

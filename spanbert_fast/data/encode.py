@@ -1,6 +1,6 @@
 """The lines of a corpus as tokens, with the words that they are."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import chain
 from typing import NamedTuple
 
@@ -39,10 +39,11 @@ class Rows:
         self._digests: list[bytes] = []
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
-        total = len(self._documents) if hasattr(self._documents, "__len__") else None
-        bar = metered(self._documents, "tokenise", total, "documents")
-        bar = bar if self._progress else self._documents
-        for number, row in enumerate(bar):
+        documents = self._documents
+        total = len(documents) if isinstance(documents, Sized) else None
+        if self._progress:
+            documents = metered(documents, "tokenise", total, "documents")
+        for number, row in enumerate(documents):
             if number >= self._skip:
                 self._digests.append(text_digest(row["text"]))
                 yield number, row["text"]
@@ -78,8 +79,8 @@ def encode_lines(
         ids = chain.from_iterable(encoding.ids for encoding in encodings)
         tokens = np.fromiter(ids, dtype, count=lengths.sum())
         if starts_of is None:
-            numbers = chain.from_iterable(encoding.word_ids for encoding in encodings)
-            numbers = np.fromiter(numbers, np.int64, count=len(tokens))
+            word_ids = chain.from_iterable(encoding.word_ids for encoding in encodings)
+            numbers = np.fromiter(word_ids, np.int64, count=len(tokens))
             word_starts = np.diff(numbers, prepend=-1) != 0
         else:
             word_starts = starts_of(tokens)

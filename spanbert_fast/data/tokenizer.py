@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tokenizers
 from tokenizers.models import WordPiece
@@ -153,7 +153,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     try:
         settings = _settings(directory)
         files = _files(directory, settings)
-        loader = AutoTokenizer if "tokenizer_class" in settings else BertTokenizer
+        loader: Any = AutoTokenizer if "tokenizer_class" in settings else BertTokenizer
         if files.stored is not None and "tokenizer_class" not in settings:
             # without a class the model's type decides, if there is a model
             named = (directory / "config.json").is_file()
@@ -230,7 +230,8 @@ def _files(directory: Path, settings: dict) -> _Files:
         if content["model"].get("type") in ("WordPiece", "BPE", "WordLevel"):
             check(path, content["model"], {"vocab": _VOCABULARY})
         stored = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
-        vocab, options = stored.get_vocab(with_added_tokens=True), {}
+        vocab = stored.get_vocab(with_added_tokens=True)
+        options: dict[str, bool | None] = {}
         if not isinstance(stored.model, WordPiece):
             return _Files(vocab, options, stored)
         if isinstance(stored.normalizer, BertNormalizer):

@@ -155,7 +155,8 @@ def _of_a_family(directory: Path) -> PreTrainedModel:
     lacking = {name for name in info["missing_keys"] if "pooler" not in name}
     if lacking:
         raise UsageError(f"{directory} lacks {min(lacking)}")
-    return accelerate(model.eval())
+    accelerate(model.eval())
+    return model
 
 
 def _longest(model: PreTrainedModel) -> int:
@@ -168,7 +169,8 @@ def _longest(model: PreTrainedModel) -> int:
 def _stock(model: PreTrainedModel) -> PreTrainedModel:
     """A transformers model with the same weights and attention in plain operators."""
     if not isinstance(model, SpanBertPreTrainedModel):
-        decelerate(model).set_attn_implementation("eager")
+        decelerate(model)
+        model.set_attn_implementation("eager")
         return model
     name = type(model).__name__.removeprefix("Span").replace("ForPreTraining", "ForMaskedLM")
     fields = {**model.config.to_dict(), "model_type": "bert"}

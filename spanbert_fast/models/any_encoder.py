@@ -8,6 +8,7 @@ the span boundary head beside its masked-LM head. Its checkpoint is that masked 
 import dataclasses
 import functools
 import importlib
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from spanbert_fast.accelerated.accelerate import accelerate
+from spanbert_fast.accelerated.encoder import FastModel
 from spanbert_fast.accelerated.families import BY_MODELING, FAMILIES, OTHERS, Family
 from spanbert_fast.accelerated.packed import Packed
 from spanbert_fast.accelerated.registry import fast_class
@@ -29,16 +31,23 @@ from spanbert_fast.nn.linear import is_plain
 from spanbert_fast.nn.span_losses import PretrainingHeads
 from spanbert_fast.ops.dropout import DropoutPlan
 
+if TYPE_CHECKING:
+    # the family's own class, which `pretraining_class` puts behind ours
+    from spanbert_fast.accelerated.masked_lm import MaskedLMHead as _MaskedLM
+else:
+    _MaskedLM = object
+
 _OWN = ("bert", SpanBertConfig.model_type)  # types of which SpanBertForPreTraining is the model
 
 
-class EncoderForSpanPreTraining(SpanObjectives, CheckedCheckpoints):
+class EncoderForSpanPreTraining(SpanObjectives, CheckedCheckpoints, _MaskedLM):
     """A family's masked LM with the span boundary head; `pretraining_class` makes the classes.
 
     It takes what `SpanBertForPreTraining` takes, packed or padded, and returns the same.
     """
 
     row: Family
+    base_model: FastModel
     accepts_loss_kwargs = False  # see SpanBertPreTrainedModel
 
     def __init__(self, config: PreTrainedConfig):
@@ -47,13 +56,15 @@ class EncoderForSpanPreTraining(SpanObjectives, CheckedCheckpoints):
         add_span_fields(config)
         if not hasattr(self, "cls"):
             self.cls = nn.Module()
+        decoder = self.get_submodule(self._lm_head().decoder)
+        assert isinstance(decoder, nn.Linear)
         self.cls.span_boundary = SpanBoundaryHead(
             config.hidden_size,
             config.vocab_size,
             config.max_span_targets,
             config.span_position_embedding_size,
             getattr(config, "layer_norm_eps", 1e-12),
-            decoder_size=self.get_submodule(self.row.lm_head.decoder).in_features,
+            decoder_size=decoder.in_features,
         )
         self.post_init()
 
@@ -91,7 +102,7 @@ class EncoderForSpanPreTraining(SpanObjectives, CheckedCheckpoints):
         # everything is in packed rows from here on
         packing = dataclasses.replace(inputs.packing, indices=None, padded_shape=None)
         packed = Packed(packing, plan, self.base_model.num_layers(), rows)
-        stages = [] if inputs.every_stage else None
+        stages: list[torch.Tensor] | None = [] if inputs.every_stage else None
         given = {
             name: getattr(inputs, name)
             for name in ("input_ids", "inputs_embeds", "position_ids", "token_type_ids")
@@ -99,11 +110,10 @@ class EncoderForSpanPreTraining(SpanObjectives, CheckedCheckpoints):
         return Encoded(self.base_model.packed(given, packed, stages), inputs.packing, stages)
 
     def pretraining_heads(self) -> PretrainingHeads:
-        decoder = self.get_submodule(self.row.lm_head.decoder)
+        name = self._lm_head().decoder
+        decoder = self.get_submodule(name)
         if not is_plain(decoder, nn.Linear) or decoder.bias is None:
-            raise TypeError(
-                f"{self.row.lm_head.decoder} must be a plain nn.Linear with a bias, got {decoder}"
-            )
+            raise TypeError(f"{name} must be a plain nn.Linear with a bias, got {decoder}")
         return PretrainingHeads(
             self.features,
             decoder.weight,
@@ -131,7 +141,8 @@ def pretraining_class(config_class: type[PreTrainedConfig]) -> type[EncoderForSp
     Raises:
         UsageError: transformers has no masked LM of it, or `accelerate` does not know its family.
     """
-    stock = MODEL_FOR_MASKED_LM_MAPPING.get(config_class, None)
+    # one class, though some of transformers' tables have several in a row
+    stock: Any = MODEL_FOR_MASKED_LM_MAPPING.get(config_class, None)
     known = ", ".join(family.title for family in FAMILIES if family.lm_head is not None)
     if stock is None:
         raise UsageError(
@@ -207,7 +218,7 @@ class AutoModelForSpanPreTraining:
         add_span_fields(config, **{n: kwargs.pop(n) for n in SPAN_FIELDS if n in kwargs})
         for name in [name for name in kwargs if hasattr(config, name) and name != "dtype"]:
             setattr(config, name, kwargs.pop(name))
-        kind = pretraining_class(type(config))
+        kind = pretraining_class(type(config))  # type: ignore[arg-type]  # as in `fast_class`
         return kind.from_pretrained(pretrained_model_name_or_path, config=config, **kwargs)
 
     @classmethod
@@ -220,4 +231,4 @@ class AutoModelForSpanPreTraining:
         if config.model_type in _OWN:
             fields = {**config.to_dict(), "model_type": SpanBertConfig.model_type}
             return SpanBertForPreTraining(SpanBertConfig.from_dict(fields))
-        return pretraining_class(type(config))(config)
+        return pretraining_class(type(config))(config)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from spanbert_fast import digests
@@ -48,6 +48,8 @@ def first_line(error: Exception) -> str:
 class CheckedCheckpoints(PreTrainedModel):
     """A model whose checkpoints are whole and finite, or refused; its span boundary head, if it has
     one, may be in a file of its own."""
+
+    config_class: type[PreTrainedConfig]
 
     @classmethod
     def from_pretrained(
@@ -151,9 +153,8 @@ class CheckedCheckpoints(PreTrainedModel):
         """
         for name in (digests.FILE, span_boundary_file.FILE):  # of what is replaced
             (Path(save_directory) / name).unlink(missing_ok=True)
-        result = super().save_pretrained(
-            save_directory, *args, save_original_format=save_original_format, **kwargs
-        )
+        kwargs["save_original_format"] = save_original_format
+        result = super().save_pretrained(save_directory, *args, **kwargs)
         if span_boundary_apart and kwargs.get("is_main_process", True):
             span_boundary_file.set_apart(Path(save_directory))
         return result

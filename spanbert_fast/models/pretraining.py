@@ -31,6 +31,7 @@ class SpanBertForPreTraining(SpanObjectives, SpanBertPreTrainedModel):
     True
     """
 
+    cls: SpanPretrainingLoss
     _tied_weights_keys = TIED_DECODER
 
     def __init__(self, config: SpanBertConfig):

@@ -1,11 +1,11 @@
 """Both objectives of span pre-training, for any encoder."""
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig
 from transformers.modeling_outputs import ModelOutput
 
 from spanbert_fast.models.inputs import Encoded, EncoderInputs, takes_encoder_inputs
@@ -22,6 +22,20 @@ from spanbert_fast.ops.linear import linear
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
 from spanbert_fast.ops.padding import rows_where
 from spanbert_fast.values import IGNORED_TARGET
+
+if TYPE_CHECKING:
+    from spanbert_fast.models.checked import CheckedCheckpoints
+
+    class _Model(CheckedCheckpoints):
+        """The model behind the mixin."""
+
+        @property
+        def max_positions(self) -> int: ...
+
+        def encoder_inputs(self, *, every_stage: bool = False, **given) -> EncoderInputs: ...
+
+else:
+    _Model = object
 
 
 @dataclasses.dataclass
@@ -51,15 +65,14 @@ class SpanBertForPreTrainingOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
-class SpanObjectives:
+class SpanObjectives(_Model):
     """The masked-LM and the span boundary objective over an encoder.
 
     A model says how it encodes (`encode`) and what its heads are (`pretraining_heads`); its span
     boundary head is `cls.span_boundary`.
     """
 
-    config: PreTrainedConfig
-    cls: nn.Module
+    cls: Any  # a module
 
     def encode(
         self,
