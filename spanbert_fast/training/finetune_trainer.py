@@ -1,7 +1,6 @@
 """The Trainer of a fine-tuning run: its arguments, and its evaluation."""
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from spanbert_fast.tasks.predict import predict
 from spanbert_fast.tasks.windows import WindowCollator, WindowDataset
 from spanbert_fast.training.finetune_options import FinetuneOptions
 from spanbert_fast.training.progress import Progress
+from spanbert_fast.training.trainer_arguments import trainer_arguments
 from spanbert_fast.training.whole_checkpoints import WholeCheckpoints
 
 logger = logging.getLogger("spanbert_fast")
@@ -93,29 +93,17 @@ def training_arguments(options: FinetuneOptions) -> TrainingArguments:
     Raises:
         UsageError: a field of `options.training_arguments` is unknown or cannot be.
     """
-    on_gpu = torch.cuda.is_available()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     batch_size = options.value("batch_size")
     assert batch_size is not None
-    fields = {
-        "output_dir": options.output_dir,
+    own = {
         "num_train_epochs": options.value("epochs"),
         "per_device_train_batch_size": int(batch_size),
         "gradient_accumulation_steps": options.gradient_accumulation_steps,
         "learning_rate": options.value("learning_rate"),
         # below 1 it is a share of the steps
         "warmup_steps": options.warmup_ratio if options.warmup_ratio < 1 else 0.999999,
-        "lr_scheduler_type": "linear",
         "weight_decay": options.weight_decay,
         "max_grad_norm": options.max_grad_norm,
-        "optim": "adamw_torch_fused",
-        "bf16": options.precision == "bf16",
-        "fp16": options.precision == "fp16",
-        "seed": options.seed,
-        "data_seed": options.seed,
-        "use_cpu": not on_gpu,
-        "ddp_backend": "gloo" if processes > 1 and not on_gpu else None,
-        "ddp_find_unused_parameters": False,
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
         "save_total_limit": 2,  # the last one and the best
@@ -123,25 +111,11 @@ def training_arguments(options: FinetuneOptions) -> TrainingArguments:
         "metric_for_best_model": options.make_task().metric,
         "greater_is_better": True,
         "logging_steps": 0.02,  # a share of the steps
-        "logging_nan_inf_filter": False,
         "restore_callback_states_from_checkpoint": True,  # patience goes on where it was
-        "remove_unused_columns": False,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "log_level": "error",
     }
-    try:
-        arguments = TrainingArguments(**{**fields, **options.training_arguments})
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--set: {str(error).splitlines()[0]}") from error
+    arguments = trainer_arguments("finetune", options, own)
     if arguments.fsdp:  # each process predicts a share of its own, in batches of its own number
         raise UsageError("--set fsdp: fine-tuning takes no FSDP; under torchrun it uses DDP")
-    if arguments.n_gpu > 1:  # DataParallel would cut a packed batch into pieces
-        logger.info(
-            "one of %d GPUs is used: torchrun --nproc-per-node %d -m spanbert_fast finetune ... "
-            "uses all of them", arguments.n_gpu, arguments.n_gpu,
-        )  # fmt: skip
-        arguments._n_gpu = 1
     return arguments
 
 
