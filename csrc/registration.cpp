@@ -14,6 +14,7 @@
 #include "cpu/large_memory.h"
 #include "cpu/products.h"
 #include "philox.h"
+#include "tensor.h"
 
 namespace py = pybind11;
 
@@ -89,5 +90,8 @@ PYBIND11_MODULE(_C, m) {
       "has_bfloat16_products", &has_bfloat16_products,
       "Whether products of bfloat16 are faster than those of float32 at isa_level().");
   m.def("products_of_threads", &products_of_threads, py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "last_value_error", [] { return last_value_error; },
+      "The message of this thread's last ValueError.");
   m.def("release_memory", &release_memory, "See spanbert_fast.release_memory.");
 }

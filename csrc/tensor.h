@@ -50,12 +50,17 @@ inline const char* name_of(ScalarType dtype) {
   }
 }
 
-// A ValueError for Python; the arguments are the parts of its message.
+// The message of this thread's last ValueError.
+inline thread_local std::string last_value_error;
+
+// A ValueError for Python; the arguments are the parts of its message. PyTorch 2.15 makes a
+// RuntimeError of it, which ops/_register.py tells from others by its message.
 template <class... Parts>
 [[noreturn]] void raise_value_error(const Parts&... parts) {
   std::ostringstream message;
   (message << ... << parts);
-  throw std::invalid_argument(message.str());
+  last_value_error = message.str();
+  throw std::invalid_argument(last_value_error);
 }
 
 // The parts of the message are evaluated only if the condition does not hold.

@@ -85,7 +85,18 @@ class Kernel(NamedTuple):
         for argument in arguments:
             if isinstance(argument, torch.Tensor) and argument.dtype == torch.float64:
                 return self.composite(*arguments)
-        return self.op(*arguments)
+        try:
+            return self.op(*arguments)
+        except RuntimeError as error:
+            _raise_value_error(error)
+            raise
+
+
+def _raise_value_error(error: RuntimeError) -> None:
+    """Raise a ValueError if the extension raised one: from 2.15 on PyTorch changes its type."""
+    message = _C.last_value_error() if _C is not None else ""
+    if message and str(error).startswith(message):
+        raise ValueError(message) from None
 
 
 def register(
