@@ -13,7 +13,7 @@ CUDA_ARCHITECTURES := 80 90 100
 CPP = $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.cpp' 'tests/*.c')
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: help setup pretrain test test-libraries lint check-format format hooks check-cuda check-sanitize check-sanitize-all check-threads check-sdist check-crash fuzz docs bench report bench-compare kernel-report wheel test-versions check-cpus clean
+.PHONY: help setup pretrain test test-libraries lint check-format format hooks check-cuda check-sanitize check-sanitize-all check-threads check-sdist check-crash fuzz docs bench report bench-compare kernel-report wheel test-versions test-transformers check-cpus clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -72,6 +72,8 @@ test-libraries: $(VENV)/installed-test  ## accelerate() inside opacus, captum, P
 	$(PIP) install --quiet --no-compile -c constraints.txt -r $(VENV)/libraries-requirements.txt
 	OMP_NUM_THREADS=1 SPANBERT_FAST_TEST_LIBRARIES=1 $(VENV)/bin/python -m pytest tests/test_libraries.py tests/test_families_libraries.py tests/test_accelerate_wrappers.py
 
+test-all: test check-sanitize-all check-threads check-crash check-sdist check-cpus fuzz test-versions  ## all of it, for hours
+
 docs: $(VENV)/installed-test  ## the documentation site, into build/docs; every warning is an error
 	$(VENV)/bin/python -m sphinx -q -W --keep-going -b html docs build/docs
 
@@ -102,6 +104,9 @@ check-cuda:  ## compile the CUDA sources with nvcc for every architecture; needs
 
 test-versions: $(VENV)/installed-test  ## the tests beside the oldest and newest torch and transformers
 	$(VENV)/bin/python tools/versions.py
+
+test-transformers: $(VENV)/installed-test  ## the tests of models beside the oldest transformers
+	$(VENV)/bin/python tools/versions.py --transformers-only --transformers 5.17.0 --tests accelerate models
 
 check-cpus: $(VENV)/installed  ## every op on CPUs that this one is not, under qemu-user
 	$(VENV)/bin/python tools/check_cpus.py
