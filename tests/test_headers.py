@@ -55,7 +55,7 @@ def test_a_manifest_that_lies_is_refused(tmp_path):
         with pytest.raises(DataError, match=message) as caught:
             open_shards(tmp_path)
         assert "\n" not in str(caught.value)
-    for name in manifest:
+    for name in set(manifest) - {"words"}:  # which corpora of earlier versions lack
         path.write_text(json.dumps({k: v for k, v in manifest.items() if k != name}))
         with pytest.raises(DataError, match=f"corpus.json: {name} must be .*, it is missing"):
             open_shards(tmp_path)

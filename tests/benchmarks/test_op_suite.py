@@ -35,7 +35,7 @@ def test_ours_gets_no_ratio_where_it_is_wrong(tmp_path, benchmarks, monkeypatch,
 
 
 def test_a_peer_that_is_wrong_or_raises_gets_no_ratio(tmp_path, benchmarks, monkeypatch):
-    cases, make = benchmarks("op_case"), benchmarks("bench_pad").case
+    cases, make = benchmarks("op_case"), benchmarks("bench_padding").case
 
     def refuse(x):
         raise ValueError("only even sizes\nand more")
@@ -47,7 +47,7 @@ def test_a_peer_that_is_wrong_or_raises_gets_no_ratio(tmp_path, benchmarks, monk
         found.providers["refuses"] = cases.Provider(refuse)
         return dataclasses.replace(found, not_installed=["flash-attn-9"])
 
-    monkeypatch.setattr(benchmarks("bench_pad"), "case", case)
+    monkeypatch.setattr(benchmarks("bench_padding"), "case", case)
     code, results = run_ops(benchmarks, tmp_path, "--ops", "padding")
     assert code == 0
     for record in results:
@@ -60,7 +60,7 @@ def test_a_peer_that_is_wrong_or_raises_gets_no_ratio(tmp_path, benchmarks, monk
 
 
 def test_an_op_that_raises_does_not_stop_the_others(tmp_path, benchmarks, monkeypatch, capsys):
-    monkeypatch.setattr(benchmarks("bench_pad"), "case", None)
+    monkeypatch.setattr(benchmarks("bench_padding"), "case", None)
     code, results = run_ops(benchmarks, tmp_path, "--ops", "padding", "bias_gelu")
     assert code == 1
     assert all(("raised" in r) == (r["op"] == "padding") for r in results)
@@ -78,8 +78,8 @@ def test_a_lost_gpu_is_not_measured_on(tmp_path, benchmarks, monkeypatch):
     def astray(x):
         raise torch.AcceleratorError("an illegal memory access")
 
-    cases, make = benchmarks("op_case"), benchmarks("bench_pad").case
-    monkeypatch.setattr(benchmarks("bench_pad"), "case", case)
+    cases, make = benchmarks("op_case"), benchmarks("bench_padding").case
+    monkeypatch.setattr(benchmarks("bench_padding"), "case", case)
     code, results = run_ops(benchmarks, tmp_path, "--ops", "padding", "bias_gelu")
     first, *others = sorted(results, key=lambda r: "raised" not in r)
     assert code == 1 and "AcceleratorError" in first["raised"]

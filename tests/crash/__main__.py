@@ -92,12 +92,13 @@ class Campaign:
             return True
         return False
 
-    def go_on(self, kind: str, name: str, directory: Path, scratch: Path) -> Outcome:
-        """Resume from the files that are left, and compare the result."""
+    def go_on(self, kind: str, name: str, directory: Path, scratch: Path) -> Outcome | None:
+        """Resume from the files that are left, unless the job had finished; compare the result."""
         job = self.jobs[name]
         left = [str(p) for p in (scratch / "tmp").rglob("*")]
-        outcome = run(job.go_on(directory), scratch)
-        if outcome.code:
+        arguments = job.go_on(directory)
+        outcome = None if arguments is None else run(arguments, scratch)
+        if outcome is not None and outcome.code:
             self.check_message(kind, outcome, (0,))
             return outcome
         try:

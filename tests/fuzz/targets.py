@@ -35,8 +35,8 @@ from spanbert_fast.data.tokenizer import (
     load_tokenizer,
     tokenizer_fingerprint,
     train_wordpiece,
-    word_start_table,
 )
+from spanbert_fast.data.words import word_start_table
 from spanbert_fast.integrations.import_fairseq import import_fairseq
 from spanbert_fast.models import SpanBertForPreTraining
 from spanbert_fast.tasks import task_class
