@@ -15,8 +15,12 @@ HOLDER = """
 import os, sys, time
 from spanbert_fast.data.locks import locked
 with locked(sys.argv[1]):
-    if sys.argv[2] == "fork" and os.fork() == 0:
-        time.sleep(60)  # a worker that outlives its parent
+    if sys.argv[2] == "fork":
+        read, write = os.pipe()
+        if os.fork() == 0:
+            os.write(write, b".")
+            time.sleep(60)  # a worker that outlives its parent
+        os.read(read, 1)  # it has let go of the lock
     print(os.getpid(), flush=True)
     time.sleep(60)
 """
