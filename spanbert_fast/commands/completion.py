@@ -49,7 +49,7 @@ def whole_parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="spanbert-fast", add_help=False)
     whole.add_argument("-h", "--help", action="help", help="show the commands")
     whole.add_argument("--version", action="store_true", help="show the version")
-    commands = whole.add_subparsers(dest="command", parser_class=_parser_of)
+    commands = whole.add_subparsers(dest="command", parser_class=_parser_of)  # type: ignore[call-overload]
     for name, what in COMMANDS.items():
         made = commands.add_parser(name, help=what)
         for task in _tasks_of(made):

@@ -154,13 +154,14 @@ def _of_a_family(directory: Path) -> PreTrainedModel:
     lacking = {name for name in info["missing_keys"] if "pooler" not in name}
     if lacking:
         raise UsageError(f"{directory} lacks {min(lacking)}")
-    return accelerate(model.eval())
+    accelerate(model.eval())
+    return model
 
 
 def _longest(model: PreTrainedModel) -> int:
     """The most tokens of a sequence: RoBERTa's positions begin behind the padding's."""
     most = model.config.max_position_embeddings
-    from_padding = getattr(model.base_model.embeddings, "padding_idx", None)
+    from_padding = getattr(model.base_model.get_submodule("embeddings"), "padding_idx", None)
     return most if from_padding is None else most - from_padding - 1
 
 

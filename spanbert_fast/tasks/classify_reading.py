@@ -117,9 +117,8 @@ def read_texts(
     if not text_columns and glue is not None:
         text_columns = glue.text_columns
     choices = [text_columns] if text_columns else TEXT_COLUMNS
-    labels = LABEL_COLUMNS
-    if label_column or glue:
-        labels = (label_column or glue.label_column,)
+    label_column = label_column or (glue.label_column if glue else None)
+    labels = (label_column,) if label_column else LABEL_COLUMNS
     number = 0
     for place, row in _rows(path, suffix, glue_task):
         try:

@@ -14,6 +14,7 @@ from spanbert_fast.ops._precision import product_dtype
 
 logger = logging.getLogger("spanbert_fast")
 Options = TypeVar("Options")
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def with_precision(options: Options) -> Options:
@@ -32,7 +33,7 @@ def with_precision(options: Options) -> Options:
     return dataclasses.replace(options, precision=resolved_precision(options.precision, device))
 
 
-def with_weights_in(weights_dtype: str, model: nn.Module) -> nn.Module:
+def with_weights_in(weights_dtype: str, model: Model) -> Model:
     """The model, changed in place, with its weights in "fp32" or "bf16".
 
     Says so where a checkpoint in half precision is trained in fp32: small steps would be lost.
