@@ -162,7 +162,7 @@ def _of_a_family(directory: Path) -> PreTrainedModel:
 def _longest(model: PreTrainedModel) -> int:
     """The most tokens of a sequence: RoBERTa's positions begin behind the padding's."""
     most = model.config.max_position_embeddings
-    from_padding = getattr(model.base_model.embeddings, "padding_idx", None)
+    from_padding = getattr(model.base_model.get_submodule("embeddings"), "padding_idx", None)
     return most if from_padding is None else most - from_padding - 1
 
 
