@@ -240,3 +240,14 @@ def test_a_run_s_file_that_cannot_be_is_refused(good, tmp_path, name, change, me
     folder = spoilt(good, tmp_path, name, change)
     with pytest.raises(DataError, match=f"{name}: {message}".replace("[", r"\[")):
         load_task(folder) if name == "task.json" else options_of_run(folder)
+
+
+@pytest.mark.parametrize("name", ["train", "dev"])
+def test_a_run_s_data_may_be_null_but_not_left_out(good, tmp_path, name):
+    folder = spoilt(good, tmp_path, "options.json", {name: None})
+    assert getattr(options_of_run(folder), name) is None
+    saved = json.loads((folder / "options.json").read_text())
+    del saved[name]
+    (folder / "options.json").write_text(json.dumps(saved))
+    with pytest.raises(DataError, match=f"options.json: {name} must be null or a .* is missing"):
+        options_of_run(folder)

@@ -155,7 +155,10 @@ def options_of_run(output_dir: str) -> FinetuneOptions:
         raise UsageError(f"--output-dir {output_dir} holds no run to resume")
     rules = rules_of(FinetuneOptions)
     saved = read_object(run / OPTIONS, rules, all_of_them=False)
-    check(run / OPTIONS, saved, {name: rules[name] for name in ("task", "model", "train", "dev")})
+    check(run / OPTIONS, saved, {name: rules[name] for name in ("task", "model")})
+    for name in ("train", "dev"):  # null where a caller gave the data itself, but never left out
+        if name not in saved:
+            raise DataError(f"{run / OPTIONS}: {name} must be {rules[name].words}, it is missing")
     saved = {name: value for name, value in saved.items() if name in rules}
     try:
         return FinetuneOptions(**{**saved, "output_dir": output_dir})
