@@ -123,16 +123,6 @@ class EncoderForSpanPreTraining(SpanObjectives, CheckedCheckpoints, _MaskedLM):
             self.config.sbo_denominator_offset,
         )
 
-    def wants_hidden_states(self, argument: bool | None) -> bool:
-        return bool(self.config.output_hidden_states if argument is None else argument)
-
-    def refuse_attentions(self, output_attentions: bool | None) -> None:
-        if output_attentions if output_attentions is not None else self.config.output_attentions:
-            raise ValueError(
-                "output_attentions must be False: attention probabilities are not kept; "
-                f"transformers.{type(self).__name__} with the same checkpoint returns them"
-            )
-
 
 @functools.cache
 def pretraining_class(config_class: type[PreTrainedConfig]) -> type[EncoderForSpanPreTraining]:

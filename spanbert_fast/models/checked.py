@@ -174,7 +174,7 @@ class CheckedCheckpoints(PreTrainedModel):
         if output_attentions if output_attentions is not None else self.config.output_attentions:
             raise ValueError(
                 "output_attentions must be False: attention probabilities are not kept; "
-                "transformers.BertModel with the same checkpoint returns them"
+                "transformers' own class with the same checkpoint returns them"
             )
 
 
