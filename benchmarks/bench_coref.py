@@ -1,17 +1,21 @@
-"""Coreference: words per second and peak memory of training and prediction, and how memory grows.
+"""Coreference: words per second of training and prediction, and how memory grows.
 
-    python benchmarks/bench_coref.py [--model DIR] [--words 1000 10000 100000] [--rounds 3] [--draw]
+    python benchmarks/bench_coref.py --model DIR [--fastcoref DIR] [--words 1000 100000] [--draw]
 
-Three providers of the same weights:
+Speed is that of one thread, by its processor time, on ragged documents of 50 to 2,500 words: a
+training step (forward and backward, without dropout) and the forward of prediction. All providers
+get the same batches of documents, sorted by length as the best public code sorts them, or with
+--shuffled in any order:
 
 - ours: packed segments, tiles of pairs.
 - reference ops: the same model under `use_backend("reference")`, all pairs in memory.
-- padded: the form of the public code, written from its description (Lee et al. 2018, Kirstain et
-  al. 2021): transformers' BertModel on segments padded to the longest one of the batch, with the
-  scores of all spans and all pairs in memory.
+- padded: the same weights on padded batches, dense scores of all spans and all pairs.
+- fastcoref: that package's model class with random weights of the same sizes (`coref_peers.py`);
+  --fastcoref names an unpacked source distribution.
 
-Each measurement runs in a process of its own, whose peak memory includes the libraries. Documents
-are ragged sentences of random words. The losses of the three must agree.
+The losses of the first three must agree in training, and their antecedents in prediction. Memory is
+the peak of a process that predicts one document from its words on. Each measurement runs in a
+process of its own, whose peak includes the libraries.
 """
 
 import argparse
@@ -23,29 +27,34 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+FOLDER = Path(__file__).resolve().parent
+if str(FOLDER) not in sys.path:  # PYTHONSAFEPATH leaves it out
+    sys.path.append(str(FOLDER))
+
 import torch
-from torch import nn
-from transformers import BertConfig, BertModel
+from coref_peers import FastCoref, Padded
+from results_format import RESULTS, document, machine_name, write_document
 
 from spanbert_fast.data.tokenizer import load_tokenizer
 from spanbert_fast.models import SpanBertConfig, SpanBertForCoreference
-from spanbert_fast.nn.coreference import Words
 from spanbert_fast.ops._backend import use_backend
 from spanbert_fast.tasks.coref_documents import Document
 from spanbert_fast.tasks.coref_predict import document_clusters
 from spanbert_fast.tasks.coref_segments import CoreferenceCollator, parts_of
 
-PROVIDERS = ("ours", "reference ops", "padded")
+PROVIDERS = ("ours", "reference ops", "padded", "fastcoref")
 SEGMENT = 384
-RESULTS = Path(__file__).resolve().parent / "results"
+SHORTEST, LONGEST = 50, 2500  # words of the ragged documents
+MOST_PIECES = {True: 5000, False: 10_000}  # of a padded batch; fastcoref's own, to train and not
 
 
 def made_up(words: int, tokenizer, seed: int = 0) -> Document:
     """Sentences of 3 to 60 words, a gold mention of three or four in each."""
     draw = random.Random(seed)
-    pieces = [p for p in tokenizer.get_vocab() if p.isalpha() and len(p) > 2]
+    pieces = sorted(p for p in tokenizer.get_vocab() if p.isalpha() and len(p) > 2)
     sentences, clusters, count = [], {}, 0
     while count < words:
         size = min(words - count, draw.randint(3, 60))
@@ -57,36 +66,26 @@ def made_up(words: int, tokenizer, seed: int = 0) -> Document:
     return Document("made-up", "", "0", sentences, list(clusters.values()))
 
 
-class Padded(nn.Module):
-    """transformers' encoder on padded segments, with our head on the reference ops."""
+def ragged(count: int, tokenizer) -> list[Document]:
+    """Documents whose lengths are spread evenly on a logarithmic scale."""
+    steps = [(place + 0.5) / count for place in range(count)]
+    words = [round(SHORTEST * (LONGEST / SHORTEST) ** step) for step in steps]
+    return [made_up(size, tokenizer, seed) for seed, size in enumerate(words)]
 
-    def __init__(self, model: SpanBertForCoreference):
-        super().__init__()
-        fields = {**model.config.to_dict(), "model_type": "bert"}
-        config = BertConfig.from_dict(fields, attn_implementation="sdpa")
-        self.encoder = BertModel(config, add_pooling_layer=False)
-        self.encoder.load_state_dict(model.bert.state_dict())
-        self.model = model
-        model.bert = None
 
-    def forward(self, **batch):
-        lengths = batch["cu_seqlens"].diff().long()
-        mask = torch.arange(batch["max_seqlen"]) < lengths[:, None]
-        ids = torch.zeros(mask.shape, dtype=torch.int64)
-        ids[mask] = batch["input_ids"]
-        hidden = self.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        rows = mask.flatten().nonzero().squeeze(1)
-        words = Words(
-            rows[batch["first_pieces"]],
-            rows[batch["last_pieces"]],
-            batch["sentences"],
-            batch["cu_words"],
-        )
-        with use_backend("reference"):
-            if "gold_starts" not in batch:
-                return self.model.resolve_words(hidden.flatten(0, 1), *words)
-            gold = tuple(batch[f"gold_{name}"] for name in ("starts", "ends", "clusters"))
-            return self.model._losses(hidden.flatten(0, 1), words, gold)
+def batches(documents: list[Document], tokenizer, most: int) -> Iterator[dict]:
+    """As many documents, in their order, as take `most` pieces when padded to the longest."""
+    waiting: list[dict] = []
+    segments = 0
+    for text in documents:
+        (window,) = parts_of(text, tokenizer, SEGMENT)
+        segments = max(segments, len(window["segment_lengths"]))
+        if waiting and (len(waiting) + 1) * segments * SEGMENT > most:
+            yield CoreferenceCollator()(waiting)
+            waiting, segments = [], len(window["segment_lengths"])
+        waiting.append(window)
+    if waiting:
+        yield CoreferenceCollator()(waiting)
 
 
 def model_of(directory: Path | None) -> SpanBertForCoreference:
@@ -101,58 +100,105 @@ def model_of(directory: Path | None) -> SpanBertForCoreference:
     return SpanBertForCoreference(config)
 
 
-def child(options: argparse.Namespace) -> dict:
-    """One measurement: seconds of the median round, bytes at the peak, and the loss."""
-    tokenizer = load_tokenizer(options.model)
-    document = made_up(options.words[0], tokenizer)
+def provider_of(options: argparse.Namespace) -> tuple[torch.nn.Module, type]:
+    """(model in eval mode, the context that it runs in); dropout's masks would differ."""
     model = model_of(options.model)
-    run_on = contextlib.nullcontext
-    if options.provider == "reference ops":
-        run_on = lambda: use_backend("reference")  # noqa: E731
     if options.provider == "padded":
-        model = Padded(model)
-    model.eval()  # dropout's masks differ between the providers
-    (window,) = parts_of(document, tokenizer, SEGMENT)
-    batch = CoreferenceCollator()([window])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds, loss = [], None
+        return Padded(model).eval(), contextlib.nullcontext
+    if options.provider == "fastcoref":
+        return FastCoref(model, options.fastcoref).eval(), contextlib.nullcontext
+    if options.provider == "reference ops":
+        return model.eval(), lambda: use_backend("reference")
+    return model.eval(), contextlib.nullcontext
+
+
+def ragged_documents(options: argparse.Namespace) -> dict:
+    """Processor seconds of the fastest round over all batches, and what came out."""
+    torch.set_num_threads(1)
+    tokenizer = load_tokenizer(options.model)
+    documents = ragged(options.documents, tokenizer)
+    if options.shuffled:
+        random.Random(0).shuffle(documents)
+    work = list(batches(documents, tokenizer, MOST_PIECES[options.train]))
+    model, run_on = provider_of(options)
+    seconds: list[float] = []
     for _ in range(options.rounds):
-        began = time.perf_counter()
-        with run_on():
-            if options.train:
-                out = model(**batch)
-                out.loss.backward()
-                model.zero_grad()
-                loss = out.loss.item()
-            elif options.provider == "ours":
-                list(document_clusters(model, [document], tokenizer, max_seq_length=SEGMENT,
-                                       singletons=True))  # fmt: skip
-            else:
-                with torch.no_grad():
-                    model(**{k: v for k, v in batch.items() if not k.startswith("gold")})
-        seconds.append(time.perf_counter() - began)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seen: list[float] = []
+        began = time.process_time()
+        for batch in work:
+            with run_on():
+                if options.train:
+                    loss = model(**batch)["loss"]
+                    loss.backward()
+                    model.zero_grad()
+                    seen.append(loss.item())
+                else:
+                    with torch.no_grad():
+                        out = model(**{k: v for k, v in batch.items() if k[:4] != "gold"})
+                    seen += out["antecedents"].tolist() if "antecedents" in out else []
+        seconds.append(time.process_time() - began)
     return {
-        "provider": options.provider,
-        "train": options.train,
-        "words": options.words[0],
-        "seconds": sorted(seconds)[len(seconds) // 2],
-        "grown_bytes": 1024 * (peak - before),
-        "peak_bytes": 1024 * peak,
-        "loss": loss,
+        "words": sum(len(text.words) for text in documents),
+        "documents": len(documents),
+        "seconds": min(seconds),
+        "seen": seen,
     }
 
 
-def measured(options: argparse.Namespace, provider: str, words: int, train: bool) -> dict:
-    """The result of `child` in a process of its own, or what it raised."""
-    command = [sys.executable, __file__, "--provider", provider, "--words", str(words),
-               "--rounds", str(options.rounds)]  # fmt: skip
-    command += ["--model", str(options.model)] + (["--train"] if train else [])
-    done = subprocess.run(command, capture_output=True, text=True)
+def one_document(options: argparse.Namespace) -> dict:
+    """Processor seconds of predicting one document, and bytes at the peak."""
+    tokenizer = load_tokenizer(options.model)
+    text = made_up(options.words[0], tokenizer)
+    model, run_on = provider_of(options)
+    began = time.process_time()
+    if options.provider == "ours":
+        list(document_clusters(model, [text], tokenizer, max_seq_length=SEGMENT,
+                               singletons=True))  # fmt: skip
+    else:
+        (window,) = parts_of(text, tokenizer, SEGMENT)
+        batch = CoreferenceCollator()([window])
+        with run_on(), torch.no_grad():
+            model(**{k: v for k, v in batch.items() if k[:4] != "gold"})
+    return {"words": options.words[0], "documents": 1, "seconds": time.process_time() - began}
+
+
+def measured(options: argparse.Namespace, provider: str, what: str, words: int) -> dict:
+    """The result of a process of its own, or what it raised."""
+    command = [sys.executable, __file__, "--provider", provider, "--what", what]
+    command += ["--words", str(words), "--documents", str(options.documents)]
+    command += ["--rounds", str(options.rounds), "--model", str(options.model)]
+    command += ["--fastcoref", str(options.fastcoref)] if options.fastcoref else []
+    command += ["--shuffled"] if options.shuffled else []
+    limit = round(options.most_memory * 1e9)
+    done = subprocess.run(
+        command, capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )  # fmt: skip
+    record = {"provider": provider, "what": what, "words": words}
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["killed"])[-1]
-        return {"provider": provider, "train": train, "words": words, "raised": last}
-    return json.loads(done.stdout.splitlines()[-1])
+        return {**record, "raised": last[:200]}
+    return {**record, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def check_agreement(records: list[dict], what: str) -> None:
+    """Our model, its reference ops and the padded one must give the same results.
+
+    Raises:
+        SystemExit: they do not.
+    """
+    seen = {r["provider"]: r["seen"] for r in records if r["what"] == what and "seen" in r}
+    first = seen.get("ours")
+    for provider, values in seen.items():
+        if provider == "fastcoref" or first is None:
+            continue
+        if what == "training":
+            same = all(abs(a - b) <= 1e-3 * abs(a) for a, b in zip(first, values, strict=True))
+        else:  # two mentions or antecedents whose scores are one rounding apart may change places
+            differ = sum(a != b for a, b in zip(first, values, strict=True))
+            same = differ <= 0.002 * len(first)
+        if not same:
+            raise SystemExit(f"{what}: the results of {provider} differ from ours")
 
 
 def exponent(records: list[dict]) -> float:
@@ -170,57 +216,74 @@ def draw(path: Path, records: list[dict]) -> None:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for provider, style in zip(PROVIDERS, ("-o", "--s", ":^"), strict=True):
+    for provider, style in zip(PROVIDERS, ("-o", "--s", ":^", "-.x"), strict=True):
         own = [r for r in records if r["provider"] == provider and "raised" not in r]
-        points = [(r["words"], r["peak_bytes"] / 1e9) for r in own if not r["train"]]
+        points = [(r["words"], r["peak_bytes"] / 1e9) for r in own if r["what"] == "memory"]
         if points:
             axis.loglog(*zip(*sorted(points), strict=True), style, label=provider)
+    axis.set_title("How much memory does a long document take?")
     axis.set_xlabel("words of the document")
     axis.set_ylabel("peak memory of prediction (GB)")
     axis.grid(alpha=0.3, which="both")
     axis.legend()
+    figure.supxlabel(machine_name(), fontsize=8.5)
     figure.savefig(path, dpi=120)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, write results/coref.json."""
+    """Measure, print, write coref.json among the results of this machine."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--model", type=Path, required=True, help="checkpoint with its tokenizer")
-    add("--words", type=int, nargs="+", default=[1000, 10_000, 100_000])
-    add("--train-words", type=int, default=1000, help="of the document that is trained on")
-    add("--rounds", type=int, default=3)
+    add("--fastcoref", type=Path, metavar="DIR", help="an unpacked source distribution of it")
+    add("--words", type=int, nargs="*", default=[1000, 10_000, 100_000], help="of one document")
+    add("--documents", type=int, default=20, help="ragged ones")
+    add("--shuffled", action="store_true", help="documents in any order, not sorted by length")
+    add("--rounds", type=int, default=2)
+    add("--most-memory", type=float, default=16, metavar="GB", help="of a process's addresses")
     add("--providers", nargs="+", choices=PROVIDERS, default=PROVIDERS)
     add("--draw", action="store_true")
     add("--provider", choices=PROVIDERS, help=argparse.SUPPRESS)
-    add("--train", action="store_true", help=argparse.SUPPRESS)
+    add("--what", choices=("training", "prediction", "memory"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.provider:
-        print(json.dumps(child(options)))
+        options.train = options.what == "training"
+        record = one_document(options) if options.what == "memory" else ragged_documents(options)
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(json.dumps({**record, "peak_bytes": peak}))
         return
-    records = []
-    plan = [(options.train_words, True), *((words, False) for words in options.words)]
-    for words, train in plan:
-        for provider in options.providers:
-            record = measured(options, provider, words, train)
-            records.append(record)
-            what = "training step" if train else "prediction"
-            if "raised" in record:
-                print(f"{what:<14}{words:>8,}  {provider:<14} {record['raised']}", flush=True)
-                continue
-            rate = words / record["seconds"]
-            print(f"{what:<14}{words:>8,}  {provider:<14}{rate:10,.0f} words/s"
-                  f"{record['peak_bytes'] / 1e9:8.2f} GB", flush=True)  # fmt: skip
-        losses = [r["loss"] for r in records if r.get("loss") is not None]
-        if train and losses and max(losses) - min(losses) > 1e-3 * abs(losses[0]):
-            raise SystemExit(f"the providers' losses differ: {losses}")
-    ours = [r for r in records if r["provider"] == "ours" and not r["train"] and "raised" not in r]
+    providers = [p for p in options.providers if p != "fastcoref" or options.fastcoref]
+    plan = [("training", 0), ("prediction", 0), *(("memory", words) for words in options.words)]
+    records: list[dict] = []
+    for what, words in plan:
+        for provider in providers:
+            records.append(record := measured(options, provider, what, words))
+            print(line_of(record, records), flush=True)
+        check_agreement(records, what)
+    ours = [r for r in records if r["provider"] == "ours" and r["what"] == "memory"]
+    ours = [r for r in ours if "raised" not in r]
     if len(ours) > 1:
         print(f"memory grows with words to the power of {exponent(ours):.2f}")
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "coref.json").write_text(json.dumps(records, indent=2) + "\n")
+    for record in records:
+        record.pop("seen", None)
+    folder = RESULTS / machine_name()
+    write_document(folder / "coref.json", document("coref", 1, records))
     if options.draw:
-        draw(RESULTS / "coref-memory.png", records)
+        draw(folder.with_name(f"{folder.name}-coref-memory.png"), records)
+
+
+def line_of(record: dict, records: list[dict]) -> str:
+    """A row of what is printed; the last column is how many times faster ours is."""
+    what = record["what"] if record["what"] != "memory" else f"{record['words']:,} words"
+    if "raised" in record:
+        return f"{what:<14}{record['provider']:<14} {record['raised']}"
+    ours = next((r for r in records if r["provider"] == "ours" and r["what"] == record["what"]
+                 and r["words"] == record["words"] and "raised" not in r), record)  # fmt: skip
+    rate = record["words"] / record["seconds"]
+    return (
+        f"{what:<14}{record['provider']:<14}{rate:10,.0f} words/s"
+        f"{record['peak_bytes'] / 1e9:8.2f} GB{record['seconds'] / ours['seconds']:8.2f}x"
+    )
 
 
 if __name__ == "__main__":
