@@ -64,17 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return USAGE_ERROR
     try:
-        command = importlib.import_module(f"spanbert_fast.commands.{name.replace('-', '_')}")
-        arguments = command.parser().parse_args(_with_config(name, argv[1:]))
-    except UsageError as error:
-        print(f"spanbert-fast {name}: error: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    except SystemExit as stop:  # argparse has printed what is wrong, or the help
-        return int(stop.code or 0)
-    _quieten(debug="--debug" in argv)
-    try:
         with _sigterm_raises(), _threads_in_one_line(debug="--debug" in argv):
-            command.run(arguments)
+            return _run(name, argv)
     except KeyboardInterrupt:
         print(f"spanbert-fast {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -89,7 +80,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         else:
             print(f"spanbert-fast {name}: error: {_one_line(error)}", file=sys.stderr)
-        return USAGE_ERROR if isinstance(error, UsageError) else FAILURE
+        return FAILURE
+
+
+def _run(name: str, argv: list[str]) -> int:
+    """Import the command, read its options, run it; usage errors are printed here."""
+    try:
+        command = importlib.import_module(f"spanbert_fast.commands.{name.replace('-', '_')}")
+        arguments = command.parser().parse_args(_with_config(name, argv[1:]))
+        _quieten(debug="--debug" in argv)
+        command.run(arguments)
+    except SystemExit as stop:  # argparse has printed what is wrong, or the help
+        return int(stop.code or 0)
+    except UsageError as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        else:
+            print(f"spanbert-fast {name}: error: {_one_line(error)}", file=sys.stderr)
+        return USAGE_ERROR
     return 0
 
 

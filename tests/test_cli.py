@@ -150,6 +150,32 @@ def test_prepared_shards_outlive_a_mistyped_overwrite(tmp_path, corpus_file, cap
     assert (shards / "corpus.json").read_bytes() != before
 
 
+def test_a_kill_behind_the_last_shard_leaves_nothing(tmp_path, corpus_file, capsys):
+    options = [
+        "--data",
+        str(corpus_file),
+        "--vocab-size",
+        "300",
+        "--output-dir",
+        str(tmp_path / "s"),
+    ]
+    assert main(["prepare", *options]) == 0
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
+    (tmp_path / "s" / "unfinished.json").write_text("{}")
+    assert main(["prepare", *options]) == 2
+    assert "already holds shards" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()} == whole
+
+
+def test_an_interrupt_while_a_command_is_imported(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spanbert_fast.cli.importlib.import_module", interrupted)
+    assert main(["prepare", "--help"]) == 130
+    assert capsys.readouterr().err.strip() == "spanbert-fast prepare: interrupted"
+
+
 def test_fill(trained_model, tmp_path, capsys):
     text = "The [MASK] [MASK] the garden."
     model = ["--model", str(trained_model)]

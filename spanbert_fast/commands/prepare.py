@@ -67,7 +67,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Tokenise, then say what was written."""
     require("prepare", "train", ("datasets", "pyarrow"))
     from spanbert_fast.data.locks import locked
-    from spanbert_fast.data.prepare import MANIFEST, is_prepared, open_shards, prepare
+    from spanbert_fast.data.prepare import (
+        MANIFEST,
+        clear_leftovers,
+        is_prepared,
+        open_shards,
+        prepare,
+    )
     from spanbert_fast.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
     from spanbert_fast.training.sources import documents_of
 
@@ -76,6 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--max-line-bytes must be at least 1, got {arguments.max_line_bytes}")
     with locked(output):
         if is_prepared(output) and not arguments.overwrite:
+            clear_leftovers(output)
             raise UsageError(f"--output-dir {output} already holds shards; add --overwrite")
         documents = documents_of(tuple(arguments.data), arguments.max_line_bytes)
         if arguments.tokenizer:

@@ -127,8 +127,14 @@ def _prepare(
         **_counts([Shard.open(path, fingerprint, verify=False) for path in paths]),
     }
     write_whole(output_dir / MANIFEST, json.dumps(manifest, indent=2).encode())
-    (output_dir / UNFINISHED).unlink(missing_ok=True)
+    clear_leftovers(output_dir)
     return paths
+
+
+def clear_leftovers(output_dir: Path) -> None:
+    """Remove the record of unfinished work from a corpus that is whole. A process that was killed
+    behind its last shard leaves it."""
+    (output_dir / UNFINISHED).unlink(missing_ok=True)
 
 
 def is_prepared(path: str | Path) -> bool:

@@ -92,13 +92,14 @@ class Campaign:
             return True
         return False
 
-    def go_on(self, kind: str, name: str, directory: Path, scratch: Path) -> Outcome | None:
-        """Resume from the files that are left, unless the job had finished; compare the result."""
+    def go_on(self, kind: str, name: str, directory: Path, scratch: Path) -> Outcome:
+        """Resume from the files that are left; compare the result."""
         job = self.jobs[name]
         left = [str(p) for p in (scratch / "tmp").rglob("*")]
-        arguments = job.go_on(directory)
-        outcome = None if arguments is None else run(arguments, scratch)
-        if outcome is not None and outcome.code:
+        outcome = run(job.go_on(directory), scratch)
+        finished = job.refusal is not None and outcome.code == 2
+        finished = finished and job.refusal in outcome.last_line
+        if outcome.code and not finished:
             self.check_message(kind, outcome, (0,))
             return outcome
         try:

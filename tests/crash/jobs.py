@@ -27,17 +27,18 @@ class Job:
 
     Attributes:
         begin: its arguments.
-        go_on: the arguments that resume it from the directory that it left; None if it has
-            finished and refuses to begin again.
+        go_on: the arguments that resume it from the directory that it left.
         result: what is compared with the result of an undisturbed run.
         allowed: names that may be in its directory in the end.
+        refusal: what it says, with exit code 2, if it is resumed after it has finished.
     """
 
     name: str
     begin: Callable[[Path], list[str]]
-    go_on: Callable[[Path], list[str] | None]
+    go_on: Callable[[Path], list[str]]
     result: Callable[[Path], object]
     allowed: frozenset[str]
+    refusal: str | None = None
 
     def strangers(self, run: Path) -> list[str]:
         """The files that it has left and should not have."""
@@ -66,9 +67,6 @@ def jobs(folder: Path) -> dict[str, Job]:
         options = ["--data", str(text), "--vocab-size", "120", "--output-dir", str(run)]
         return ["prepare", *options]
 
-    def go_on_preparing(run: Path) -> list[str] | None:
-        return None if (run / "corpus.json").exists() else prepare(run)
-
     def finetune(run: Path) -> list[str]:
         splits = [f"--{split}={folder / split}.conll" for split in ("train", "dev", "test")]
         options = "--max-train 24 --max-dev 6 --epochs 3 --max-seq-length 32 --batch-size 8"
@@ -92,7 +90,10 @@ def jobs(folder: Path) -> dict[str, Job]:
             "pretrain", pretrain, resumed(pretrain, "pretrain"), _of_pretrain,
             frozenset(common | run_files),
         ),
-        "prepare": Job("prepare", prepare, go_on_preparing, _of_prepare, frozenset(shards)),
+        "prepare": Job(
+            "prepare", prepare, prepare, _of_prepare, frozenset(shards),
+            refusal="already holds shards",
+        ),
         "finetune": Job(
             "finetune", finetune, resumed(finetune, "finetune", "ner"), _of_finetune,
             frozenset(common | splits),

@@ -103,6 +103,9 @@ def run(
     """
     process = start(arguments, scratch, fault, watch)
     if fault.moment is not None:
+        # before the command begins, a signal would meet this harness
+        while process.is_running() and not process.counts.exists():
+            time.sleep(0.001)
         time.sleep(fault.moment)
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, fault.signal)
