@@ -13,7 +13,7 @@ CUDA_ARCHITECTURES := 80 90 100
 CPP = $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.cpp' 'tests/*.c')
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: help setup pretrain test test-libraries lint check-format format hooks check-cuda check-sanitize check-sanitize-all check-threads check-sdist check-crash fuzz docs bench report bench-compare kernel-report wheel test-versions test-transformers check-cpus clean
+.PHONY: help setup pretrain test test-libraries lint check-format format hooks check-cuda check-sanitize check-sanitize-all check-threads check-sdist check-crash fuzz docs bench report bench-compare kernel-report check-triton wheel test-versions test-transformers check-cpus clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -72,7 +72,7 @@ test-libraries: $(VENV)/installed-test  ## accelerate() inside opacus, captum, P
 	$(PIP) install --quiet --no-compile -c constraints.txt -r $(VENV)/libraries-requirements.txt
 	OMP_NUM_THREADS=1 SPANBERT_FAST_TEST_LIBRARIES=1 $(VENV)/bin/python -m pytest tests/test_libraries.py tests/test_families_libraries.py tests/test_accelerate_wrappers.py
 
-test-all: test check-sanitize-all check-threads check-crash check-sdist check-cpus fuzz test-versions  ## all of it, for hours
+test-all: test check-triton check-sanitize-all check-threads check-crash check-sdist check-cpus fuzz test-versions  ## all of it, for hours
 
 docs: $(VENV)/installed-test  ## the documentation site, into build/docs; every warning is an error
 	$(VENV)/bin/python -m sphinx -q -W --keep-going -b html docs build/docs
@@ -89,6 +89,9 @@ bench-compare: $(VENV)/installed-test  ## is an op slower than at BASE=<commit o
 kernel-report: $(VENV)/installed-test $(OTHER_TRITON)  ## registers, shared memory, spills of each Triton kernel; no GPU
 	$(VENV)/bin/python benchmarks/kernel_report.py
 	test -z "$(OTHER_TRITON)" || PYTHONPATH=$(OTHER_TRITON) TRITON_CACHE_DIR=$(OTHER_TRITON)/cache $(VENV)/bin/python benchmarks/kernel_report.py
+
+check-triton: $(VENV)/installed-test $(OTHER_TRITON)  ## the test of compiled kernels beside torch 2.11's Triton
+	OTHER_TRITON=$(OTHER_TRITON) $(VENV)/bin/python -m pytest -q tests/test_compiled_kernels.py -k triton-3
 
 wheel: $(VENV)/installed  ## manylinux wheels for each Python at hand, into dist
 	$(VENV)/bin/python tools/wheels.py

@@ -29,7 +29,7 @@ Commands of a first day, each in a process of its own. `tools/typed.py` ran them
 page. `model` is what `spanbert-fast pretrain` leaves in `runs/first/model`; the other files are
 small. Rows marked *transformers alone* run Python that never loads spanbert_fast. "LOAD REPORT"
 marks those in which transformers lists tensors: of a head that the class has no place for, or of
-one that it makes anew. "s" is the processor's time in seconds, start-up included.
+one that it makes anew. It does so for every masked-LM checkpoint that AutoModel loads. "s" is the processor's time in seconds, start-up included.
 """
 THEIRS = (
     "from transformers import (AutoModel, AutoModelForMaskedLM, RobertaConfig, RobertaForMaskedLM, "
