@@ -224,6 +224,9 @@ def draw(path: Path, records: list[dict]) -> None:
     axis.set_title("How much memory does a long document take?")
     axis.set_xlabel("words of the document")
     axis.set_ylabel("peak memory of prediction (GB)")
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        ticks(lambda value, _: f"{value:g}")
     axis.grid(alpha=0.3, which="both")
     axis.legend()
     figure.supxlabel(machine_name(), fontsize=8.5)
