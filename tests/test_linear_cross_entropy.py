@@ -232,6 +232,13 @@ def test_bad_input():
         forward = KERNELS["linear_cross_entropy_fwd"]
         with pytest.raises(ValueError, match="saved_columns must be a multiple of 256 .* got 7"):
             forward(hidden, weight, bias, targets, [5, 4], False, 7)
+    # the composites are called without the checks at the door; this size took them minutes
+    inputs = (hidden.double(), weight.double(), bias.double(), targets, [2**31 - 1, 0], False, 0)
+    lse, saved = hidden.new_zeros((2, 9)).double(), hidden.new_empty((9, 0)).double()
+    with pytest.raises(ValueError, match="group_sizes must .* sum to 9 rows"):
+        KERNELS["linear_cross_entropy_fwd"](*inputs)
+    with pytest.raises(ValueError, match="group_sizes must .* sum to 9 rows"):
+        KERNELS["linear_cross_entropy_bwd"](lse[0], *inputs, lse, saved)
     for wrong in (50, -1, -100):
         with pytest.raises(ValueError, match=rf"targets must be in \[0, 50\), got {wrong}"):
             linear_cross_entropy(hidden, weight, bias[0], torch.full_like(targets, wrong))

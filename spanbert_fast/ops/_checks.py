@@ -1,5 +1,7 @@
 """Checks of the ops' arguments. Each check exists once, so each error has one wording."""
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -52,6 +54,14 @@ def check_ids(name: str, ids: torch.Tensor, rows: int) -> None:
     low, high = (value.item() for value in ids.aminmax())
     if low < 0 or high >= rows:
         raise ValueError(f"{name} must be in [0, {rows}), got {low if low < 0 else high}")
+
+
+def check_group_sizes(group_sizes: Sequence[int], rows: int) -> None:
+    """Raise unless the sizes are numbers of rows that sum to `rows`."""
+    if any(size < 0 for size in group_sizes) or sum(group_sizes) != rows:
+        raise ValueError(
+            f"group_sizes must not be negative and sum to {rows} rows, got {tuple(group_sizes)}"
+        )
 
 
 def check_same_device(name: str, tensor: torch.Tensor, like: torch.Tensor, like_name: str) -> None:

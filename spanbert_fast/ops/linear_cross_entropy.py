@@ -101,11 +101,7 @@ def linear_cross_entropy(
         _checks.check_shape("bias", bias, (weight.shape[0],))
     else:
         _checks.check_shape("bias", bias, (len(group_sizes), weight.shape[0]))
-        if any(size < 0 for size in group_sizes) or sum(group_sizes) != hidden.shape[0]:
-            raise ValueError(
-                f"group_sizes must not be negative and sum to {hidden.shape[0]} rows, "
-                f"got {tuple(group_sizes)}"
-            )
+        _checks.check_group_sizes(group_sizes, hidden.shape[0])
     if runs_reference():
         losses, predictions = reference.linear_cross_entropy(
             hidden, weight, bias, targets, group_sizes=group_sizes
@@ -205,6 +201,7 @@ def _composite_fwd(
     """
     hidden, weight, bias, targets, group_sizes, with_predictions, _ = inputs
     _checks.check_ids("targets", targets, weight.shape[0])
+    _checks.check_group_sizes(group_sizes, hidden.shape[0])
     rows, opmath = hidden.shape[0], opmath_dtype(hidden.dtype)
     lse = hidden.new_full((rows,), -torch.inf, dtype=opmath)
     best = lse.clone()
@@ -232,6 +229,7 @@ def _composite_bwd(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dhidden, dweight, dbias), summed in fp32."""
     hidden, weight, bias, targets, group_sizes, *_ = inputs
+    _checks.check_group_sizes(group_sizes, hidden.shape[0])
     lse = lse.sum(0)
     dhidden = torch.zeros_like(hidden, dtype=lse.dtype)
     dweight, dbias = weight.new_empty(weight.shape), torch.zeros_like(bias, dtype=lse.dtype)
