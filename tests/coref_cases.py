@@ -9,7 +9,7 @@ from spanbert_fast.data.tokenizer import train_wordpiece
 from spanbert_fast.models import SpanBertConfig, SpanBertForPreTraining
 from spanbert_fast.tasks.coref_documents import Document
 from spanbert_fast.tasks.coref_writing import write_documents
-from spanbert_fast.training.finetune_options import FinetuneOptions
+from spanbert_fast.training.finetuning.options import FinetuneOptions
 
 PEOPLE = (("Ann", "she"), ("Tom", "he"), ("the old cat", "it"))
 

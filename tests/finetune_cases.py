@@ -8,7 +8,7 @@ import torch
 
 from spanbert_fast.data.tokenizer import train_wordpiece
 from spanbert_fast.models import SpanBertConfig, SpanBertForPreTraining
-from spanbert_fast.training.finetune_options import FinetuneOptions
+from spanbert_fast.training.finetuning.options import FinetuneOptions
 
 NAMES = {"PER": ["John Smith", "Mary", "Ann Lee"], "LOC": ["Paris", "New York", "Oslo"]}
 

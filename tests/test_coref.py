@@ -16,7 +16,7 @@ from spanbert_fast.models import SpanBertConfig, SpanBertForCoreference
 from spanbert_fast.tasks.coref import HEADS, Coreference
 from spanbert_fast.tasks.coref_documents import Document
 from spanbert_fast.tasks.coref_segments import CoreferenceCollator, parts_of, segments_of
-from spanbert_fast.training.finetune import finetune
+from spanbert_fast.training.finetuning.finetune import finetune
 
 
 @pytest.fixture(scope="module")

@@ -34,8 +34,8 @@ def public() -> dict[str, object]:
     for place in (
         "tasks.qa.answer",
         "data.static_shapes.StaticShapes",
-        "training.pretrain.pretrain",
-        "training.finetune.finetune",
+        "training.pretraining.pretrain.pretrain",
+        "training.finetuning.finetune.finetune",
         "integrations.import_fairseq.import_fairseq",
         "testing.assert_no_worse_than",
         "testing.assert_bitwise_equal",
@@ -49,8 +49,8 @@ HELPERS = {"ops.sample_spans.span_capacity"}
 # They need files of their own, or minutes; README and the pages of the site, whose code runs in
 # their tests, show their use.
 SHOWN_ELSEWHERE = {
-    "training.pretrain.pretrain",
-    "training.finetune.finetune",
+    "training.pretraining.pretrain.pretrain",
+    "training.finetuning.finetune.finetune",
     "integrations.import_fairseq.import_fairseq",
     "spanbert_fast.accelerate",
     "spanbert_fast.decelerate",

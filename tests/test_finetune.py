@@ -11,8 +11,8 @@ from spanbert_fast.data.tokenizer import load_tokenizer
 from spanbert_fast.tasks.ner import NamedEntities
 from spanbert_fast.tasks.windows import WindowDataset
 from spanbert_fast.training.checkpoints import checkpoints
-from spanbert_fast.training.finetune import finetune, make_trainer, training_arguments
-from spanbert_fast.training.finetune_models import initial_model
+from spanbert_fast.training.finetuning.finetune import finetune, make_trainer, training_arguments
+from spanbert_fast.training.finetuning.models import initial_model
 
 
 @pytest.fixture(scope="module")

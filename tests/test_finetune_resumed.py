@@ -14,7 +14,7 @@ from finetune_cases import options_of, write_folder
 from spanbert_fast.cli import main
 from spanbert_fast.models.heads import SpanBertForTokenClassification
 from spanbert_fast.training.checkpoints import checkpoints
-from spanbert_fast.training.finetune import finetune
+from spanbert_fast.training.finetuning.finetune import finetune
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(folder, tmp_path):
 
     from transformers import TrainerCallback
 
-    import spanbert_fast.training.finetune as module
+    import spanbert_fast.training.finetuning.finetune as module
 
     class StopsInTheSecondEpoch(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -73,8 +73,8 @@ from pathlib import Path
 from torch import distributed
 from spanbert_fast.cli import main
 from spanbert_fast.training.checkpoints import checkpoints
-from spanbert_fast.training.finetune import finetune
-from spanbert_fast.training.finetune_options import options_of_run
+from spanbert_fast.training.finetuning.finetune import finetune
+from spanbert_fast.training.finetuning.options import options_of_run
 
 run, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 assert main(json.loads(sys.argv[2])) == 0

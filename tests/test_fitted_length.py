@@ -6,8 +6,8 @@ import pytest
 
 from spanbert_fast.cli import main
 from spanbert_fast.errors import UsageError
-from spanbert_fast.training.fitted_length import fitted
-from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.pretraining.fitted_length import fitted
+from spanbert_fast.training.pretraining.options import PretrainOptions
 
 
 def options(**given) -> PretrainOptions:

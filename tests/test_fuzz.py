@@ -36,7 +36,7 @@ def test_what_is_not_refused_is_a_failure_with_its_reproducer(tmp_path):
         "def damage(folder): os.abort()\n"
         "if '--child' in sys.orig_argv:\n"
         "    import spanbert_fast.digests as digests\n"
-        "    import spanbert_fast.training.finetune_run as run\n"
+        "    import spanbert_fast.training.finetuning.run_directory as run\n"
         "    run.load_task, digests.damage = load_task, damage\n"
     )
     names = ["--target", "task.json", "--target", "digests.json", "--target", "texts.txt"]

@@ -17,8 +17,8 @@ from spanbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.models import SpanBertModel
 from spanbert_fast.tasks import task_class
-from spanbert_fast.training.finetune_options import FinetuneOptions, options_of_run
-from spanbert_fast.training.finetune_run import load_task, save_task
+from spanbert_fast.training.finetuning.options import FinetuneOptions, options_of_run
+from spanbert_fast.training.finetuning.run_directory import load_task, save_task
 
 TEXTS = [f"Document {number} has some words.\nAnd a second line." for number in range(12)]
 

@@ -13,7 +13,7 @@ from spanbert_fast.tasks.ner import NamedEntities, Sentence
 from spanbert_fast.tasks.predict import predict
 from spanbert_fast.tasks.windows import WindowCollator, WindowDataset
 from spanbert_fast.tasks.writing import JsonObject, whole_file
-from spanbert_fast.training.finetune_models import initial_model
+from spanbert_fast.training.finetuning.models import initial_model
 
 
 @pytest.fixture(scope="module")

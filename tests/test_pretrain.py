@@ -17,9 +17,9 @@ import spanbert_fast as sb
 from spanbert_fast.cli import main
 from spanbert_fast.data.tokenizer import train_wordpiece
 from spanbert_fast.training.checkpoints import checkpoints
-from spanbert_fast.training.options import PretrainOptions
-from spanbert_fast.training.pretrain import training_arguments
-from spanbert_fast.training.trainer import SpanPretrainingTrainer
+from spanbert_fast.training.pretraining.options import PretrainOptions
+from spanbert_fast.training.pretraining.pretrain import training_arguments
+from spanbert_fast.training.pretraining.trainer import SpanPretrainingTrainer
 
 FIELDS = {
     "step",

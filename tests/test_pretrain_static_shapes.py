@@ -13,10 +13,10 @@ import spanbert_fast as sb
 from spanbert_fast.cli import main
 from spanbert_fast.data.static_shapes import StaticShapes
 from spanbert_fast.errors import UsageError
-from spanbert_fast.training import pretrain as pretraining
-from spanbert_fast.training import trainer
 from spanbert_fast.training.captured_step import check_alike
-from spanbert_fast.training.pretrain_arguments import check_device
+from spanbert_fast.training.pretraining import pretrain as pretraining
+from spanbert_fast.training.pretraining import trainer
+from spanbert_fast.training.pretraining.arguments import check_device
 
 EXACT = ("step", "masked_tokens", "spans", "learning_rate", "tokens_per_second")
 ROUNDED = ("mlm_loss", "sbo_loss", "grad_norm")

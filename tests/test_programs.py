@@ -12,8 +12,8 @@ from spanbert_fast import tasks
 from spanbert_fast.errors import UsageError
 from spanbert_fast.models import SpanBertForTokenClassification
 from spanbert_fast.tasks.ner import NamedEntities, Sentence
-from spanbert_fast.training.finetune import finetune
-from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.finetuning.finetune import finetune
+from spanbert_fast.training.pretraining.options import PretrainOptions
 from spanbert_fast.training.profile import Profile
 from test_examples import load
 

@@ -9,7 +9,7 @@ import pytest
 
 from spanbert_fast.cli import COMMANDS
 from spanbert_fast.commands.pretrain import parser
-from spanbert_fast.training.recipes import RECIPES
+from spanbert_fast.training.pretraining.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

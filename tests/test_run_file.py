@@ -8,8 +8,8 @@ from spanbert_fast.cli import main
 from spanbert_fast.commands import finetune, pretrain
 from spanbert_fast.commands.run_file import expand
 from spanbert_fast.errors import UsageError
-from spanbert_fast.training.finetune_options import FinetuneOptions
-from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.finetuning.options import FinetuneOptions
+from spanbert_fast.training.pretraining.options import PretrainOptions
 
 YAML = """
 output-dir: runs/a

@@ -15,11 +15,11 @@ from spanbert_fast.tasks.classify import Classification
 from spanbert_fast.tasks.ner import NamedEntities
 from spanbert_fast.tasks.qa import QuestionAnswering
 from spanbert_fast.testing import assert_bitwise_equal
-from spanbert_fast.training.finetune import finetune
-from spanbert_fast.training.finetune_models import initial_model
-from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.finetuning.finetune import finetune
+from spanbert_fast.training.finetuning.models import initial_model
 from spanbert_fast.training.precision import with_weights_in
-from spanbert_fast.training.sources import initial_model as initial_pretraining_model
+from spanbert_fast.training.pretraining.options import PretrainOptions
+from spanbert_fast.training.pretraining.sources import initial_model as initial_pretraining_model
 
 
 @pytest.fixture(scope="module")

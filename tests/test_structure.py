@@ -82,6 +82,15 @@ def test_imports_follow_the_floor_plan(path):
     assert not extra, f"{path.relative_to(ROOT)} may not import {sorted(extra)}"
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "training").rglob("*.py")), ids=lambda p: p.stem)
+def test_pre_training_and_fine_tuning_do_not_import_each_other(path):
+    """Nor does what they share import either."""
+    halves = {"pretraining", "finetuning"} - {path.parent.name}
+    text = path.read_text()
+    for half in halves:
+        assert f"spanbert_fast.training.{half}" not in text, f"{path.name} imports {half}"
+
+
 def test_every_op_has_its_reference_and_its_tests():
     ops, files = set(OPS), {path.stem for path in (PACKAGE / "ops").glob("[!_]*.py")}
     references = {path.stem for path in (PACKAGE / "reference").glob("[!_]*.py")}

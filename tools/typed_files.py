@@ -13,10 +13,10 @@ import spanbert_fast as sb
 from transformers import TrainerCallback
 from datasets import Dataset
 from spanbert_fast.tasks.ner import Sentence
-from spanbert_fast.training.finetune import finetune
-from spanbert_fast.training.finetune_options import FinetuneOptions
-from spanbert_fast.training.options import PretrainOptions
-from spanbert_fast.training.pretrain import pretrain
+from spanbert_fast.training.finetuning.finetune import finetune
+from spanbert_fast.training.finetuning.options import FinetuneOptions
+from spanbert_fast.training.pretraining.options import PretrainOptions
+from spanbert_fast.training.pretraining.pretrain import pretrain
 
 class Steps(TrainerCallback):
     seen = 0

@@ -160,8 +160,8 @@ def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Train for every seed, then print the figures."""
     require("finetune", "train", TRAIN)
-    from spanbert_fast.training import finetune as module
-    from spanbert_fast.training.finetune_options import FinetuneOptions, options_of_run
+    from spanbert_fast.training.finetuning.finetune import finetune
+    from spanbert_fast.training.finetuning.options import FinetuneOptions, options_of_run
 
     given = vars(arguments)
     resume, overwrite = given.pop("resume", False), given.pop("overwrite", False)
@@ -180,7 +180,7 @@ def run(arguments: argparse.Namespace) -> None:
         if options.task != given["task"]:
             raise UsageError(f"the run in --output-dir is of {options.task}, not {given['task']}")
         callbacks = profiles(profiled, options.output_dir)
-        done = module.finetune(options, resume=True, callbacks=callbacks)
+        done = finetune(options, resume=True, callbacks=callbacks)
         _report([done], options.output_dir)
         return
     for name in ("model", "train", "dev"):
@@ -196,16 +196,14 @@ def run(arguments: argparse.Namespace) -> None:
     options = FinetuneOptions(**given, task_options=task_options, seed=seeds[0])
     runs = [options] if len(seeds) == 1 else [options.with_seed(seed) for seed in seeds]
     results = [
-        module.finetune(
-            options, overwrite=overwrite, callbacks=profiles(profiled, options.output_dir)
-        )
+        finetune(options, overwrite=overwrite, callbacks=profiles(profiled, options.output_dir))
         for options in runs
     ]
     _report(results, options.output_dir)
 
 
 def _report(results: Sequence[dict], output_dir: str) -> None:
-    from spanbert_fast.training.finetune import mean_and_deviation
+    from spanbert_fast.training.finetuning.finetune import mean_and_deviation
 
     if int(os.environ.get("RANK", "0")) != 0:
         return

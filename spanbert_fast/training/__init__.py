@@ -1,1 +1,1 @@
-"""Pre-training and fine-tuning on the Hugging Face Trainer."""
+"""Runs on the Hugging Face Trainer: `pretraining`, `finetuning`, and here what both share."""

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -11,9 +11,10 @@ from torch import nn
 from spanbert_fast.errors import UsageError
 from spanbert_fast.models.loading import stored_dtype
 from spanbert_fast.ops._precision import product_dtype
+from spanbert_fast.training.options import RunOptions
 
 logger = logging.getLogger("spanbert_fast")
-Options = TypeVar("Options", bound=Any)
+Options = TypeVar("Options", bound=RunOptions)
 Model = TypeVar("Model", bound=nn.Module)
 
 

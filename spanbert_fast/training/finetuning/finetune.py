@@ -18,14 +18,16 @@ from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.hub import folder_of
 from spanbert_fast.tasks.base import Example, Examples, Task
 from spanbert_fast.tasks.windows import WindowDataset
-from spanbert_fast.training import finetune_run, run_directory
 from spanbert_fast.training.checkpoints import checkpoint_to_resume
-from spanbert_fast.training.finetune_models import initial_model
-from spanbert_fast.training.finetune_options import FinetuneOptions
-from spanbert_fast.training.finetune_report import draw_finetuning, write_model_card
-from spanbert_fast.training.finetune_trainer import make_trainer, training_arguments
+from spanbert_fast.training.finetuning import run_directory
+from spanbert_fast.training.finetuning.arguments import training_arguments
+from spanbert_fast.training.finetuning.models import initial_model
+from spanbert_fast.training.finetuning.options import FinetuneOptions
+from spanbert_fast.training.finetuning.report import draw_finetuning, write_model_card
+from spanbert_fast.training.finetuning.trainer import make_trainer
 from spanbert_fast.training.precision import with_precision, with_weights_in
 from spanbert_fast.training.result import RunResult
+from spanbert_fast.training.run_files import write_json
 
 logger = logging.getLogger("spanbert_fast")
 
@@ -89,11 +91,11 @@ def _finetune(
     overwrite: bool,
 ) -> RunResult:
     run = Path(options.output_dir)
-    if resume and (done := finetune_run.finished(run)) is not None:
+    if resume and (done := run_directory.finished(run)) is not None:
         logger.info("the run in %s is finished: nothing is trained", run)
         return RunResult(done, run)
     if not resume and processes.is_main_process:
-        finetune_run.check_run(run, options, overwrite=overwrite)
+        run_directory.check_run(run, options, overwrite=overwrite)
     task = options.make_task()
     data = read_all(task, options, given.data or {})
     start = folder_of(options.model, "--model")
@@ -117,7 +119,7 @@ def _finetune(
     windows = WindowDataset(task, data["train"], tokenizer)
     checkpoint = checkpoint_to_resume(run, processes) if resume else None
     if not resume and processes.is_main_process:
-        finetune_run.start_run(run, options)
+        run_directory.start_run(run, options)
     logger.info(
         "%s: %s examples (%s windows, %s word pieces) to train on, %s for dev",
         task.name,
@@ -140,18 +142,18 @@ def _finetune(
             if task.has_answers(data[split]):
                 result[split] = task.metrics(data[split], predictions)
             if processes.is_main_process:
-                path = finetune_run.predictions_path(run, split, task)
+                path = run_directory.predictions_path(run, split, task)
                 task.write(path, data[split], predictions)
     result["best_epoch"] = _best_epoch(trainer)
     result["steps"] = trainer.state.global_step
     result["seconds"] = round(seconds, 1)
     result["skipped"] = data["skipped"]
     if processes.is_main_process:
-        run_directory.write_json(run / finetune_run.METRICS, result)
+        write_json(run / run_directory.METRICS, result)
         draw_finetuning(run / "curves.png", trainer.state.log_history, task.metric)
 
     def finish(folder: Path) -> None:
-        finetune_run.save_task(task, folder)
+        run_directory.save_task(task, folder)
         write_model_card(folder, options, task, result)
 
     trainer.export(run / "model", finish)

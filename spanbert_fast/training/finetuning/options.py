@@ -11,9 +11,8 @@ from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.schema import check, rules_of
 from spanbert_fast.tasks import names, task_class
 from spanbert_fast.tasks.base import Task
-from spanbert_fast.training.no_effect import refuse_without_effect
-from spanbert_fast.training.options import check_precision
-from spanbert_fast.training.run_directory import OPTIONS, read_object, was_started
+from spanbert_fast.training.options import check_precision, refuse_without_effect
+from spanbert_fast.training.run_files import OPTIONS, read_object, was_started
 
 ENGINES = ("spanbert_fast", "transformers")
 _OWN_CHOICE = "a run keeps the checkpoint of its best epoch, by the task's figure"

@@ -3,8 +3,8 @@
 from transformers import TrainingArguments
 
 from spanbert_fast.errors import UsageError
-from spanbert_fast.training.options import PretrainOptions
-from spanbert_fast.training.trainer_arguments import trainer_arguments
+from spanbert_fast.training.arguments import trainer_arguments
+from spanbert_fast.training.pretraining.options import PretrainOptions
 
 
 def training_arguments(options: PretrainOptions) -> TrainingArguments:

@@ -10,7 +10,7 @@ from spanbert_fast.data.batches import TokenBudgetBatches
 from spanbert_fast.data.blocks import BlockDataset
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
 from spanbert_fast.data.static_shapes import BatchSizes
-from spanbert_fast.training.evaluation import HeldOut, held_out_losses
+from spanbert_fast.training.pretraining.evaluation import HeldOut, held_out_losses
 from spanbert_fast.training.whole_checkpoints import WholeCheckpoints
 
 

@@ -25,7 +25,7 @@ from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.hub import check_name, folder_of
 from spanbert_fast.models import AutoModelForSpanPreTraining, SpanBertForPreTraining
 from spanbert_fast.models.span_objectives import SpanObjectives
-from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.pretraining.options import PretrainOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset

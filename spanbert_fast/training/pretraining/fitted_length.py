@@ -16,9 +16,9 @@ from spanbert_fast.data.batches import TokenBudgetBatches
 from spanbert_fast.data.blocks import BlockDataset
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
 from spanbert_fast.models.span_objectives import SpanObjectives
-from spanbert_fast.training import run_directory
-from spanbert_fast.training.options import PretrainOptions
-from spanbert_fast.training.recipes import Recipe
+from spanbert_fast.training.pretraining.options import PretrainOptions
+from spanbert_fast.training.pretraining.recipes import Recipe
+from spanbert_fast.training.run_files import OPTIONS, write_json
 
 logger = logging.getLogger("spanbert_fast")
 
@@ -107,6 +107,6 @@ def fitted_run(
         found = [seconds_per_step(model, blocks, collator, options, state.device)]
     options = fitted(options, *broadcast_object_list(found))
     if state.is_main_process:
-        path = Path(options.output_dir) / run_directory.OPTIONS
-        run_directory.write_json(path, options.to_json(state.num_processes))
+        path = Path(options.output_dir) / OPTIONS
+        write_json(path, options.to_json(state.num_processes))
     return options

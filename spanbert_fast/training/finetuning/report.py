@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spanbert_fast.tasks.base import Task
-from spanbert_fast.training.finetune_options import FinetuneOptions
+from spanbert_fast.training.finetuning.options import FinetuneOptions
 from spanbert_fast.training.model_card import data_table, table, versions, write_card
 
 _HYPER_PARAMETERS = (
