@@ -46,8 +46,8 @@ def public() -> dict[str, object]:
 
 
 HELPERS = {"ops.sample_spans.span_capacity"}
-# They need files of their own, or minutes; README and the pages of the site, whose code runs in
-# their tests, show their use.
+# These need files of their own, or minutes. README and the site show their use, and tests run that
+# code.
 SHOWN_ELSEWHERE = {
     "training.pretraining.pretrain.pretrain",
     "training.finetuning.finetune.finetune",
@@ -78,7 +78,7 @@ def test_it_has_a_short_example(name):
 
 
 def modules() -> list[str]:
-    """Every module with examples; the compiled one has none."""
+    """Names of all modules with examples; the compiled module has none."""
     found = pkgutil.walk_packages(spanbert_fast.__path__, "spanbert_fast.")
     names = ["spanbert_fast", *(m.name for m in found if ".kernels" not in m.name)]
     return [name for name in names if _has_examples(name)]
@@ -95,7 +95,7 @@ def _has_examples(name: str) -> bool:
 
 @pytest.mark.parametrize("name", modules())
 def test_its_examples_run(name, trained_model, tmp_path, monkeypatch):
-    """Beside a checkpoint in runs/first/model, with torch at hand."""
+    """Examples may use torch, and a checkpoint in runs/first/model."""
     (tmp_path / "runs/first").mkdir(parents=True)
     (tmp_path / "runs/first/model").symlink_to(trained_model)
     monkeypatch.chdir(tmp_path)

@@ -29,7 +29,8 @@ def test_every_spoilt_file_is_read_or_refused_in_a_line():
 
 
 def test_what_is_not_refused_is_a_failure_with_its_reproducer(tmp_path):
-    """A reader that raises, and one that ends the process, are found; the others go on."""
+    """A reader that raises and one that kills the process are reported; the other targets still
+    run."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
         "def load_task(folder): raise KeyError('x')\n"

@@ -1,4 +1,4 @@
-"""The files of tools/typed.py: data as other programs write them, scripts, a cache of the Hub."""
+"""The files that tools/typed.py needs: data as other programs write it, scripts, a Hub cache."""
 
 import json
 import shutil
@@ -76,7 +76,7 @@ held_out: 0.2
 
 
 def write_files(folder: Path, model: Path) -> None:
-    """Everything that the cases name, into an empty folder."""
+    """Write every file that the cases name into an empty folder."""
     _texts(folder)
     _scripts(folder)
     _checkpoints(folder, model)

@@ -38,7 +38,7 @@ EXAMPLES = """examples:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Wants the task before any option, which could have a task's name for its value."""
+    """A parser that requires the task before any option, whose value could be a task's name."""
 
     def parse_known_args(  # type: ignore[override]  # one signature in place of its overloads
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -51,14 +51,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _TaskParser(argparse.ArgumentParser):
-    """The options of one task, which are asked for when the command line has named it."""
+    """The parser of one task; it asks the task for its options once the command line names it."""
 
     task = ""
 
     def parse_known_args(  # type: ignore[override]  # one signature in place of its overloads
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Adds the options first; those of the other tasks are never made."""
+        """Add this task's options first; those of the other tasks are never created."""
         self.fill()
         return super().parse_known_args(args, namespace)
 
@@ -70,7 +70,7 @@ class _TaskParser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's options; what is not given is not in the namespace."""
+    """The command's options; the namespace holds only those that were given."""
     parser = _Parser(
         prog="spanbert-fast finetune",
         description="Fine-tune a BERT or SpanBERT checkpoint: evaluate every epoch, keep the best, "
@@ -101,7 +101,7 @@ def task_parser(task: str) -> argparse.ArgumentParser:
 
 
 def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
-    """What is given, and nothing else, is in the namespace."""
+    """Add the options; the namespace then holds only those that were given."""
     add = parser.add_argument
     add("--config", metavar="FILE", help="read options from YAML or JSON; typed options win")
     add(

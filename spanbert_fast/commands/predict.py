@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _remembered(made: Iterable, task, to_measure: list) -> Iterator:
-    """The same predictions, of which what is measured is kept."""
+    """Yield the predictions, and keep of each the part that is measured."""
     for prediction in made:
         to_measure.append(task.measured(prediction))
         yield prediction

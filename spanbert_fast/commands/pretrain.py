@@ -153,7 +153,7 @@ def options_of(arguments: argparse.Namespace, world_size: int) -> PretrainOption
     """The run that the command line asks for.
 
     Raises:
-        UsageError: an option is missing or cannot be.
+        UsageError: an option is missing or not valid.
     """
     given = dict(vars(arguments))
     for name in ("debug", "overwrite", "profile"):
@@ -180,7 +180,7 @@ def _data_name(path: str) -> str:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, then print what came of it."""
+    """Train, then print the result."""
     require("pretrain", "train", TRAIN)
     from spanbert_fast.training.pretraining.pretrain import pretrain
 

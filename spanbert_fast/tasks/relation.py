@@ -1,4 +1,4 @@
-"""Relations between two entities of a sentence, classified from its [CLS]."""
+"""Classifies the relation between two entities of a sentence, from its [CLS]."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Relation(Task[Pair, str]):
 
     Args:
         format: "tacred", "semeval" or "scierc"; None to find it from the training data.
-        entities: "mask" or "markers"; None for markers on SemEval, where a mask would hide all
-            about an entity, and for masks elsewhere.
-        entity_tokens: the tokens that were added to the tokenizer, for a task that is made again.
+        entities: "mask" or "markers". None chooses masks, but markers on SemEval, whose entities
+            have no types and would be hidden by a mask.
+        entity_tokens: the tokens that were added to the tokenizer; task.json has them.
         max_seq_length, labels: see `Task`.
 
     Raises:
@@ -108,7 +108,7 @@ class Relation(Task[Pair, str]):
             yield found
 
     def _tokens(self, pair: Pair) -> set[str]:
-        """The pair's own entity tokens."""
+        """The entity tokens of the pair."""
         tokens = {_opening(role, mention) for role, mention in _mentions(pair)}
         if self.entities == "markers":
             tokens |= {_closing(role, mention) for role, mention in _mentions(pair)}
@@ -172,7 +172,7 @@ class Relation(Task[Pair, str]):
             "token_type_ids": [0] * (len(kept) + 2),
         }
         if self.labels is not None and example.relation in self.labels:
-            # an unknown one is measured, never learnt
+            # an unknown relation counts in the figures, but has no loss
             window["labels"] = self.labels.index(example.relation)
         yield window
 
@@ -181,7 +181,7 @@ class Relation(Task[Pair, str]):
     ) -> tuple[np.ndarray, np.ndarray]:
         """(ids of the sentence with entity tokens, whether each belongs to an entity)."""
         mentions = _mentions(pair)
-        # of two entities the outer one opens first and closes last
+        # the outer of two nested entities opens first and closes last
         opening = sorted(mentions, key=lambda item: -item[1].end)
         closing = sorted(mentions, key=lambda item: item[1].start)[::-1]
         markers = self.entities == "markers"
@@ -256,7 +256,7 @@ def _ids(tokens: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _nearest(is_entity: np.ndarray, room: int) -> np.ndarray:
     """The places, in order, of all entity pieces and of the pieces nearest to one, at most `room`.
-    Of two equally near ones, the earlier."""
+    Of two pieces at equal distance, the earlier one is chosen."""
     places = np.arange(len(is_entity))
     entities = places[is_entity]
     after = np.searchsorted(entities, places).clip(max=len(entities) - 1)

@@ -20,7 +20,7 @@ def trainer_arguments(
     """A run's arguments; joins the process group under torchrun.
 
     Args:
-        command: the subcommand, for what is said to the user.
+        command: the subcommand, for messages.
         options: of the run; its `training_arguments` win over all others.
         own: fields that this command alone sets.
 

@@ -7,7 +7,7 @@ from spanbert_fast.errors import UsageError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 WEIGHTS_DTYPES = ("fp32", "bf16")
-# fields of transformers.TrainingArguments that no run goes by, with the reason
+# fields of transformers.TrainingArguments that have no effect in any run, with the reason
 _ALWAYS = {
     "neftune_noise_alpha": "the encoder embeds packed tokens, which no noise is added to",
     "group_by_length": "batches are packed, whatever the lengths",
@@ -41,7 +41,7 @@ class RunOptions(Protocol):
 
 
 def check_precision(precision: str, weights_dtype: str) -> None:
-    """Raise UsageError where one is unknown, or where they do not go together."""
+    """Raise UsageError if a value is unknown, or if the two exclude each other."""
     if precision not in PRECISIONS:
         raise UsageError(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision}")
     if weights_dtype not in WEIGHTS_DTYPES:
@@ -54,7 +54,7 @@ def check_precision(precision: str, weights_dtype: str) -> None:
 
 
 def refuse_without_effect(given: Mapping[str, object], more: Mapping[str, str]) -> None:
-    """Raise UsageError, with the reason, at the first field that a run does not go by.
+    """Raise UsageError, with the reason, at the first field that has no effect.
 
     Args:
         given: fields of TrainingArguments.

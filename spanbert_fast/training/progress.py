@@ -1,4 +1,5 @@
-"""How far a run is: a bar on a terminal, plain lines in a log file, events for TensorBoard."""
+"""Shows a run's progress: a bar on a terminal, plain lines in a log file, events for
+TensorBoard."""
 
 import sys
 import time
@@ -16,7 +17,7 @@ Describe = Callable[[dict], str | None]
 
 
 def show_progress(trainer: Trainer, run: Path, describe: Describe) -> None:
-    """Let a Trainer report by `Progress` and TensorBoard, in place of its own printed lines.
+    """Replace a Trainer's printed lines by `Progress`, and add TensorBoard's events.
 
     Args:
         run: the run's directory, in which TensorBoard's events are written.
@@ -32,11 +33,11 @@ def show_progress(trainer: Trainer, run: Path, describe: Describe) -> None:
 
 
 class Progress(TrainerCallback):
-    """One bar over all steps and every log line above it; where stderr is not a terminal, the log
-    lines with the time that is left, and one such line at least every `meter.SECONDS`.
+    """One bar over all steps with the log lines above it. If stderr is not a terminal, the log
+    lines alone, with the time left; at least one such line every `meter.SECONDS`.
 
     Args:
-        describe: a log line's numbers as text; None to leave it out.
+        describe: makes the text of a log line from its numbers; None leaves the line out.
     """
 
     def __init__(self, describe: Describe) -> None:

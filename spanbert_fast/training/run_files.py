@@ -1,4 +1,4 @@
-"""The files that every run writes into its directory, and how they are read again."""
+"""Reads and writes the files that every run keeps in its directory."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ OPTIONS = "options.json"
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Replace the file in one step."""
+    """Write the file, or replace it in one step."""
     from spanbert_fast.data.shards import write_whole
 
     write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
@@ -35,7 +35,8 @@ def was_started(run: Path) -> bool:
 
 
 def refuse_to_replace(run: Path) -> NoReturn:
-    """Raise UsageError: the directory has a run, which a new one replaces only if it is told to."""
+    """Raise UsageError: the directory holds a run, and a new one replaces it only with
+    --overwrite."""
     raise UsageError(
         f"--output-dir {run} already holds a run; go on with --resume, or replace it with "
         "--overwrite"

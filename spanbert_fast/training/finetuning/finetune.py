@@ -41,10 +41,10 @@ def finetune(
     model: nn.Module | None = None,
     data: Mapping[str, Sequence[Example]] | None = None,
 ) -> RunResult:
-    """Run (or go on with) a fine-tuning; returns what its metrics.json holds.
+    """Start or resume a fine-tuning run; returns the content of its metrics.json.
 
-    Works in one process, and under torchrun with one call per process. There batch_size is that of
-    each process; the first process writes, and all return the same figures.
+    It works in one process, and under torchrun with one call per process. There batch_size counts
+    for each process; the first process writes the files, and all return the same figures.
 
     The output directory then has: model/ (weights of the best epoch, tokenizer, task.json, a model
     card), predictions of dev and test in the task's official format, metrics.json, curves.png,
@@ -52,12 +52,12 @@ def finetune(
 
     Args:
         options: for a resumed run, as `options_of_run` gives them.
-        resume: go on from the last whole checkpoint.
+        resume: continue from the last undamaged checkpoint.
         overwrite: replace a run that the directory holds.
-        callbacks: of the Trainer, beside its own.
-        model: ready to train, with the task's head, in place of one made from `options.model`,
-            which then gives the tokenizer alone; its weights are made `options.weights_dtype`.
-        data: ready examples by split ("train", "dev", "test"), in place of the files' own.
+        callbacks: further callbacks of the Trainer.
+        model: a model with the task's head, in place of one made from `options.model`, which then
+            gives only the tokenizer; its weights are converted to `options.weights_dtype`.
+        data: examples by split ("train", "dev", "test"), in place of those in the files.
 
     Raises:
         UsageError: the options cannot be met, or another process writes there.
@@ -74,7 +74,7 @@ def finetune(
 
 
 class Given(NamedTuple):
-    """What a program hands to `finetune` beside the options."""
+    """The arguments of `finetune` beside the options."""
 
     callbacks: Sequence[TrainerCallback]
     model: nn.Module | None
@@ -104,7 +104,7 @@ def _finetune(
     if new_tokens:
         tokenizer.add_tokens(new_tokens, special_tokens=True)
     keep_fitting(task, data, tokenizer, options)
-    set_seed(options.seed)  # of the head's weights
+    set_seed(options.seed)  # the head's weights are drawn with it
     model = given.model
     if model is None:
         model = initial_model(
@@ -164,7 +164,7 @@ def _finetune(
 def read_all(
     task: Task, options: FinetuneOptions, ready: Mapping[str, Sequence[Example]] = {}
 ) -> dict:
-    """The examples of each split that is given, and under `skipped` how many were bad.
+    """The examples of each given split, and under `skipped` the number of bad ones.
 
     Args:
         ready: splits that need not be read.
@@ -184,7 +184,8 @@ def read_all(
         most = {"train": options.max_train, "dev": options.max_dev}.get(split)
         data[split] = _evenly(examples.items, most)
         _count_skipped(data, split, examples.skipped, path)
-        if split == "train":  # of all of it, whatever part is used: dev may have its rare labels
+        # from all of it, even if max_train uses a part: dev may have the rare labels
+        if split == "train":
             task.learn(examples.items)
             data["new_tokens"] = task.special_tokens(examples.items)
         else:
@@ -197,7 +198,7 @@ def read_all(
 
 
 def keep_fitting(task: Task, data: dict, tokenizer, options: FinetuneOptions) -> None:
-    """Remove from the data of `read_all`, in place, what does not fit; or raise DataError."""
+    """Remove examples that do not fit from the data of `read_all`, in place; or raise DataError."""
     for split in ("train", "dev", "test"):
         if split in data:
             path = getattr(options, split) or f"data[{split!r}]"
@@ -213,7 +214,7 @@ def _count_skipped(data: dict, split: str, skipped: int, path: str) -> None:
 
 
 def _evenly(items: list, most: int | None) -> list:
-    """At most `most` of the items, at even distances, in their order."""
+    """At most `most` of the items, evenly spaced and in their order."""
     if most is None or most >= len(items):
         return items
     return [items[i * len(items) // most] for i in range(most)]

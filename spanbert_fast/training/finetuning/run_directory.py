@@ -26,7 +26,7 @@ TASK_FILE = "task.json"  # beside a fine-tuned model, for `predict`
 
 
 def finished(run: Path) -> dict | None:
-    """What metrics.json of a run says that has ended; None where there is more to do."""
+    """The content of metrics.json if the run has ended, else None."""
     if not (run / METRICS).is_file():
         return None
     content = check(run / METRICS, read_json(run / METRICS), {"dev": OBJECT})
@@ -34,7 +34,7 @@ def finished(run: Path) -> dict | None:
 
 
 def check_run(run: Path, options: FinetuneOptions, *, overwrite: bool) -> None:
-    """Raise UsageError if a directory holds a run that the new one may not replace."""
+    """Raise UsageError if the directory holds a run that must not be replaced."""
     if was_started(run):
         if not overwrite:
             refuse_to_replace(run)
@@ -46,7 +46,7 @@ def check_run(run: Path, options: FinetuneOptions, *, overwrite: bool) -> None:
 
 
 def start_run(run: Path, options: FinetuneOptions) -> None:
-    """Remove the run in a directory, and write the options of the new one."""
+    """Remove an earlier run from the directory, and write the options of the new one."""
     if was_started(run):
         folders = [run / name for name in ("model", "tensorboard", UNFINISHED)]
         for folder in (*checkpoints(run), *damaged_checkpoints(run), *folders):
@@ -72,8 +72,8 @@ def load_task(model_dir: Path, name: str | None = None) -> Task:
     """The task that a model was fine-tuned on.
 
     Raises:
-        DataError: there is none beside the model.
-        UsageError: it is another one than `name`.
+        DataError: there is no task.json beside the model.
+        UsageError: the task is not `name`.
     """
     path = model_dir / TASK_FILE
     if not path.exists():

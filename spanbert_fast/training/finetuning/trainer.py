@@ -28,8 +28,8 @@ class FinetuneTrainer(WholeCheckpoints):
         self.head_learning_rate = head_learning_rate
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
-        """The Trainer's, with groups of their own for the parameters that are not the encoder's
-        where these have a learning rate of their own."""
+        """The Trainer's optimiser; if the head has its own learning rate, its parameters are in
+        groups of their own."""
         made = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if made and self.head_learning_rate is not None:
@@ -38,8 +38,8 @@ class FinetuneTrainer(WholeCheckpoints):
         return optimizer
 
     def predictions(self, examples: Sequence[Example]) -> list:
-        """The model's predictions. Each is made by one process and sent to all, so that all
-        processes measure and decide the same.
+        """The model's predictions. One process makes each of them and sends it to all, so that all
+        processes compute the same figures.
 
         Raises:
             FloatingPointError: they are not finite.
@@ -109,7 +109,7 @@ def make_trainer(
 def _split_groups(
     optimizer: torch.optim.Optimizer, encoder: torch.nn.Module, head_learning_rate: float
 ) -> None:
-    """Move the parameters that are not the encoder's to groups with another learning rate."""
+    """Move the head's parameters into groups with another learning rate."""
     of_encoder = {id(parameter) for parameter in encoder.parameters()}
     for group in list(optimizer.param_groups):
         head = [p for p in group["params"] if id(p) not in of_encoder]

@@ -11,7 +11,7 @@ def training_arguments(options: PretrainOptions) -> TrainingArguments:
     """The Trainer's arguments; joins the process group under torchrun.
 
     Raises:
-        UsageError: a field of `options.training_arguments` is unknown or cannot be.
+        UsageError: a field of `options.training_arguments` is unknown or not valid.
     """
     recipe = options.recipe
     own = {

@@ -1,4 +1,4 @@
-"""`--max-minutes`: as many steps as this machine makes in the time, and a schedule for them."""
+"""`--max-minutes`: finds how many steps this machine makes in that time, and fits the schedule."""
 
 import copy
 import dataclasses
@@ -22,7 +22,7 @@ from spanbert_fast.training.run_files import OPTIONS, write_json
 
 logger = logging.getLogger("spanbert_fast")
 
-WARM, TIMED = 2, 6  # steps
+WARM, TIMED = 2, 6  # numbers of steps
 
 
 def seconds_per_step(
@@ -32,7 +32,7 @@ def seconds_per_step(
     options: PretrainOptions,
     device: torch.device,
 ) -> float:
-    """Seconds of an optimiser step, from a few steps of a copy of the model."""
+    """Seconds of an optimiser step, measured on a copy of the model."""
     recipe = options.recipe
     model = copy.deepcopy(model)
     model.to(device).train()  # type: ignore[arg-type]  # a decorator of transformers hides self
@@ -65,8 +65,8 @@ def _wait(device: torch.device) -> None:
 
 
 def fitted(options: PretrainOptions, step: float) -> PretrainOptions:
-    """The options with the steps that `max_minutes` holds, at most the recipe's, and as large a
-    share of them to warm up in.
+    """The options with as many steps as fit into `max_minutes`, at most the recipe's. The share of
+    warm-up steps stays the recipe's.
 
     Args:
         step: seconds of an optimiser step on this machine.
@@ -94,8 +94,8 @@ def fitted_run(
     blocks: BlockDataset,
     state: PartialState,
 ) -> PretrainOptions:
-    """The options with the number of steps that the first process has found to fit, written down
-    for a resumed run."""
+    """The options with the number of steps that the first process has measured. They are written to
+    options.json, for a resumed run."""
     found: list[float | None] = [None]
     if state.is_main_process:
         collator = DataCollatorForSpanMasking(

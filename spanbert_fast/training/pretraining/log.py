@@ -1,4 +1,4 @@
-"""What a pre-training run logs: the lines that a person watches, and those of metrics.jsonl."""
+"""The log of a pre-training run: lines for a person to watch, and those of metrics.jsonl."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ _COLUMNS = (
 
 
 def readable(logs: dict) -> str:
-    """The numbers of a log line that a person watches."""
+    """The numbers that a person watches, as one line."""
     return "  ".join(form.format(logs[name]) for name, form in _COLUMNS if name in logs)
 
 

@@ -14,7 +14,7 @@ from spanbert_fast.training.run_files import OPTIONS, read_object, was_started
 
 # options that do not change the numbers that a run computes
 _MAY_CHANGE_ON_RESUME = {"save_steps", "save_total_limit", "logging_steps", "num_workers"}
-# fields of transformers.TrainingArguments that have an option of another name
+# fields of transformers.TrainingArguments -> the option that stands for them
 _OPTION_OF = {
     "bf16": "precision",
     "fp16": "precision",
@@ -45,16 +45,16 @@ class PretrainOptions:
         max_line_bytes: the limit of a line of the data; see `load_documents`.
         tokenizer: directory of a fast tokenizer. None takes that of the data or of the checkpoint;
             if there is none, the run trains a WordPiece one.
-        words: what spans are made of; see `prepare`. None for "tokenizer", or, of prepared data,
-            for what they were prepared with.
+        words: what counts as a word in spans; see `prepare`. None for "tokenizer", or for the
+            choice with which prepared data were made.
         init_from: checkpoint to start from.
-        seed: of the weights, the order of the data, the masks and the dropout.
+        seed: decides the first weights, the order of the data, the masks and the dropout.
         held_out: share of the text that is held out for evaluation.
         precision: "fp32", autocast in "bf16" or "fp16", or "auto" for the fastest on the device.
-        weights_dtype: of the weights while they are trained, whatever a checkpoint is stored in:
-            "fp32", or "bf16", which takes half the memory and loses small updates.
-        max_minutes: choose max_steps, up to the recipe's, so that training takes so long on this
-            machine; None for the recipe's. Found once, when the run begins.
+        weights_dtype: dtype of the weights in training, however a checkpoint is stored: "fp32",
+            or "bf16", which takes half the memory and loses small updates.
+        max_minutes: choose max_steps, up to the recipe's, so that training takes this long on this
+            machine; None for the recipe's. The number is found once, when the run begins.
         static_shapes: fill every training batch up to the sizes of `StaticShapes`.
         cuda_graph: launch each forward and backward as one CUDA graph; needs static_shapes.
         save_steps, logging_steps: 0 for a tenth and a hundredth of the run.
@@ -125,7 +125,7 @@ class PretrainOptions:
     def _check_cuda_graph(self) -> None:
         if not self.static_shapes:
             raise UsageError("--cuda-graph needs --static-shapes, got it alone")
-        if self.precision == "fp16":  # the host changes its loss scale
+        if self.precision == "fp16":  # the host changes the loss scale of fp16
             raise UsageError("--precision must be auto, fp32 or bf16 with --cuda-graph, got fp16")
         accumulation = self.recipe.gradient_accumulation_steps
         if accumulation != 1:
@@ -142,8 +142,8 @@ class PretrainOptions:
 
     @property
     def recipe(self) -> Recipe:
-        """The preset with the user's values in it; the learning rate of a warm start rises over a
-        tenth of its own steps, unless the user says otherwise."""
+        """The preset with the user's values. In a warm start the learning rate rises over a tenth
+        of the run's steps, unless the user chose otherwise."""
         recipe = recipe_named(self.recipe_name).override(**self.overrides)
         if self.init_from is not None and "warmup_steps" not in self.overrides:
             recipe = recipe.override(warmup_steps=recipe.max_steps // 10)
@@ -165,7 +165,7 @@ def resumed_options(output_dir: str, given: dict, world_size: int) -> PretrainOp
 
     Args:
         output_dir: the run's directory.
-        given: options given with --resume. They must equal the run's, or be such that do not change
+        given: options given with --resume. They must equal the run's, unless they do not change
             what is computed.
         world_size: number of processes now; with accumulation they must give the same global batch.
 
@@ -194,7 +194,7 @@ def resumed_options(output_dir: str, given: dict, world_size: int) -> PretrainOp
             _require_same(name, value, getattr(old.recipe, name))
     for name, value in changed.items():
         if name == "max_minutes" or (name == "precision" and value == "auto"):
-            continue  # as it was found when the run began
+            continue  # the value that was found when the run began stays
         if name not in _MAY_CHANGE_ON_RESUME:
             _require_same("recipe" if name == "recipe_name" else name, value, getattr(old, name))
     accumulation = overrides.get(

@@ -55,19 +55,19 @@ def pretrain(
     model: SpanObjectives | None = None,
     documents: Dataset | None = None,
 ) -> RunResult:
-    """Run (or go on with) a pre-training run; returns what its summary.json holds.
+    """Start or resume a pre-training run; returns the content of its summary.json.
 
-    Works in one process and, one call per process, under torchrun and `accelerate launch`.
+    It works in one process, and with one call per process under torchrun and `accelerate launch`.
 
     Args:
         options: for a resumed run, as `resumed_options` gives them.
-        resume: go on from the last whole checkpoint, bit for bit on the CPU.
+        resume: continue from the last undamaged checkpoint, bit for bit on the CPU.
         overwrite: replace a run that the directory holds.
-        callbacks: of the Trainer, beside its own.
-        model: ready to train (of `AutoModelForSpanPreTraining`), in place of a new one or of
-            `options.init_from`; its tokenizer is `options.tokenizer`, and its weights are made
-            `options.weights_dtype`.
-        documents: a `datasets.Dataset` with a column `text`, a document a row, in place of
+        callbacks: further callbacks of the Trainer.
+        model: a model of `AutoModelForSpanPreTraining`, in place of a new one or of
+            `options.init_from`; its tokenizer is `options.tokenizer`, and its weights are
+            converted to `options.weights_dtype`.
+        documents: a `datasets.Dataset` with a column `text` and a document per row, in place of
             `options.data`.
 
     Raises:
@@ -81,14 +81,14 @@ def pretrain(
     arguments = training_arguments(options)
     if options.cuda_graph:
         check_device(arguments)
-    state = PartialState()  # the arguments have joined the other processes
+    state = PartialState()  # training_arguments has joined the other processes
     with locked(options.output_dir) if state.is_main_process else nullcontext():
         given = Given(callbacks, model, documents)
         return _pretrain(options, arguments, state, given, resume=resume, overwrite=overwrite)
 
 
 class Given(NamedTuple):
-    """What a program hands to `pretrain` beside the options."""
+    """The arguments of `pretrain` beside the options."""
 
     callbacks: Sequence[TrainerCallback]
     model: SpanObjectives | None
@@ -239,7 +239,7 @@ def _without_prefix(metrics: dict) -> dict:
 
 
 def _finish(run, summary, options, tokenizer, held_out, device) -> None:
-    """Add what a person looks at first: speed, curves, and one sentence filled in."""
+    """Add what a reader looks at first: speed, curves, and a sentence that the model filled in."""
     lines = run_directory.read_metrics(run)
     speeds = sorted(line["tokens_per_second"] for line in lines)
     summary["tokens_per_second"] = speeds[len(speeds) // 2] if speeds else None
@@ -247,9 +247,8 @@ def _finish(run, summary, options, tokenizer, held_out, device) -> None:
     summary["recipe"] = options.recipe_name
     if lines:
         draw_curves(run, summary)
-    model = AutoModelForSpanPreTraining.from_pretrained(run / "model").to(
-        device
-    )  # as a user will load it
+    # loaded as a user will load it
+    model = AutoModelForSpanPreTraining.from_pretrained(run / "model").to(device)
     masked, original = example_sentence(held_out, tokenizer)
     filled = FillSpan(model, tokenizer)(masked, head="both", top_k=1)[0]
     summary["example"] = {"masked": masked, "filled": filled.text, "original": original}

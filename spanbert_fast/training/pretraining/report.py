@@ -18,7 +18,7 @@ _LOSSES = (
 
 
 def draw_curves(run: Path, summary: dict) -> Path:
-    """Loss over steps as a PNG that reads without colour; returns its path."""
+    """Draw losses over steps as a PNG that is readable without colour; returns its path."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -64,8 +64,8 @@ def write_pretraining_card(
     """README.md beside the weights: data, recipe, tokens seen, losses, versions, limits.
 
     Args:
-        summary: what summary.json holds; both held-out evaluations must be in it.
-        tokens: word pieces that the model was trained on, counted as often as it saw them.
+        summary: the content of summary.json, with both held-out evaluations.
+        tokens: word pieces of training, each counted as often as the model saw it.
     """
     recipe = options.recipe
     start = f"from `{options.init_from}`" if options.init_from else "from random weights"

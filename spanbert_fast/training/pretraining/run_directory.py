@@ -26,7 +26,7 @@ _FOLDERS = ("model", "shards", "tensorboard", UNFINISHED)
 
 
 def finished(run: Path) -> dict | None:
-    """What summary.json of a run says that has ended; None where there is more to do."""
+    """The content of summary.json if the run has ended, else None."""
     path = run / SUMMARY
     content = check(path, read_json(path), {}) if path.is_file() else {}
     return content if "example" in content and ended_whole(run, content.get("steps")) else None
@@ -64,7 +64,7 @@ def start(run: Path, options: dict, *, overwrite: bool) -> None:
 
     Raises:
         UsageError: the directory has a run and `overwrite` is not set, or the new run reads from
-            that run; or something else has a name that a run writes.
+            that run; or the directory has a foreign folder with a name that a run uses.
     """
     if has_results(run) and not overwrite:
         refuse_to_replace(run)
