@@ -14,8 +14,7 @@ from pathlib import Path
 
 from spanbert_fast import tasks
 from spanbert_fast.tasks.base import Bad, Defaults, Example, Task
-from spanbert_fast.training.finetuning.finetune import finetune
-from spanbert_fast.training.finetuning.options import FinetuneOptions
+from spanbert_fast.training import FinetuneOptions, finetune
 
 
 @tasks.register

@@ -34,8 +34,8 @@ def public() -> dict[str, object]:
     for place in (
         "tasks.qa.answer",
         "data.static_shapes.StaticShapes",
-        "training.pretraining.pretrain.pretrain",
-        "training.finetuning.finetune.finetune",
+        "training.pretrain",
+        "training.finetune",
         "integrations.import_fairseq.import_fairseq",
         "testing.assert_no_worse_than",
         "testing.assert_bitwise_equal",
@@ -49,8 +49,8 @@ HELPERS = {"ops.sample_spans.span_capacity"}
 # These need files of their own, or minutes. README and the site show their use, and tests run that
 # code.
 SHOWN_ELSEWHERE = {
-    "training.pretraining.pretrain.pretrain",
-    "training.finetuning.finetune.finetune",
+    "training.pretrain",
+    "training.finetune",
     "integrations.import_fairseq.import_fairseq",
     "spanbert_fast.accelerate",
     "spanbert_fast.decelerate",

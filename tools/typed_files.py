@@ -13,10 +13,7 @@ import spanbert_fast as sb
 from transformers import TrainerCallback
 from datasets import Dataset
 from spanbert_fast.tasks.ner import Sentence
-from spanbert_fast.training.finetuning.finetune import finetune
-from spanbert_fast.training.finetuning.options import FinetuneOptions
-from spanbert_fast.training.pretraining.options import PretrainOptions
-from spanbert_fast.training.pretraining.pretrain import pretrain
+from spanbert_fast.training import FinetuneOptions, PretrainOptions, finetune, pretrain
 
 class Steps(TrainerCallback):
     seen = 0

@@ -4,9 +4,9 @@ Each is in the module of its name, which is loaded when first used: `from
 spanbert_fast.ops.varlen_attention import varlen_attention`.
 """
 
-import importlib
-from types import ModuleType
 from typing import TYPE_CHECKING
+
+from spanbert_fast._lazy import lazy
 
 OPS = (
     "antecedent_loss",
@@ -40,8 +40,4 @@ if TYPE_CHECKING:
     from spanbert_fast.ops import span_representation as span_representation
     from spanbert_fast.ops import varlen_attention as varlen_attention
 else:
-
-    def __getattr__(name: str) -> ModuleType:
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return importlib.import_module(f"spanbert_fast.ops.{name}")
+    __getattr__ = lazy(__name__, _MODULES)
