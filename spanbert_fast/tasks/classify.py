@@ -41,6 +41,11 @@ class Prediction(NamedTuple):
 class Classification(Task[Text, Prediction]):
     """Classification of one text or two, on GLUE and on any table of texts and labels.
 
+        >>> from pathlib import Path
+        >>> _ = Path("dev.csv").write_text("text,label\\nA good book,1\\n")
+        >>> Classification().read("dev.csv").items[0].texts
+        ('A good book',)
+
     Texts that are longer than a window lose word pieces at their ends; of two texts, the longer one
     loses them. The figure `truncated` counts such examples.
 

@@ -54,6 +54,13 @@ def resolve(
 ) -> Resolved:
     """Resolve coreference in a plain text of any length.
 
+        >>> from transformers import AutoTokenizer
+        >>> from spanbert_fast import SpanBertForCoreference
+        >>> tokenizer = AutoTokenizer.from_pretrained("runs/first/model")
+        >>> model = SpanBertForCoreference.from_pretrained("runs/first/model")
+        >>> resolve(model, tokenizer, "Ann saw Tom.", max_seq_length=32).words
+        ['Ann', 'saw', 'Tom', '.']
+
     Args:
         model: a SpanBertForCoreference.
         text: split into sentences and words by the rules of `coref_text`; a blank line ends a
@@ -72,6 +79,12 @@ def resolve(
 
 class Coreference(DocumentTask):
     """Clusters of mentions in documents of any length.
+
+        >>> import json; from pathlib import Path
+        >>> item = {"sentences": [["Ann", "saw", "her", "cat"]], "clusters": [[[0, 0], [2, 2]]]}
+        >>> _ = Path("dev.jsonlines").write_text(json.dumps(item))
+        >>> Coreference().read("dev.jsonlines").items[0].clusters
+        [[(0, 0), (2, 2)]]
 
     A document is cut into segments of `max_seq_length` word pieces at ends of sentences; in
     training a document of more than `max_training_segments` segments is cut into parts of similar

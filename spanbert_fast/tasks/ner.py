@@ -35,6 +35,11 @@ class Sentence(Example):
 class NamedEntities(Task[Sentence, list[str]]):
     """Tagging of words with BIO tags of entity types.
 
+        >>> from pathlib import Path
+        >>> _ = Path("dev.conll").write_text("London B-LOC\\nhad O\\nfog O\\n")
+        >>> NamedEntities().read("dev.conll").items[0].tags
+        ['B-LOC', 'O', 'O']
+
     A file has a word on each line and its tag in another column. Blanks or tabs separate columns,
     and an empty line separates sentences. Lines that begin with -DOCSTART- are left out. Tags may
     be BIO, IOB1, IOBES, BILOU or BMES; the scheme is found from the tags, which are converted to

@@ -52,6 +52,14 @@ def predictions(
 ) -> Iterator[Any]:
     """Yield one prediction per example, in order, each as soon as it and those before are made.
 
+        >>> from transformers import AutoTokenizer, BertForTokenClassification
+        >>> from spanbert_fast.tasks.ner import NamedEntities, Sentence
+        >>> task, one = NamedEntities(labels=["O", "B-X"]), Sentence("0", "", ["A", "word"], None)
+        >>> tokenizer = AutoTokenizer.from_pretrained("runs/first/model")
+        >>> model = BertForTokenClassification.from_pretrained("runs/first/model")
+        >>> len(next(predictions(model, task, [one], tokenizer)))
+        2
+
     Args:
         model: with the task's head; ours gets packed batches, any other padded ones.
         tokens_per_batch: the most word pieces of one forward, padding included.

@@ -36,6 +36,13 @@ _OPTIONS = {
 class QuestionAnswering(Task[Question, Prediction]):
     """Extractive question answering on SQuAD 1.1, SQuAD 2.0 and MRQA.
 
+        >>> import json; from pathlib import Path
+        >>> item = {"question": "Who?", "context": "Ann reads."}
+        >>> item["answers"] = [{"text": "Ann", "answer_start": 0}]
+        >>> _ = Path("dev.jsonl").write_text(json.dumps(item))
+        >>> QuestionAnswering().read("dev.jsonl").items[0].span
+        (0, 3)
+
     A context that is longer than a window is read in windows whose beginnings are `doc_stride`
     pieces apart; `qa_decoding.best_answers` has the rule that merges them. Training uses the first
     gold answer. A window without the whole answer, and every window of a question without an

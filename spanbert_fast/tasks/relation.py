@@ -32,6 +32,12 @@ ENTITIES = ("mask", "markers")
 class Relation(Task[Pair, str]):
     """Relation extraction on TACRED, SemEval-2010 task 8 and data like SciERC.
 
+        >>> from pathlib import Path
+        >>> sentence = '1\\t"The <e1>fog</e1> came from the <e2>sea</e2>."'
+        >>> _ = Path("dev.txt").write_text(f"{sentence}\\nEntity-Origin(e1,e2)\\n")
+        >>> Relation().read("dev.txt").items[0].relation
+        'Entity-Origin(e1,e2)'
+
     With `entities` "mask", one token replaces the subject and one the object. It names their role
     and type: [SUBJ-PERSON], [OBJ-DATE] (Joshi et al. 2020, section 4.1, after Zhang et al. 2017).
     With "markers", the words stay between two tokens: [SUBJ-PERSON] .. [/SUBJ-PERSON]. Data without

@@ -43,6 +43,13 @@ def finetune(
 ) -> RunResult:
     """Start or resume a fine-tuning run; returns the content of its metrics.json.
 
+        >>> from spanbert_fast.tasks.ner import Sentence
+        >>> words = [Sentence("0", "", ["London", "had", "fog"], ["B-LOC", "O", "O"])] * 8
+        >>> fields = {"task_options": {"max_seq_length": 32}, "batch_size": 4, "epochs": 1}
+        >>> options = FinetuneOptions("ner", "runs/first/model", None, None, "runs/ner", **fields)
+        >>> finetune(options, data={"train": words, "dev": words})["steps"]
+        2
+
     It works in one process, and under torchrun with one call per process. There batch_size counts
     for each process; the first process writes the files, and all return the same figures.
 

@@ -31,6 +31,10 @@ _WITHOUT_EFFECT = {
 class FinetuneOptions:
     """All options of a fine-tuning run. A hyper-parameter of None takes the task's default.
 
+        >>> options = FinetuneOptions("ner", "runs/first/model", None, None, "runs/ner", epochs=3)
+        >>> options.value("epochs"), options.value("batch_size")
+        (3, 16)
+
     Attributes:
         task: "qa", "ner", "relation", "classify", "coref", or the name of a registered task.
         model: a BERT or SpanBERT checkpoint with its tokenizer: a directory, or a name of the Hub.

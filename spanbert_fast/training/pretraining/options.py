@@ -37,6 +37,9 @@ _WITHOUT_EFFECT = {
 class PretrainOptions:
     """All options of a pre-training run.
 
+        >>> PretrainOptions("runs/new", recipe_name="small").recipe.max_steps
+        100000
+
     Attributes:
         output_dir: the directory of the run.
         recipe_name: the preset.

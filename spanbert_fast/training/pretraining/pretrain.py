@@ -57,6 +57,13 @@ def pretrain(
 ) -> RunResult:
     """Start or resume a pre-training run; returns the content of its summary.json.
 
+        >>> from datasets import Dataset
+        >>> documents = Dataset.from_dict({"text": ["The river follows the winter."] * 50})
+        >>> few = {"max_steps": 2, "tokens_per_batch": 256, "max_seq_length": 32}
+        >>> options = PretrainOptions("runs/more", init_from="runs/first/model", overrides=few)
+        >>> pretrain(options, documents=documents)["steps"]
+        2
+
     It works in one process, and with one call per process under torchrun and `accelerate launch`.
 
     Args:
