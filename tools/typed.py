@@ -25,11 +25,11 @@ from typed_files import write_files  # noqa: E402
 
 HEAD = """# What you type, what happens
 
-Commands of a first day, each in a process of its own. `tools/typed.py` ran them and wrote this
-page. `model` is what `spanbert-fast pretrain` leaves in `runs/first/model`; the other files are
-small. Rows marked *transformers alone* run Python that never loads spanbert_fast. "LOAD REPORT"
-marks those in which transformers lists tensors: of a head that the class has no place for, or of
-one that it makes anew. "s" is the processor's time in seconds, start-up included.
+Commands that people type on their first day. `tools/typed.py` ran each in its own process and wrote
+this page. `model` is the checkpoint that `spanbert-fast pretrain` leaves in `runs/first/model`; the
+other files are small. Rows marked *transformers alone* run Python that never loads spanbert_fast.
+"LOAD REPORT" marks rows in which transformers lists tensors: those of a head that the class does
+not have, or of a new head. "s" is the processor time in seconds, start-up included.
 """
 THEIRS = (
     "from transformers import (AutoModel, AutoModelForMaskedLM, RobertaConfig, RobertaForMaskedLM, "
