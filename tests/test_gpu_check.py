@@ -1,7 +1,6 @@
 """benchmarks/gpu_check.py on a CPU: the order of steps, the results that are kept, and that every
 step can run."""
 
-import importlib
 import json
 import os
 import shutil
@@ -16,13 +15,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 H200 = {"name": "NVIDIA H200", "chip": 90, "memory": 139 << 30}
-
-
-@pytest.fixture(scope="module")
-def load():
-    sys.path.append(str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture

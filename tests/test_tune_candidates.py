@@ -1,8 +1,6 @@
 """The choice of tiles to try within a limit, and their checks in several processes."""
 
 import concurrent.futures
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,13 +11,6 @@ from spanbert_fast.kernels import tile_config  # noqa: E402
 from spanbert_fast.kernels.tile_config import Tile  # noqa: E402
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def load():
-    sys.path.append(str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path.remove(str(BENCHMARKS))
 
 
 def test_the_nearest_tiles_come_first(load):
