@@ -47,7 +47,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     LEVELS["amx"] = ([*AVX512, "-mavx512bf16", MATRIX_UNIT], ["__AMX_BF16__", "__AMX_TILE__"])
 elif platform.machine() == "aarch64":
     LEVELS["neon_bf16"] = (["-march=armv8.6-a+bf16"], ["__ARM_FEATURE_BF16_VECTOR_ARITHMETIC"])
-# The kernels that a level has a form of its own of; it takes the others from the level below.
+# The kernels that are compiled for a level; it takes all others from the level below.
 OWN_KERNELS = {"amx": ("varlen_attention.cpp",)}
 
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11, the first whose stable ABI has all that we use
@@ -154,7 +154,7 @@ class BuildWithNinja(build_ext):
         if sanitizers := os.environ.get("SPANBERT_FAST_SANITIZE"):
             # -O1 keeps the reports' line numbers honest; the first report ends the run.
             flags += ["-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
-            # without it GCC warns of its own intrinsics, which use undefined registers on purpose
+            # GCC's own intrinsics use undefined registers on purpose, and would warn
             flags += ["-fno-omit-frame-pointer", "-Wno-uninitialized"]
             link.append(f"-fsanitize={sanitizers}")
         includes = [ROOT / "csrc", torch.folder / "include", sysconfig.get_paths()["include"]]
@@ -168,7 +168,7 @@ class BuildWithNinja(build_ext):
 
         chosen = os.environ.get("SPANBERT_FAST_LEVELS", "native" if editable else "all")
         levels = chosen_levels(chosen, cxx)
-        for level in reversed(levels):  # the widest compile longest
+        for level in reversed(levels):  # the widest levels compile longest, so they start first
             for source in sorted(ROOT.glob("csrc/cpu/kernels/*.cpp"), key=lambda p: p.name)[::-1]:
                 if source.name in OWN_KERNELS.get(level, (source.name,)):
                     isa = [f"-DSPANBERT_FAST_ISA={level}", "-ffp-contract=fast", *LEVELS[level][0]]
@@ -236,8 +236,8 @@ def extension() -> dict:
     """Keyword arguments for setup(): the C++ sources, and the CUDA ones where they can be built."""
     if os.environ.get("SPANBERT_FAST_NO_EXTENSION") == "1":
         return {}
-    Torch()  # says at once where there is none
-    # the sources of every device, for the sdist, whatever this machine can build
+    Torch()  # raises at once if there is no PyTorch
+    # the sdist needs the sources of every device, whatever this machine can build
     patterns = ("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/cpu/kernels/*.cpp", "csrc/sample_spans/*.cpp")
     sources = [str(p.relative_to(ROOT)) for pattern in patterns for p in sorted(ROOT.glob(pattern))]
     module = Extension("spanbert_fast._C", sources, language="c++")

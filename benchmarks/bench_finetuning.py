@@ -37,9 +37,9 @@ from transformers import set_seed
 from spanbert_fast.data.text_files import decoded_lines
 from spanbert_fast.data.tokenizer import load_tokenizer
 from spanbert_fast.tasks.windows import WindowCollator, WindowDataset
-from spanbert_fast.training.finetune import finetune, read_all
-from spanbert_fast.training.finetune_models import initial_model
-from spanbert_fast.training.finetune_options import FinetuneOptions
+from spanbert_fast.training.finetuning.finetune import finetune, read_all
+from spanbert_fast.training.finetuning.models import initial_model
+from spanbert_fast.training.finetuning.options import FinetuneOptions
 
 OURS, EAGER, SDPA = "ours", "transformers eager", "transformers sdpa"
 CHECKED_STEPS, CHECKED_BATCH = 50, 8

@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         from spanbert_fast.data.tokenizer import load_tokenizer
         from spanbert_fast.models import SpanBertForCoreference
-        from spanbert_fast.training.finetune_run import load_task
+        from spanbert_fast.training.finetuning.run_directory import load_task
 
         lines = [re.sub(r"\s+$", "", line) for line in decoded_lines(options.file)]
         rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)

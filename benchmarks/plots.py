@@ -73,7 +73,7 @@ def speedups(result: dict[str, Any]) -> list[Bar]:
 def sequences(lengths: list[int], seqlen: int, tokens: int) -> str:
     """The shape of a batch in words, and the share of real tokens."""
     share = tokens / (len(lengths) * seqlen)
-    real = "" if share == 1 else f" ({share:.0%} real)"
+    real = "" if share == 1 else f", {share:.0%} of them real"
     return f"{len(lengths)} x {seqlen} tokens{real}"
 
 
@@ -173,6 +173,8 @@ def lines(
         axis.plot(x, y, label=called(provider), **style)
     if logarithmic:
         axis.set(xscale="log", yscale="log")
+    elif len(curves[0][1]) <= 8:
+        axis.set_xticks(curves[0][1])
     axis.set(xlabel=axes[0], ylabel=axes[1], title=question)
     axis.grid(alpha=0.3)
     axis.legend()

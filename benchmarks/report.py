@@ -20,11 +20,20 @@ from plots import Bar, Canvas, Group
 from results_format import NOT_MEASURED, RESULTS, beside, read_document, why_not, without
 
 Results = list[dict[str, Any]]
-TIMES = "times as fast as what is named beside the bar"
+TIMES = "times as fast as the provider beside the bar"
+GROWS = {  # what a curve of scaling.py grows with -> in a question, on an axis
+    "sequence length": ("the sequence length", "sequence length (tokens)"),
+    "batch tokens": ("the tokens of a batch", "tokens in the batch"),
+    "padding share": ("the share of padding", "share of padding in the batch"),
+    "vocabulary": ("the size of the vocabulary", "entries of the vocabulary"),
+    "threads": ("the number of threads", "threads"),
+}
 
 
 def table(header: list[str], rows: list[list]) -> str:
-    """A Markdown table; numbers to the right."""
+    """A Markdown table; numbers to the right. A column without any content is left out."""
+    kept = [i for i in range(len(header)) if not rows or any(row[i] != "" for row in rows)]
+    header, rows = [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
     lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
@@ -87,7 +96,7 @@ def of_ops(results: Results, canvas: Canvas) -> str:
         if achieved:
             text = "{share:.0%}, {value:,.0f} {unit}".format(**achieved)
             bar = Bar(short, 100 * achieved["share"], text)
-            shares.setdefault(f"of the measured {achieved['ceiling']}", []).append(bar)
+            shares.setdefault(f"limit: the measured {achieved['ceiling']}", []).append(bar)
         ratios[short] = [plots.speedup(n, ratio["median"]) for n, ratio in r["speedups"].items()]
         memory[short] = [
             Bar(n, p["peak_mb"], f"{p['peak_mb']:,.0f} MB")
@@ -99,8 +108,20 @@ def of_ops(results: Results, canvas: Canvas) -> str:
     parts += [f"{name}: {why}" for name, why in reasons.items()]
     for name, question, groups, label, line in (
         ("ops", "How much faster is an op, forward and backward?", ratios, TIMES, 1.0),
-        ("roofline", "How near is an op to what the machine can do?", shares, "% of it", 100.0),
-        ("ops-memory", "How much memory does an op need beyond its inputs?", memory, "MB", None),
+        (
+            "roofline",
+            "How close is an op to the limit of the machine?",
+            shares,
+            "% of the limit",
+            100.0,
+        ),
+        (
+            "ops-memory",
+            "How much memory does an op need beyond its inputs?",
+            memory,
+            "memory (MB)",
+            None,
+        ),
     ):
         drawn = [Group(heading, bars) for heading, bars in groups.items()]
         parts.append(plots.bars(canvas, name, question, drawn, label, line))
@@ -126,10 +147,11 @@ def of_scaling(results: Results, canvas: Canvas) -> str:
             parts.append(f"{NOT_MEASURED}: {', '.join(map(str, curve['not_measured']))}")
         name = f"scaling-{curve['what']}-{curve['grows'].replace(' ', '-')}"
         drawn = [(n, curve["sizes"], times) for n, times in curve["median_ms"].items()]
-        axes = (curve["grows"], "ms, forward and backward")
+        grows, axis = GROWS[curve["grows"]]
+        axes = (axis, "time, forward and backward (ms)")
         logarithmic = curve["grows"] not in ("padding share", "threads")
         what = {"layer": "a layer", "loss": "the loss"}.get(curve["what"], curve["what"])
-        question = f"How does the time of {what} change with {curve['grows']}?"
+        question = f"How does the time of {what} change with {grows}?"
         if drawn:
             parts.append(plots.lines(canvas, name, question, drawn, axes, logarithmic))
     return "\n\n".join(parts)
@@ -185,7 +207,7 @@ def of_training(results: Results, canvas: Canvas, suite: str = "training") -> st
     memory_suite = suite.replace("training", "memory")
     for name, question, drawn, label, line in (
         (suite, "How much faster is a training step?", groups, TIMES, 1.0),
-        (memory_suite, "How much memory does training take?", memory, "GB at most", None),
+        (memory_suite, "How much memory does training take?", memory, "peak memory (GB)", None),
     ):
         parts.append(plots.bars(canvas, name, question, drawn, label, line))
     return "\n\n".join(filter(None, parts))
@@ -202,7 +224,7 @@ def of_loss_curve(results: Results, canvas: Canvas) -> str:
             curves.append((name, found["seconds"], found["loss"]))
     header = ["provider", "steps", "seconds of training", "first loss", "last loss"]
     question = "How fast does the held-out loss fall?"
-    axes = ("seconds of training", "masked-LM loss, nats")
+    axes = ("time of training (s)", "masked-LM loss (nats)")
     return "\n\n".join(
         [
             table([*header, "a step of ours is faster, times"], rows),
@@ -232,9 +254,9 @@ def of_finetuning(results: Results, canvas: Canvas) -> str:
     groups: dict[str, list[Bar]] = {}
     for r in results:
         bar = plots.speedup(r["case"], r["speed_up"])
-        groups.setdefault(f"beside {r['peer']}", []).append(bar)
+        groups.setdefault(f"compared with {r['peer']}", []).append(bar)
     drawn = [Group(heading, bars) for heading, bars in groups.items()]
-    question, label = "How much faster is a fine-tuning step?", "times as fast"
+    question, label = "How much faster is a fine-tuning step?", "times as fast as the peer"
     return "\n\n".join(
         [
             table([*header, "a step is faster, times"], rows),
@@ -244,7 +266,7 @@ def of_finetuning(results: Results, canvas: Canvas) -> str:
 
 
 def of_families(results: Results, canvas: Canvas | None = None) -> str:
-    """What accelerate() makes of each family."""
+    """Correctness and speed of accelerate() on each family."""
     rows = []
     for r in results:
         tests, cells = r["common_tests"], []

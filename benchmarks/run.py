@@ -107,7 +107,7 @@ def check(options: argparse.Namespace, output: Path, seconds: float) -> None:
     try:
         script("op_suite.py", output, *device, *quick, *fixed)
     except RuntimeError as error:
-        wrong = error  # what the sanitizer says is then wanted above all
+        wrong = error  # after a failure the sanitizer's verdict matters most
     left = max(1.0, seconds - (time.perf_counter() - start))
     content = read_document(output)
     content["results"].append(record := sanitized(options.device, left))

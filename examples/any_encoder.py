@@ -26,7 +26,7 @@ from transformers import (
 
 from spanbert_fast import AutoModelForSpanPreTraining
 from spanbert_fast.cli import main as spanbert_fast
-from spanbert_fast.training.sources import documents_of
+from spanbert_fast.training.pretraining.sources import documents_of
 
 FAMILIES = {
     "roberta": (RobertaTokenizer, RobertaConfig, RobertaForMaskedLM),

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from spanbert_fast import tasks
 from spanbert_fast.tasks.base import Bad, Defaults, Example, Task
-from spanbert_fast.training.finetune import finetune
-from spanbert_fast.training.finetune_options import FinetuneOptions
+from spanbert_fast.training import FinetuneOptions, finetune
 
 
 @tasks.register

@@ -9,8 +9,9 @@ library. The first of the models to be used (or `import spanbert_fast.models`) a
 all with transformers' Auto classes.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from spanbert_fast._lazy import lazy
 
 __version__ = "0.1.0"
 
@@ -67,15 +68,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see: a name that is not h
     from spanbert_fast.ops.sample_spans import sample_spans_fixed as sample_spans_fixed
     from spanbert_fast.ops.span_options import SpanOptions as SpanOptions
 else:
-
-    def __getattr__(name: str) -> Any:
-        if name in _ROOMS:
-            return importlib.import_module(f"spanbert_fast.{name}")
-        if name not in _PUBLIC:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(_PUBLIC[name]), name)
-        globals()[name] = value  # the next use does not come here
-        return value
+    __getattr__ = lazy(__name__, _ROOMS, _PUBLIC)
 
 
 def __dir__() -> list[str]:

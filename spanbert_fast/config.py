@@ -41,7 +41,7 @@ _SIZES = {
 _COREF_HEADS = ("start-to-end", "coarse-to-fine")
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 _SHARE, _WEIGHT = number(0, 1), number(0, 1e9)
-# for config.json: every field is checked before anything is made from it
+# Rules for config.json: every field is checked before it is used.
 _RULES = {
     **{name: whole(1, most) for name, most in _SIZES.items()},
     "hidden_dropout_prob": _SHARE,
@@ -87,13 +87,13 @@ class SpanBertConfig(BertConfig):
             transformers does. The default keeps them in autocast's dtype, which is faster.
         coref_head: "start-to-end" or "coarse-to-fine"; see `models.coreference`, also for what
             follows.
-        coref_feature_size: of the head's hidden layers; 0 for hidden_size.
-        coref_dropout: in the head.
+        coref_feature_size: width of the head's hidden layers; 0 for hidden_size.
+        coref_dropout: dropout in the coreference head.
         max_span_width: words of the longest candidate mention.
-        top_span_ratio: mentions that are kept of a document, as a share of its words.
-        max_top_antecedents: candidates that coarse-to-fine scores of a mention.
+        top_span_ratio: candidate mentions kept in a document, as a share of its words.
+        max_top_antecedents: candidate antecedents that coarse-to-fine scores for each mention.
         coref_depth: 2 or more for coarse-to-fine's higher-order inference.
-        mention_loss_weight: of the loss of mention scores beside that of antecedents.
+        mention_loss_weight: weight of the mention loss beside the antecedent loss.
     """
 
     model_type = "spanbert"  # in memory; on disk it is "bert", see to_json_file
@@ -121,13 +121,13 @@ class SpanBertConfig(BertConfig):
         """As in Hugging Face.
 
         Raises:
-            DataError: config.json is not JSON, or a field of it cannot be.
+            DataError: config.json is not JSON, or one of its fields has an invalid value.
         """
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (DataError, OSError):
             raise
-        except Exception as error:  # the library fails in many ways
+        except Exception as error:  # the library raises errors of many types
             reason = " ".join(str(error).split()) or type(error).__name__
             path = f"{pretrained_model_name_or_path}/config.json"
             raise DataError(f"{path} cannot be used: {reason}") from error
@@ -147,7 +147,8 @@ class SpanBertConfig(BertConfig):
                     f"{hidden}"
                 )
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        kind = config.get("model_type", "bert")  # the original release's config.json has none
+        # the original release's config.json has no model_type
+        kind = config.get("model_type", "bert")
         if kind not in ("bert", cls.model_type):
             raise ValueError(f'model_type must be "bert" or "{cls.model_type}", got "{kind}"')
         return {**config, "model_type": cls.model_type}, kwargs
@@ -202,7 +203,7 @@ def add_span_fields(config: PreTrainedConfig, **given: Any) -> None:
         given: values in place of those that the configuration has, or of the defaults.
 
     Raises:
-        DataError: a value cannot be.
+        DataError: a value is not valid.
     """
     values = {name: getattr(config, name, getattr(SpanBertConfig, name)) for name in SPAN_FIELDS}
     values |= given
@@ -216,6 +217,6 @@ def _stock_name(architecture: str) -> str:
     """transformers' class that computes the same of the weights that it knows."""
     if architecture == "SpanBertForPreTraining":
         return "BertForMaskedLM"
-    if architecture == "SpanBertForCoreference":  # which transformers has not
+    if architecture == "SpanBertForCoreference":  # transformers has no such class
         return architecture
     return architecture.removeprefix("Span")

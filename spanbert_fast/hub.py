@@ -16,7 +16,7 @@ _OLD_WEIGHTS = ["pytorch_model*.bin"]
 
 
 def is_repository(name: str) -> bool:
-    """Whether a name can only be the Hub's: it has that form, and no file is called so here."""
+    """Whether a name can only be the Hub's: it has that form, and no local file has it."""
     return bool(_REPOSITORY.fullmatch(name)) and not Path(name).exists()
 
 
@@ -42,7 +42,7 @@ def folder_of(name: str | Path, option: str, *, weights: bool = True) -> Path:
     if Path(name).is_dir():
         return Path(name)
     check_name(str(name), option)
-    # read when they are needed: the library looks at the environment when it is imported
+    # imported here, because the library reads the environment when it is imported
     from huggingface_hub import constants, snapshot_download
 
     offline = constants.is_offline_mode()
@@ -53,7 +53,8 @@ def folder_of(name: str | Path, option: str, *, weights: bool = True) -> Path:
         folder = Path(snapshot_download(str(name), allow_patterns=patterns))
         if weights and not any(folder.glob("model*.safetensors")):
             folder = Path(snapshot_download(str(name), allow_patterns=_TEXT_FILES + _OLD_WEIGHTS))
-    except Exception as error:  # the library, its HTTP client and the disk each have their own
+    # the library, its HTTP client and the disk each raise their own errors
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         how = "HF_HUB_OFFLINE is set" if offline else f"the Hub at {constants.ENDPOINT} was asked"
         raise UsageError(

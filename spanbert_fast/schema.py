@@ -142,11 +142,27 @@ def read_json(path: Path, most_bytes: int = MOST_JSON_BYTES) -> Any:
     if size > most_bytes:
         raise DataError(f"{path}: must have at most {most_bytes:,} bytes, has {size:,}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # a number or a nesting may be too long
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise DataError(f"{path}: not JSON ({error})") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
+    return parse_json(text, path)
+
+
+def parse_json(text: str, where: Path | str) -> Any:
+    """The value that a JSON document holds.
+
+    Args:
+        where: names the document in the error.
+
+    Raises:
+        DataError: it is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # a number or a nesting may be too long
+        raise DataError(f"{where}: not JSON ({error})") from None
 
 
 def _kind(mode: int) -> str:

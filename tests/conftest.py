@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
+import importlib  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
 
@@ -120,6 +121,14 @@ SMALL_RUN = (
     "--intermediate-size 64 --vocab-size 200 --max-seq-length 48 --tokens-per-batch 256 "
     "--warmup-steps 5 --held-out 0.1 --logging-steps 1 --seed 3"
 ).split()
+
+
+@pytest.fixture(scope="module")
+def load():
+    """A function that imports a module of benchmarks/."""
+    sys.path.append(str(ROOT / "benchmarks"))
+    yield importlib.import_module
+    sys.path.remove(str(ROOT / "benchmarks"))
 
 
 @pytest.fixture(scope="session")

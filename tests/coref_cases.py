@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
+from finetune_cases import write_checkpoint
 from spanbert_fast.data.tokenizer import train_wordpiece
-from spanbert_fast.models import SpanBertConfig, SpanBertForPreTraining
 from spanbert_fast.tasks.coref_documents import Document
 from spanbert_fast.tasks.coref_writing import write_documents
-from spanbert_fast.training.finetune_options import FinetuneOptions
+from spanbert_fast.training.finetuning.options import FinetuneOptions
 
 PEOPLE = (("Ann", "she"), ("Tom", "he"), ("the old cat", "it"))
 
@@ -41,17 +41,7 @@ def write_folder(folder: Path) -> Path:
     text = " ".join(word for d in documents for word in d.words)
     tokenizer = train_wordpiece([f"{text} Ann Tom the old cat saw she he it ."] * 2, 60)
     torch.manual_seed(1)
-    config = SpanBertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.1,
-    )
-    SpanBertForPreTraining(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    write_checkpoint(folder / "model", tokenizer, 0.1)
     return folder
 
 

@@ -8,7 +8,7 @@ import torch
 
 from spanbert_fast.data.tokenizer import train_wordpiece
 from spanbert_fast.models import SpanBertConfig, SpanBertForPreTraining
-from spanbert_fast.training.finetune_options import FinetuneOptions
+from spanbert_fast.training.finetuning.options import FinetuneOptions
 
 NAMES = {"PER": ["John Smith", "Mary", "Ann Lee"], "LOC": ["Paris", "New York", "Oslo"]}
 
@@ -26,6 +26,21 @@ def sentences(count: int, seed: int) -> str:
     return "\n\n".join(text) + "\n"
 
 
+def write_checkpoint(folder: Path, tokenizer, deviation: float) -> None:
+    """A small SpanBERT with its tokenizer; `deviation` is that of its random weights."""
+    config = SpanBertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=deviation,
+    )
+    SpanBertForPreTraining(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def write_folder(folder: Path) -> Path:
     """Write train, dev and test files and two small checkpoints, one with large weights."""
     for seed, (name, count) in enumerate((("train", 60), ("dev", 20), ("test", 20))):
@@ -34,17 +49,7 @@ def write_folder(folder: Path) -> Path:
     tokenizer = train_wordpiece([words] * 2, 150)
     torch.manual_seed(1)
     for name, deviation in (("model", 0.1), ("large", 0.3)):
-        config = SpanBertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=64,
-            initializer_range=deviation,
-        )
-        SpanBertForPreTraining(config).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+        write_checkpoint(folder / name, tokenizer, deviation)
     return folder
 
 

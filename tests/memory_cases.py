@@ -156,6 +156,6 @@ def cases(folder: Path) -> dict[str, tuple[int, Callable[[], object]]]:
 
 
 if __name__ == "__main__":
-    # what is loaded, or started, at the first use has its place before
+    # load and start here what the first use would load or start
     train_wordpiece([WORDS] * 2, 60)("the")
     print(json.dumps({name: limited(*case) for name, case in cases(Path(sys.argv[1])).items()}))

@@ -6,9 +6,20 @@ from transformers import BertConfig
 
 from bert_cases import SIZES, large_init
 from spanbert_fast.config import SpanBertConfig
+from spanbert_fast.models import SpanBertForPreTraining
 from spanbert_fast.models.inputs import EncoderInputs
 
 SPAN_SIZES = {"max_span_targets": 4, "span_position_embedding_size": 12}
+
+
+def pretraining_model():
+    """A SpanBertForPreTraining of 2 layers with large weights, for `collator_cases`' batches."""
+    config = SpanBertConfig(
+        vocab_size=96, hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=100, max_position_embeddings=130, max_span_targets=20,
+        span_position_embedding_size=12,
+    )  # fmt: skip
+    return large_init(SpanBertForPreTraining(config))
 
 
 def pair(ours_class, theirs_class, **fields):

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader
 
-from bert_cases import large_init
 from collator_cases import make_examples, make_tokenizer
+from model_cases import pretraining_model
 from op_cases import NAMES, Case, cases
-from spanbert_fast import DataCollatorForSpanMasking, SpanBertConfig, SpanBertForPreTraining
+from spanbert_fast import DataCollatorForSpanMasking, SpanBertForPreTraining
 from spanbert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from spanbert_fast.ops.varlen_attention import varlen_attention
 
@@ -122,12 +122,7 @@ def _masks_by_workers():
 
 def _model() -> SpanBertForPreTraining:
     torch.manual_seed(1)
-    config = SpanBertConfig(
-        vocab_size=96, hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=100, max_position_embeddings=130, max_span_targets=20,
-        span_position_embedding_size=12,
-    )  # fmt: skip
-    return large_init(SpanBertForPreTraining(config))
+    return pretraining_model()
 
 
 def _step(batch: dict, checkpointing: bool = False) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""accelerate(): existing Hugging Face models, in place, with the same results."""
+"""accelerate() changes Hugging Face models in place, and their results stay the same."""
 
 import copy
 import pickle
@@ -48,7 +48,7 @@ def test_nothing_but_classes_changes_and_decelerate_undoes_it(name, tmp_path):
     parameters = dict(model.named_parameters())
     state = {k: v.clone() for k, v in model.state_dict().items()}
     sb.accelerate(model)
-    sb.accelerate(model)  # again: no harm
+    sb.accelerate(model)  # a second call changes nothing
     assert isinstance(model, MODELS[name]) and type(model).__name__ == name
     assert {n: id(p) for n, p in model.named_parameters()} == {
         n: id(p) for n, p in parameters.items()
@@ -90,7 +90,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(name, frozen):
     inputs = inputs_of(name)
     mask = inputs["attention_mask"].bool()
     theirs = without(results(model, inputs, mask), "logits")
-    sb.accelerate(model)  # of the masked LM, the loss of the labelled rows alone
+    sb.accelerate(model)  # the masked LM computes the loss of the labelled rows only
     ours = without(results(model, inputs, mask), "logits")
     run = lambda m: without(results(m, inputs, mask), "logits")  # noqa: E731
     assert_models_agree(ours, theirs, truth, run)
@@ -124,16 +124,16 @@ def test_models_in_half_precision(name, dtype):
     assert ours.keys() == exact.keys()
     for key, value in exact.items():
         assert ours[key].dtype == theirs[key].dtype
-        if key.endswith("key.bias"):  # no gradient: softmax ignores it
+        if key.endswith("key.bias"):  # softmax ignores the keys' bias, so it has no gradient
             continue
-        # C5's factor on the mean error, and four roundings of the largest element
+        # C5's factor applies to the mean error; the floor is four roundings of the largest element
         errors = [(x[key].double() - value).abs().mean().item() for x in (ours, theirs)]
         floor = 4 * torch.finfo(dtype).eps * value.abs().max().item()
         assert errors[0] <= 2 * errors[1] + floor, key
 
 
 def test_there_and_back_in_mid_training():
-    """One optimiser through all of it; each step is the one that transformers takes."""
+    """One optimiser serves all steps, and each step is the one that transformers takes."""
     models = [stock.BertForMaskedLM(config()).train()]
     models.append(copy.deepcopy(models[0]))
     optimizers = [torch.optim.AdamW(model.parameters(), 1e-3) for model in models]
@@ -151,7 +151,8 @@ def test_there_and_back_in_mid_training():
 
 
 def test_modes_and_fields_of_the_configuration():
-    """inference_mode, a batch of one, return_dict and output_hidden_states of the configuration."""
+    """inference_mode, a batch of one, and return_dict and output_hidden_states set in the
+    config."""
     for name in ("BertModel", "BertForSequenceClassification", "BertForQuestionAnswering"):
         model = large_init(MODELS[name](config()))
         fast = sb.accelerate(copy.deepcopy(model))
@@ -171,7 +172,7 @@ def test_modes_and_fields_of_the_configuration():
 
 
 def test_what_cannot_be_is_refused_and_never_wrong():
-    """Second derivatives; a recording of one batch's packing."""
+    """Second derivatives are refused, and so is a trace that would record one batch's packing."""
     model = sb.accelerate(stock.BertForSequenceClassification(config())).eval()
     inputs, parameters = inputs_of("BertForSequenceClassification"), list(model.parameters())
     gradients = torch.autograd.grad(model(**inputs).loss, parameters, create_graph=True)
@@ -187,7 +188,7 @@ def test_what_cannot_be_is_refused_and_never_wrong():
 
 
 def with_own_part(part):
-    """A BERT in which one module was replaced by another kind, or patched."""
+    """A BERT in which one module was replaced by another class, or patched."""
     model = stock.BertModel(config())
     layer = model.encoder.layer[1]
     if part == "attention":

@@ -1,4 +1,4 @@
-"""accelerate(): what a head does not read is not computed; the documented differences."""
+"""accelerate() skips what a head does not read, and differs only as documented."""
 
 import copy
 
@@ -43,7 +43,7 @@ def test_training_decodes_labelled_rows_alone(name):
     assert rows == [int((inputs["labels"] != -100).sum())]
     assert logits not in ours and logits in theirs
     assert_models_agree(ours, without(theirs, logits), truth, lambda m: without(run(m), logits))
-    # on request, by the call or for good, and always in evaluation
+    # for one call, for the model, and always in evaluation
     for output in (
         model(**inputs, full_logits=True),
         sb.accelerate(model, full_logits=True)(**inputs),
@@ -74,7 +74,7 @@ def test_labels_on_padding_run_transformers_code(name):
 
 
 def test_question_answering_never_answers_with_padding():
-    """As transformers with the logits of padding at the lowest number: the one difference."""
+    """The result is transformers' with the logits of padding at the lowest number."""
     model = large_init(stock.BertForQuestionAnswering(config()))
     truth = copy.deepcopy(model).double()
     inputs, padding = batch(), batch()["attention_mask"] == 0
@@ -84,7 +84,7 @@ def test_question_answering_never_answers_with_padding():
         output, losses = model(**inputs), []
         for logits, positions in ((output[0], starts), (output[1], ends)):
             logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
-            # 12 is padding of the third sequence, 25 beyond the fourth
+            # position 12 is padding in the third sequence, 25 is beyond the fourth
             kept = torch.tensor([p < length for p, length in zip(positions, LENGTHS, strict=True)])
             losses.append(nn.functional.cross_entropy(logits[kept], positions[kept]))
         loss = sum(losses) / 2

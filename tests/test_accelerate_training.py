@@ -1,4 +1,4 @@
-"""accelerate(): the same learning, in a loop and in the Trainer."""
+"""An accelerated model learns as before, in a loop and in the Trainer."""
 
 import torch
 from transformers import BertConfig, Trainer, TrainingArguments
@@ -28,7 +28,7 @@ def fine_tune(fast, steps, seed, **fields):
     model = stock.BertForSequenceClassification(BertConfig(**{**SIZES, **fields})).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     if fast:
-        sb.accelerate(model)  # after the optimiser was made
+        sb.accelerate(model)  # accelerated after the optimiser was created
     data, losses = classification_data(steps * 16, seed=100 + seed), []
     for step in range(steps):
         part = {k: v[16 * step : 16 * step + 16] for k, v in data.items()}
@@ -46,7 +46,7 @@ def fine_tune(fast, steps, seed, **fields):
 
 def test_the_same_loss_curve_for_50_steps():
     theirs, ours = (fine_tune(fast, 50, seed=3, **NO_DROPOUT) for fast in (False, True))
-    # roundings of 2e-7 in the first loss grow with the steps: Adam divides by gradients' sizes
+    # the first loss differs by 2e-7; this grows with the steps, as Adam divides by gradients' sizes
     assert (ours[0] - theirs[0]).abs().max() < 1e-3
     assert (ours[0][:10] - theirs[0][:10]).abs().max() < 1e-5
     assert theirs[0][-10:].mean() < theirs[0][:10].mean() - 0.05, "it learns"

@@ -1,4 +1,5 @@
-"""accelerate() with what wraps a model: PEFT, DDP, FSDP, torch.compile, sentence-transformers."""
+"""accelerate() with libraries that wrap a model: PEFT, DDP, FSDP, torch.compile,
+sentence-transformers."""
 
 import copy
 
@@ -67,7 +68,7 @@ def test_lora(order, tmp_path):
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_the_accelerate_library(precision, tmp_path):
-    """Its prepare, accumulation, clipping and saving; a scheduler on an optimiser made before."""
+    """Accelerate's prepare, accumulation, clipping and saving, and a scheduler on the optimiser."""
     library = pytest.importorskip("accelerate")
     library.state.AcceleratorState._reset_state(reset_partial_state=True)
     helper = library.Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=2)
@@ -90,7 +91,7 @@ def test_the_accelerate_library(precision, tmp_path):
                 scheduler.step()
                 optimizer.zero_grad()
             losses[-1].append(loss.item())
-    # in bf16 the losses' own rounding
+    # in bf16, the rounding of the losses
     tolerance = 1e-3 if precision == "no" else 2e-2
     torch.testing.assert_close(*map(torch.tensor, losses), rtol=tolerance, atol=tolerance)
     helper.save_state(tmp_path / "state")

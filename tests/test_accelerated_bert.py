@@ -80,7 +80,7 @@ def test_model_equals_transformers(kind):
 
 
 def test_dropout_is_that_of_spanbert_model():
-    """Same weights, same seed: the same masks, so the same bits, as the model built on the ops."""
+    """With the same weights and seed, the masks and the bits are those of SpanBertModel."""
     ids, mask = padded_batch()
     ours = large_init(BertModel(config())).train()
     other = SpanBertModel(SpanBertConfig(**SIZES)).train()
@@ -100,7 +100,7 @@ def test_dropout_is_that_of_spanbert_model():
         model(ids, attention_mask=mask).last_hidden_state.sin().sum().backward()
         return gradients_of(model)
 
-    # autograd adds up the branches of a residual in another order
+    # autograd adds the branches of a residual in another order
     got, expected = gradients_of(ours), run(other)
     noise = rounding_noise(copy.deepcopy(other).double(), run)
     assert got.keys() <= expected.keys()
@@ -111,7 +111,7 @@ def test_dropout_is_that_of_spanbert_model():
 
 
 def test_dropout_modules_count_one_by_one():
-    """model.eval() with nn.Dropout in training mode, as for Monte Carlo dropout."""
+    """nn.Dropout modules may be in training mode alone, as for Monte Carlo dropout."""
     ids, mask = padded_batch()
     model = large_init(BertModel(config()))
     still = model(ids, attention_mask=mask)[0]
@@ -166,7 +166,7 @@ def test_bf16_autocast():
     expected = truth(ids, attention_mask=mask)[0][mask.bool()]
     with torch.autocast("cpu", torch.bfloat16):
         outputs = [m(ids, attention_mask=mask, output_hidden_states=True) for m in (ours, theirs)]
-    # C5's factor on the mean error: transformers keeps the residuals in fp32, here they are bf16
+    # C5's factor applies to the mean error: residuals are bf16 here, and fp32 in transformers
     errors = [(o[0][mask.bool()].double() - expected).abs().mean().item() for o in outputs]
     assert errors[0] <= 2 * errors[1]
     for a, b in zip(outputs[0].to_tuple()[:2], outputs[1].to_tuple()[:2], strict=True):
@@ -174,7 +174,7 @@ def test_bf16_autocast():
     assert {h.dtype for h in outputs[0].hidden_states} == {torch.float32}
 
 
-# Calls that are not covered: transformers' own code, said once
+# Calls that are not covered run transformers' own code, with one warning
 
 
 NOT_COVERED = {
@@ -201,7 +201,7 @@ def test_not_covered_runs_transformers_code(kind):
         got = ours(ids, **inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ours(ids, **inputs)  # said once
+        ours(ids, **inputs)  # the warning comes once
         asked = ours(ids, **inputs, spanbert_fast=False)
     expected = theirs(ids, **inputs)
     assert got.keys() == expected.keys() == asked.keys()
@@ -235,7 +235,7 @@ def test_a_decoder_is_transformers_own():
 
 
 def test_record_of_outputs_survives_pickling_in_another_class():
-    """A model that came by its class without the constructor still returns attentions."""
+    """A model whose class was set without its constructor still returns attentions."""
     ids, _ = padded_batch()
     model = stock.BertModel(config()).eval()
     registry.make_fast(model)

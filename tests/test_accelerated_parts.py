@@ -81,7 +81,7 @@ def test_part_with_a_mask_of_more_than_padding(part):
 
 @pytest.mark.parametrize("name", ["BertSelfAttention", "BertLayer", "BertEncoder", "BertModel"])
 def test_signatures_are_transformers_own(name):
-    """Whatever this version of transformers calls its arguments."""
+    """Argument names are those of the installed transformers."""
     ours, theirs = getattr(bert, name), getattr(stock, name)
     assert issubclass(ours, theirs)
     assert inspect.signature(ours.forward) == inspect.signature(theirs.forward)
@@ -90,7 +90,7 @@ def test_signatures_are_transformers_own(name):
 
 
 def test_arguments_of_other_versions_are_passed_on():
-    """A name that this package has never heard of reaches transformers' code, by name or place."""
+    """An argument unknown to this package reaches transformers' code, by name or position."""
 
     class Newer(stock.BertEmbeddings):
         def forward(self, *args, brand_new=None, **kwargs):
@@ -119,7 +119,7 @@ def test_other_activations_stay_right():
 
 
 def test_what_stands_in_a_modules_place_is_called():
-    """Hooks and replaced modules (adapters) around the parameters that the ops would take."""
+    """Hooks and adapters on modules are called, even where an op could use their parameters."""
     ids, mask = padded_batch()
     ours, theirs, truth = trio(BertModel, stock.BertModel)
     for model in (ours, theirs, truth):

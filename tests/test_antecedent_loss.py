@@ -30,7 +30,7 @@ def test_no_worse_than_pytorch(documents, features, dtype, poisoned_empty):
     like = run(reference, *arguments, dtype)
     assert got[0].dtype == torch.float32
     for name, a, b, c in zip(NAMES, got, like, truth, strict=True):
-        # a unit of the largest value, and of scores of up to 8, where the peer is right by luck
+        # the peer may be exact by luck: one unit of the largest value, and of scores of up to 8
         floor = torch.finfo(dtype).eps * (8 + (c.abs().max().item() if c.numel() else 0))
         assert_no_worse_than(a, b, c, floor=floor, name=name)
 
@@ -40,10 +40,10 @@ def test_a_mention_without_a_gold_antecedent_has_none():
     scores = torch.zeros(3)
     alone = antecedent_loss(x, x, scores, zeros, torch.tensor([0, 1, -1]), cu_mentions)
     torch.testing.assert_close(alone, torch.tensor([1.0, 2.0, 3.0]).log())
-    # two mentions in no cluster are not of one cluster
+    # two mentions without a cluster do not share one
     no_cluster = antecedent_loss(x, x, scores, zeros, torch.tensor([-1, -1, -1]), cu_mentions)
     torch.testing.assert_close(no_cluster, alone)
-    # two gold antecedents of three candidates and none
+    # two gold antecedents among three candidates and "none"
     two = antecedent_loss(x, x, scores, zeros, torch.tensor([4, 4, 4]), cu_mentions)
     torch.testing.assert_close(two[2], torch.tensor(3 / 2).log())
 
@@ -56,7 +56,7 @@ def test_distances_fall_into_the_released_code_s_ten_buckets():
     clusters = torch.full((mentions,), -1)
     losses = antecedent_loss(x.double(), x.double(), zeros, distance_scores, clusters, cu_mentions)
     (gradient,) = torch.autograd.grad(losses[-1], distance_scores)
-    # 69 candidates and none, all alike: the share of a bucket is the number of its distances
+    # 69 candidates and "none" with equal scores: a bucket's share is its number of distances
     counts = torch.tensor([0, 1, 1, 1, 1, 3, 8, 16, 32, 6], dtype=torch.double)
     torch.testing.assert_close(gradient[-1], counts / mentions)
 

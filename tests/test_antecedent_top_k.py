@@ -11,10 +11,10 @@ from spanbert_fast.testing import assert_bitwise_equal
 
 
 def roundings(tensors: list[torch.Tensor], dtype: torch.dtype) -> float:
-    """How far a score may be off. A sum of n products, in any order, rounds each term n times, by
-    half an eps of at most the sum of all terms' absolute values (Higham 2002, section 4.2); the
-    truth of fp64 is rounded as often. Sums are in fp32 at least, and products of 16 bits may be
-    rounded to these once."""
+    """The largest error of a score. In a sum of n products, in any order, each term is rounded at
+    most n times, by half an eps of the sum of all absolute values (Higham 2002, section 4.2); the
+    truth in fp64 is rounded as often. Sums are at least in fp32, and 16-bit products may be rounded
+    once to their own dtype."""
     queries, keys, scores, distances = (t.double() for t in tensors)
     if len(scores) == 0:
         return 0.0
@@ -39,7 +39,7 @@ def test_the_best_of_every_mention(documents, k, dtype, poisoned_empty):
     torch.testing.assert_close(scores.double(), best, rtol=0, atol=near)
     assert torch.equal(antecedents < 0, best == -torch.inf)
     theirs = exact.gather(1, antecedents.clamp(min=0)) if mentions else best
-    # an antecedent may change places with one that is as good: both scores may be off
+    # two nearly equal antecedents may change places, as both scores have an error
     theirs = theirs.where(antecedents >= 0, -torch.inf)
     torch.testing.assert_close(theirs, best, rtol=0, atol=2 * near)
     for row in antecedents.tolist():
@@ -47,7 +47,7 @@ def test_the_best_of_every_mention(documents, k, dtype, poisoned_empty):
 
 
 def test_of_equals_the_first_comes_first():
-    """Integers, whose sums are exact in any order, with many ties, over several tiles."""
+    """Sums of integers are exact in any order; there are many ties, over several tiles."""
     tensors = [t.round() for t in tensors_of(600, 3, torch.float32)]
     cu_mentions = cumulative([530, 70])
     got = antecedent_top_k(*tensors, cu_mentions, 9)

@@ -47,7 +47,7 @@ def model_of(name, **fields):
 
 
 def stock_of(ours):
-    """transformers' model with the same weights, the span boundary head's among them."""
+    """transformers' model with the same weights, including those of the span boundary head."""
     head = next(c for n, c in stock_classes(ours.row.name).items() if n.endswith("ForMaskedLM"))
     theirs = head(copy.deepcopy(ours.config)).train()
     if not hasattr(theirs, "cls"):
@@ -59,7 +59,7 @@ def stock_of(ours):
 
 def targets():
     """A ragged batch with spans in three of its four sequences, rows of (batch * seqlen)."""
-    spans = [(0, 2, 6), (0, 8, 10), (2, 1, 4), (3, 4, 9)]  # sequence, boundaries
+    spans = [(0, 2, 6), (0, 8, 10), (2, 1, 4), (3, 4, 9)]  # (sequence, boundaries) of each span
     positions = [s * SEQLEN + p for s, a, b in spans for p in range(a + 1, b)]
     lengths = [min(b - a - 1, SPAN["max_span_targets"]) for _, a, b in spans]
     draw = torch.Generator().manual_seed(3)
@@ -88,7 +88,7 @@ def packed(batch):
 
 
 def losses_by_formula(stock, batch):
-    """Contract C2, on transformers' model: nothing is split, gathered or fused."""
+    """The losses of contract C2 on transformers' model, without splitting, gathering or fusing."""
     encoder = {name: batch[name] for name in ("input_ids", "attention_mask")}
     rows = stock.base_model(**encoder).last_hidden_state.flatten(0, 1)
     logits = stock(**encoder).logits.flatten(0, 1)
@@ -118,7 +118,7 @@ def results(made, batch):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_losses_and_gradients_are_those_of_the_formula(name):
-    """C5 for a packed batch; the padded one has the same bits."""
+    """A packed batch keeps C5; a padded one gives the same bits."""
     ours = model_of(name, sbo_weight=0.7)
     theirs, padded = stock_of(ours), targets()
     assert dict(ours.named_parameters()).keys() == dict(theirs.named_parameters()).keys()
@@ -135,8 +135,8 @@ def test_losses_and_gradients_are_those_of_the_formula(name):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_scores_are_transformers_own(name):
-    """Without targets; packed as padded; and the stages, and positions of a text with padding's id
-    in its middle."""
+    """Without targets, packed and padded; also the hidden states of all stages, and positions of a
+    text that has the padding id in its middle."""
     ours = model_of(name).double().eval()
     theirs, batch = stock_of(ours).double().eval(), targets()
     batch["input_ids"][0, 4] = PAD
@@ -156,8 +156,8 @@ def test_scores_are_transformers_own(name):
 
 @pytest.mark.parametrize("name", ["roberta", "distilbert", "electra"])
 def test_bf16_autocast_and_checkpointing(name):
-    """Finite losses near those in fp32; the second forward of a checkpointed layer drops the same
-    as the first."""
+    """The losses are near those in fp32, and the second forward of a checkpointed layer drops the
+    same elements as the first."""
     fields = {"dropout": 0.1} if name == "distilbert" else {"hidden_dropout_prob": 0.1}
     ours, batch = model_of(name, **fields), packed(targets())
     batch["dropout_seed"] = torch.tensor(5)
@@ -285,8 +285,7 @@ def test_a_bert_is_a_spanbert():
 @pytest.mark.parametrize("takes_the_space", [False, True])
 @pytest.mark.parametrize("kind", ["byte-level", "sentence piece"])
 def test_masks_are_filled_with_the_spaces_that_tokens_have(kind, takes_the_space):
-    """RoBERTa's mask token takes the space in front of it out of the text; a decoder leaves out the
-    first token's."""
+    """RoBERTa's mask token swallows the space before it, and a decoder drops the first token's."""
     tokenizer = KINDS[kind]()
     if takes_the_space:
         tokenizer.add_special_tokens({"mask_token": AddedToken("<mask>", lstrip=True)})

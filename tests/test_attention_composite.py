@@ -1,4 +1,5 @@
-"""varlen_attention out of PyTorch's operators: the reference's values, also under autocast."""
+"""The composite of varlen_attention, of PyTorch operators, equals the reference, also in
+autocast."""
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ COMPOSITES = {"grouped": (grouped_fwd, grouped_bwd), "padded": (padded_fwd, padd
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 @pytest.mark.parametrize("composite", COMPOSITES)
 def test_composites_equal_the_reference(composite, lengths, dropout_p, poisoned_empty):
-    """What runs without the extension, and the GPU's, which is device-agnostic: here on the CPU."""
+    """Both composites run on the CPU here: the one without the extension, and the GPU's."""
     forward, backward = COMPOSITES[composite]
     *qkv, dout = make(lengths, 3, 32, torch.float64)
     with use_backend("reference"):
@@ -39,9 +40,9 @@ def test_composites_equal_the_reference(composite, lengths, dropout_p, poisoned_
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("composite", COMPOSITES)
 def test_autocast_changes_no_bit(composite, dtype, monkeypatch):
-    """Scores are sums in fp32: autocast would round them to bf16, by 0.06 where they are 10."""
+    """Scores are sums in fp32. Autocast would round them to bf16: by 0.06 at a score of 10."""
     for name, function in zip(("grouped_fwd", "grouped_bwd"), COMPOSITES[composite], strict=True):
-        monkeypatch.setattr(_attention_composite, name, function)  # what runs on the CPU
+        monkeypatch.setattr(_attention_composite, name, function)  # the one that runs on the CPU
     forward, backward = (KERNELS[f"varlen_attention_{way}"].composite for way in ("fwd", "bwd"))
     *qkv, dout = make([9, 1, 17], 2, 32, dtype)
     inputs = AttentionInputs(*qkv, cumulative([9, 1, 17]), 17, 32**-0.5, SEED, 26, SITE)

@@ -81,7 +81,8 @@ def test_packing_is_found_once_for_all_layers(monkeypatch):
 
 
 def test_dropout_is_that_of_the_op():
-    """With dropout in attention alone: a function of torch's seed, and on the mean no change."""
+    """With dropout in attention alone, outputs depend on torch's seed, and their mean is
+    unchanged."""
     ids, mask = batch()
     model = encoder("roberta", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.25)
     still = model(ids, attention_mask=mask)[0]
@@ -99,13 +100,13 @@ def test_dropout_is_that_of_the_op():
         contexts = torch.stack([layer(x)[0] for _ in range(400)])
         mean, error = contexts.mean(0), contexts.std(0) / 20
         expected = layer.eval()(x)[0]
-    # 1216 elements: by chance none is further than 6 standard errors
+    # of 1216 elements, none is further than 6 standard errors by chance
     assert ((mean - expected).abs() < 6 * error).all()
     assert (error > 0).all()
 
 
 def test_masks_of_padding_come_through():
-    """What a caller hands to the layers itself: two or four dimensions, boolean or added."""
+    """Masks given to the layers directly: in two or four dimensions, boolean or additive."""
     ids, mask = batch()
     model = encoder("roberta")
     expected = model(ids, attention_mask=mask)[0][mask.bool()]
@@ -157,7 +158,7 @@ def test_refusals():
 
 @pytest.mark.parametrize("kind", ["DebertaV2", "MPNet", "RoFormer"])
 def test_models_that_would_ignore_the_name_are_refused(kind):
-    """Their attention is their own, and asks no registry."""
+    """Their attention has its own code and never looks the name up."""
     config = getattr(transformers, f"{kind}Config")(**SIZES)
     for head in ("Model", "ForTokenClassification"):
         made = getattr(transformers, f"{kind}{head}")
@@ -171,7 +172,7 @@ def test_a_user_s_own_model_may_use_the_name():
         pass
 
     class Other(transformers.PreTrainedModel):
-        """Not transformers' code: what it does with the name is its author's business."""
+        """A model from outside transformers: its author decides what the name means."""
 
         config_class = RobertaConfig
 
@@ -181,7 +182,7 @@ def test_a_user_s_own_model_may_use_the_name():
 
 
 def test_a_mask_that_a_model_adds_itself_is_refused():
-    """Code of a user's that asks transformers for a mask, and adds it to scores of its own."""
+    """User code that asks transformers for a mask and adds it to its own scores."""
     _, mask = batch()
     made = attention.attention_mask_of(4, 19, 19, attention.bidirectional_mask_function, mask)
     with pytest.raises(ValueError, match="adds its mask to its scores itself"):

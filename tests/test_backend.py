@@ -1,4 +1,4 @@
-"""use_backend: the choice of one thread or task alone, also in what torch.compile has compiled."""
+"""use_backend affects its own thread or task alone, also in code compiled by torch.compile."""
 
 import asyncio
 import threading
@@ -30,7 +30,7 @@ def test_blocks_nest_and_end_with_an_error():
 
 
 def in_turns(*steps_of_threads):
-    """Run every thread's steps, step by step in turns; gives each thread's results."""
+    """Run the threads' steps in turns; returns each thread's results."""
     turns = threading.Barrier(len(steps_of_threads), timeout=60)
     results = [[] for _ in steps_of_threads]
 
@@ -50,8 +50,8 @@ def in_turns(*steps_of_threads):
 
 
 def overlapping_blocks(look):
-    """What `look` sees in two threads whose blocks overlap: the first one leaves its block while
-    the second one is in its own."""
+    """The results of `look` in two threads with overlapping blocks: the first thread leaves its
+    block while the second is inside its own."""
 
     def enter(name, blocks):
         blocks.append(use_backend(name))
@@ -111,7 +111,7 @@ def test_tasks_choose_for_themselves():
 
 @pytest.fixture
 def marked_reference(monkeypatch):
-    """The reference's results are 100 above those of the kernels."""
+    """A reference whose results are 100 above those of the kernels."""
     original = reference.bias_gelu
     monkeypatch.setattr(reference, "bias_gelu", lambda x, bias: original(x, bias) + 100)
     torch._dynamo.reset()

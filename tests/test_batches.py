@@ -1,4 +1,4 @@
-"""Batches by token budget: nothing lost, nothing doubled, the same for any number of ranks."""
+"""Batches by token budget lose and repeat no block, and do not depend on the number of ranks."""
 
 from itertools import islice
 
@@ -23,7 +23,7 @@ def test_each_epoch_has_every_block_once_within_the_budget(lengths, budget, seed
     seen: dict[int, list[int]] = {0: [], 1: [], 2: []}
     for batch in TokenBudgetBatches(lengths, budget, 10**9, seed):
         epochs = {epoch for epoch, _ in batch}
-        assert len(epochs) == 1  # a batch is of one epoch
+        assert len(epochs) == 1  # all blocks of a batch are from one epoch
         if 3 in epochs:
             break
         assert 0 < sum(lengths[index] for _, index in batch) <= budget
@@ -48,7 +48,7 @@ def test_epochs_and_seeds_have_their_own_order():
 def test_little_of_the_budget_is_lost():
     for budget in (512, 4096):
         batches = [batch for batch in TokenBudgetBatches(LENGTHS, budget, 400) if batch[0][0] == 0]
-        # the fewest that can hold the epoch, and 2 % and a last one more
+        # the fewest batches that can hold the epoch, plus 2 % and a last, partial one
         least = LENGTHS.sum() / budget
         assert len(batches) <= 1.02 * least + 1
 

@@ -26,8 +26,8 @@ def test_no_worse_than_pytorch(shape, dtype, poisoned_empty):
     peer = run(lambda a, b: F.gelu(a + b), dtype)
     with use_backend("reference"):
         truth = run(bias_gelu, torch.float64)
-    # The peer may hit the truth by luck at few elements: one unit in the last place of ours, of
-    # sums of up to 700 rows in dbias.
+    # With few elements the peer may be exact by luck. One unit in the last place; in dbias, of sums
+    # of up to 700 rows.
     floor = 2 * torch.finfo(dtype).eps * max(1, truth[2].abs().max().item() if shape[-1] else 1)
     for name, a, b, c in zip(("y", "dx", "dbias"), ours, peer, truth, strict=True):
         assert a.dtype == dtype
@@ -53,7 +53,7 @@ def test_relative_error_of_the_tails(dtype):
     truth = wide * torch.special.erfc(-wide / 2**0.5) / 2
     visible = truth.abs() >= torch.finfo(dtype).tiny
     error = ((y - truth) / truth)[visible & (wide != 0)].abs().max().item()
-    # half a unit for the rounding of y; in fp32 the exponent x^2 / 2 = 40 is itself rounded
+    # half a unit for the rounding of y; in fp32 the exponent x^2 / 2 = 40 is rounded, too
     assert error <= (8e-6 if dtype == torch.float32 else 0.6 * torch.finfo(dtype).eps)
     far = torch.tensor([[-1e4, -60.0, 60.0, 1e4]]).to(dtype)
     torch.testing.assert_close(
@@ -83,7 +83,7 @@ def test_same_bits_for_any_number_of_threads(each_thread_count):
 
 @pytest.mark.skipif(_C is None, reason="PyTorch's own allocator")
 def test_results_of_megabytes_share_no_memory():
-    """They take memory that earlier results have left, and nothing that is still in use."""
+    """They reuse the memory of results that are gone, and none that is still in use."""
     x, bias = torch.randn(512, 2048), torch.randn(2048)
     expected = bias_gelu(x, bias).clone()
     first = bias_gelu(x, bias)
@@ -104,7 +104,7 @@ def test_gradcheck_compile():
     assert torch.autograd.gradcheck(bias_gelu, (x, bias))
     compiled = torch.compile(bias_gelu, fullgraph=True, backend="aot_eager")
     assert_bitwise_equal(compiled(x, bias), bias_gelu(x, bias))
-    x, bias = x.detach(), bias.detach()  # no gradient is needed, as of a frozen model
+    x, bias = x.detach(), bias.detach()  # no gradient is needed, as in a frozen model
     assert_bitwise_equal(compiled(x, bias), bias_gelu(x, bias))
     with torch.no_grad():
         assert_bitwise_equal(compiled(x, bias), bias_gelu(x, bias))

@@ -1,4 +1,4 @@
-"""Blocks against BERT's rule written out line by line; no token is lost or doubled."""
+"""Blocks follow BERT's rule, written out line by line; no token is lost or repeated."""
 
 import pickle
 
@@ -21,7 +21,7 @@ Corpus = list[list[list[int]]]
 
 
 def random_corpus(num_documents: int, seed: int = 0, max_line: int = 40) -> Corpus:
-    """Every token is its own id as far as the vocabulary goes, so order shows."""
+    """Ids count up, as far as the vocabulary allows, so that the order of tokens shows."""
     rng = np.random.default_rng(seed)
     corpus, token = [], 0
     for _ in range(num_documents):
@@ -110,7 +110,7 @@ def test_no_token_is_lost_or_doubled(
         seed=seed,
     )
     got = iter(tokens_of(blocks))
-    for document in corpus:  # in order, and no block crosses a document
+    for document in corpus:  # blocks are in order, and none crosses documents
         tokens = [token for line in document for token in line]
         while tokens:
             block = next(got)
@@ -121,13 +121,13 @@ def test_no_token_is_lost_or_doubled(
 
 
 def test_short_targets_have_their_law(tmp_path):
-    # lines of one token: a block's length is its target, but for the last of the document
+    # with lines of one token, a block has its target length, except the last of a document
     corpus = [[[i % CLS] for i in range(60_000)]]
     blocks = make_blocks(tmp_path, corpus, max_seq_length=34, short_seq_prob=0.25, seed=2)
     targets = blocks.lengths[:-1] - 2
     assert targets.min() == 2 and targets.max() == 32
     n = len(targets)
-    share = 0.25 / 31  # of each length in [2, 32]
+    share = 0.25 / 31  # how many blocks have each length in [2, 32]
     counts = np.bincount(targets, minlength=33)
     # five standard errors of a binomial share
     allowed = 5 * np.sqrt(n * share)
@@ -173,7 +173,7 @@ def test_split_keeps_documents_whole(tmp_path):
         documents = [set(part.documents().tolist()) for part in (rest, held_out)]
         assert not documents[0] & documents[1]
         assert documents[0] | documents[1] == set(range(200))
-        for part in (rest, held_out):  # an id still names its block
+        for part in (rest, held_out):  # an example_id still identifies its block
             for i in range(0, len(part), 7):
                 item = part[i]
                 same = blocks[item["example_id"]]
@@ -181,7 +181,7 @@ def test_split_keeps_documents_whole(tmp_path):
         again = blocks.split(fraction, seed=3)[1]
         assert numbers_of(again) == numbers_of(held_out)
     assert numbers_of(blocks.split(0.1, seed=4)[1]) != numbers_of(blocks.split(0.1, seed=3)[1])
-    # of a part, a part
+    # a part can be split again
     rest, held_out = blocks.split(0.5)[0].split(0.2)
     assert not set(rest.documents().tolist()) & set(held_out.documents().tolist())
     for i, number in enumerate(numbers_of(held_out)):
@@ -204,7 +204,7 @@ def numbers_of(part: BlockDataset) -> list[int]:
 
 
 def test_the_index_is_small(tmp_path):
-    """8 bytes a block, and 12 behind a split."""
+    """8 bytes a block, and 12 after a split."""
     blocks = make_blocks(tmp_path, random_corpus(200), max_seq_length=5)
     rest, _ = blocks.split(0.1)
     for part, most in ((blocks, 8), (rest, 12)):
@@ -228,7 +228,7 @@ def test_split_of_few_documents_is_by_block(tmp_path):
 
 def test_unigram_counts(tmp_path):
     blocks = make_blocks(tmp_path, random_corpus(200, max_line=20), max_seq_length=5)
-    assert len(blocks) > 4096  # more than one piece
+    assert len(blocks) > 4096  # more than the counts take in one piece
     for part in (blocks, *blocks.split(0.3)):
         expected = np.zeros(VOCAB, dtype=np.int64)
         for tokens in tokens_of(part):
@@ -252,7 +252,7 @@ def test_bad_arguments_are_refused(tmp_path):
 def test_workers_and_other_processes_give_the_same_batches(tmp_path, pickled):
     blocks = make_blocks(tmp_path, random_corpus(40), max_seq_length=30)
     content = pickle.dumps(blocks)
-    assert len(content) < 50 * len(blocks) + 10_000  # indices only
+    assert len(content) < 50 * len(blocks) + 10_000  # the pickle holds indices only
     batches = TokenBudgetBatches(blocks.lengths, 100, num_batches=30, seed=1)
     alone = list(DataLoader(blocks, batch_sampler=batches, collate_fn=list))
     assert len(alone) == 30

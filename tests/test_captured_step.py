@@ -1,4 +1,4 @@
-"""A training step as a CUDA graph: what a capture leaves as it was, and what it refuses."""
+"""A training step as a CUDA graph: a capture restores the model, and refuses what it cannot do."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def tokenizer():
 
 
 def test_warming_up_is_undone(tokenizer):
-    """A model warmed up trains as one that was not, from the first step and from a later one."""
+    """Warming up changes neither the first step nor a later one."""
     batches = [pair_of_batches(tokenizer, seed=k)[1] for k in range(3)]
     results = []
     for warm_up_at in (None, 0, 1):

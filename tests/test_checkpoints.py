@@ -18,34 +18,12 @@ from transformers import (
     BertModel,
 )
 
+from checkpoint_cases import SIZES, SPAN_SIZES, assert_same_state, pretraining, randomize
 from spanbert_fast import models
 from spanbert_fast.config import SpanBertConfig
 from spanbert_fast.errors import DataError
 from spanbert_fast.models import SpanBertForMaskedLM, SpanBertForPreTraining, SpanBertModel
 from spanbert_fast.testing import assert_bitwise_equal
-
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 96,
-    "max_position_embeddings": 16,
-}
-SPAN_SIZES = {"max_span_targets": 4, "span_position_embedding_size": 12}
-
-
-def randomize(model):
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.2)
-            if "norm" in name.lower() and name.endswith("weight"):
-                parameter += 1
-    return model.eval()
-
-
-def pretraining(**fields):
-    return randomize(SpanBertForPreTraining(SpanBertConfig(**SIZES, **SPAN_SIZES, **fields)))
 
 
 def inputs():
@@ -53,14 +31,6 @@ def inputs():
         "input_ids": torch.randint(1, 61, (2, 9)),
         "attention_mask": torch.tensor([[1] * 9, [1] * 5 + [0] * 4]),
     }
-
-
-def assert_same_state(model, expected, but=()):
-    state = model.state_dict()
-    assert set(state) - set(but) == set(expected) - set(but)
-    for name in expected:
-        if name not in but:
-            assert_bitwise_equal(state[name], expected[name], name)
 
 
 # Hugging Face BERT, both ways
@@ -92,7 +62,7 @@ def test_stock_bert_in_ours(tmp_path, safe):
     batch = inputs()
     real = batch["attention_mask"].bool()
     model, info = SpanBertForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
-    # the warm start: what the log has to name
+    # a warm start: the log names the missing weights
     assert info["missing_keys"] == {
         f"cls.span_boundary.{name}" for name in model.cls.span_boundary.state_dict()
     }
@@ -125,7 +95,7 @@ def test_save_and_load_round_trip(tmp_path):
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         names = set(file.keys())
     # tied weights are stored once
-    assert names == set(model.state_dict()) - set(models.masked_lm.TIED_DECODER)
+    assert names == set(model.state_dict()) - set(SpanBertForPreTraining._tied_weights_keys)
     assert again.cls.predictions.decoder.weight is again.bert.embeddings.word_embeddings.weight
     assert again.cls.predictions.decoder.bias is again.cls.predictions.bias
 
@@ -155,7 +125,7 @@ def test_auto_classes(tmp_path):
     for name in AUTO:
         model = getattr(transformers, f"AutoModel{name}").from_pretrained(tmp_path)
         assert type(model) is getattr(transformers, f"Bert{name or 'Model'}")
-    # what earlier versions have written names our own classes, and goes on loading
+    # checkpoints of earlier versions name our own classes, and still load
     old = {"model_type": "spanbert", "architectures": ["SpanBertForPreTraining"]}
     path.write_text(json.dumps({**content, **old}))
     assert isinstance(AutoConfig.from_pretrained(tmp_path), SpanBertConfig)
@@ -217,7 +187,7 @@ def test_config_reads_bert_and_refuses_what_it_is_not(tmp_path):
 
 
 def released(directory, model, legacy=False):
-    """Write `model` as the original release does."""
+    """Write `model` in the format of the original release."""
     state = {}
     for name, tensor in model.state_dict().items():
         if "span_boundary" not in name and name != "cls.predictions.decoder.bias":
@@ -242,7 +212,7 @@ def test_released_directory(tmp_path, legacy):
     assert_bitwise_equal(bare(**batch).logits, model(**batch).logits)
     labelled = models.SpanBertForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
     assert labelled.num_labels == 5
-    # saved again, it carries today's names
+    # saved again, it has today's names
     again.save_pretrained(tmp_path / "again")
     names = set(load_file(tmp_path / "again" / "model.safetensors"))
     assert not any(name.endswith(("gamma", "beta")) for name in names)

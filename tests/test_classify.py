@@ -1,4 +1,4 @@
-"""Classification: windows, figures, submissions, each against its definition."""
+"""Classification: windows, metrics and submissions, each checked against its definition."""
 
 import argparse
 import math
@@ -22,7 +22,7 @@ from spanbert_fast.tasks.classify_reading import Text
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Every letter is a piece."""
+    """A tokenizer for which every letter is a piece."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokens = [*special, *letters, *("##" + letter for letter in letters)]
@@ -40,7 +40,8 @@ def test_windows(tokenizer, lengths, max_seq_length, label):
     (window,) = task.windows(Text("0", "f:1", texts, label), tokenizer)
     kept = list(lengths)
     while sum(kept) + len(kept) + 1 > max_seq_length:
-        longest = max(kept)  # one by one, of two as long from the second
+        # pieces go one by one from the longer text; from the second, if both are equally long
+        longest = max(kept)
         kept[len(kept) - 1 - kept[::-1].index(longest)] -= 1
     expected, kinds = ["[CLS]"], [0]
     for kind, (text, n) in enumerate(zip(texts, kept, strict=True)):
@@ -50,7 +51,7 @@ def test_windows(tokenizer, lengths, max_seq_length, label):
     assert window["token_type_ids"] == kinds
     assert window["_cut"] == sum(lengths) - sum(kept)
     assert window.get("labels") == (None if label is None else 1)
-    if max_seq_length == 40 and all(lengths):  # as the tokenizer itself makes it
+    if max_seq_length == 40 and all(lengths):  # as the tokenizer itself encodes a pair
         whole = tokenizer(*texts)
         assert (window["input_ids"], kinds) == (whole["input_ids"], whole["token_type_ids"])
 
@@ -75,20 +76,20 @@ def test_the_label_of_a_number_is_a_float(tokenizer):
 
 def test_class_figures_by_hand():
     gold, predicted = list("11100000"), list("11010000")
-    # of 1: 2 right, 1 wrong, 1 missed; of 0: 4 right
+    # class 1: 2 right, 1 wrong, 1 missed; class 0: 4 right
     mcc = (2 * 4 - 1 * 1) / math.sqrt(3 * 3 * 5 * 5)
     expected = {"accuracy": 75, "f1": 100 * 2 / 3, "mcc": 100 * mcc}
     assert class_figures(gold, predicted, ["0", "1"]) == pytest.approx(expected)
-    # the second label is the one that f1 is of
+    # f1 is that of the second label
     assert class_figures(gold, predicted, ["1", "0"])["f1"] == pytest.approx(80)
-    # three classes: the mean of 2/3, 1/2 and 1
+    # with three classes, the mean of 2/3, 1/2 and 1
     got = class_figures(list("aabbc"), list("aaabc"), list("abc"))
     assert got["f1"] == pytest.approx(100 * (4 / 5 + 2 / 3 + 1) / 3)
     # R_K of the confusion ((2, 0, 0), (1, 1, 0), (0, 0, 1)): (c s - sum p g) over the two spreads
     spreads = (25 - (9 + 1 + 1)) * (25 - (4 + 4 + 1))
     assert got["mcc"] == pytest.approx(100 * (4 * 5 - (3 * 2 + 1 * 2 + 1 * 1)) / math.sqrt(spreads))
     assert class_figures(["0", "0"], ["0", "0"], ["0", "1"]) == {"accuracy": 100, "f1": 0, "mcc": 0}
-    # a gold label that the model does not know, where predict measures
+    # predict meets a gold label that the model does not know
     assert class_figures(["x", "1"], ["0", "1"], ["0", "1"])["f1"] == 100
 
 
@@ -101,7 +102,7 @@ def test_number_figures_by_hand():
         "spearman": 100 * (1 - 6 * 2 / (4 * 15)),
     }
     assert number_figures(gold, predicted) == pytest.approx(expected)
-    # equal numbers share their places: 1, 2.5, 2.5, 4 beside 1, 2, 3, 4
+    # equal numbers share their rank: 1, 2.5, 2.5, 4 against 1, 2, 3, 4
     tied = number_figures([1.0, 2.0, 2.0, 9.0], gold)["spearman"]
     assert tied == pytest.approx(100 * 4.5 / math.sqrt(4.5 * 5))
     assert number_figures([1e300, -1e300, 5e299], [1e-300, -1e-300, 5e-301])["pearson"] == 100

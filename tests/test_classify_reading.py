@@ -1,4 +1,4 @@
-"""Classification: the formats of data, and what is bad in them."""
+"""Classification: the data formats, and the errors that bad data gives."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ def written(path, text):
 
 
 def rows(task: Classification, path) -> list:
-    """(id, texts, label) of each example, or (line, reason) of what is bad."""
+    """(id, texts, label) of each example, or (line, reason) of a bad one."""
     return [
         (int(found.place.rsplit(":", 1)[1]), found.reason)
         if isinstance(found, Bad)
@@ -29,7 +29,7 @@ def rows(task: Classification, path) -> list:
     ]
 
 
-# The first lines of GLUE's files, with texts of our own: header, row, what is read of it.
+# The first lines of GLUE's files, with our own texts: header, row, and the expected example.
 GLUE_ROWS = {
     "cola": ("", "gj04\t0\t*\tThe sea the.", ("0", ("The sea the.",), "0")),
     "sst2": ("sentence\tlabel", 'an "odd film \t1', ("0", ('an "odd film ',), "1")),
@@ -72,7 +72,7 @@ def test_reads_glue(tmp_path, name):
     task = Classification(glue_task=name)
     text = "\n".join([header, row, ""])
     assert rows(task, written(tmp_path / "train", text)) == [expected]
-    # the test file has no labels; the row's number is its index where no column says one
+    # a test file has no labels; a row without an index column gets its number as the index
     if name == "cola":
         text = f"index\tsentence\n12\t{expected[1][0]}\n"
         expected = ("12", *expected[1:])
@@ -119,14 +119,14 @@ def test_reads_csv(tmp_path):
 
 
 def test_reads_a_long_document_from_csv(tmp_path):
-    """csv refuses cells of more than 131,072 characters by itself."""
+    """By default, csv refuses cells of more than 131,072 characters."""
     long = "word " * 100_000
     path = written(tmp_path / "a.csv", f'text,label\n"{long}",yes\nshort,no\n')
     assert [item.texts for item in Classification().read(path).items] == [(long,), ("short",)]
 
 
 def test_reads_a_file_of_another_system(tmp_path):
-    """A byte order mark and carriage returns are no part of the data."""
+    """A byte order mark and carriage returns are not part of the data."""
     for name, text in (
         ("a.csv", "text,label\r\na b,x\r\n"),
         ("a.tsv", "text\tlabel\r\na b\tx\r\n"),
@@ -226,7 +226,7 @@ def test_learns_labels():
     task.learn(texts("b", "10", "9", "a", "9"))
     assert task.labels == ["9", "10", "a", "b"]
     long = Classification()
-    long.learn(texts("9" * 5000, "1"))  # more digits than int() reads
+    long.learn(texts("9" * 5000, "1"))  # int() refuses this many digits
     assert long.labels == ["1", "9" * 5000]
     task.check_labels(texts("a", None))
     with pytest.raises(DataError, match="f:1: the label c is not in the training data"):

@@ -1,4 +1,4 @@
-"""What a user sees: help, exit codes, one-line errors."""
+"""The command line's help, exit codes and one-line errors."""
 
 import json
 
@@ -113,7 +113,7 @@ def test_an_output_dir_with_a_run_is_kept(tmp_path, corpus_file, small_run, caps
     assert note.read_text() == "mine", "only what a run writes is replaced"
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
 
-    # the run's model is small: a longer sequence and a larger vocabulary do not fit it
+    # a longer sequence and a larger vocabulary do not fit the run's small model
     model = str(run / "model")
     base = ["pretrain", "--data", str(corpus_file), "--init-from", model, "--max-steps", "1"]
     assert main([*base, "--output-dir", str(tmp_path / "a"), "--max-seq-length", "1024"]

@@ -1,4 +1,4 @@
-"""The collator: what it masks, what it ships, and that nothing but the example decides it."""
+"""The collator's masks and batches, which depend on nothing but the example."""
 
 import pickle
 
@@ -30,7 +30,7 @@ def test_packed_batch_is_the_sampler_on_the_examples():
     sample = sample_spans(
         ids,
         torch.tensor([0, 40, 43, 172, 236, 253], dtype=torch.int32),
-        ids < 65,  # the vocabulary's order: whole words, then continuations
+        ids < 65,  # in the order of the vocabulary: whole words, then continuations
         seed=5,
         sequence_ids=torch.tensor([sequence_id(2, k) for k in range(5)]),
         mask_token_id=MASK,
@@ -144,8 +144,9 @@ def test_given_spans_come_with_the_examples():
     collator = DataCollatorForSpanMasking(make_tokenizer(), options)
     example = {**EXAMPLES[2], "given_spans": [(10, 16)]}
     batch = collator([EXAMPLES[0], example])
-    assert set(range(50, 57)) <= set(batch["mlm_positions"].tolist())  # 40 tokens stand before
-    collator([EXAMPLES[0]])  # an example without any is whole words
+    # after the 40 tokens of the examples before
+    assert set(range(50, 57)) <= set(batch["mlm_positions"].tolist())
+    collator([EXAMPLES[0]])  # an example without given spans is masked by whole words
 
 
 @pytest.mark.parametrize("output", ["packed", "padded", "masked_lm", "raw"])

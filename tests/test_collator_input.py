@@ -1,4 +1,4 @@
-"""The collator: tokenizers, options and examples that it refuses, each by name."""
+"""The tokenizers, options and examples that the collator refuses, each with a message."""
 
 import pytest
 from tokenizers import Tokenizer, models
@@ -45,7 +45,7 @@ def test_a_tokenizer_without_the_tokens_it_takes_is_refused():
 
 @pytest.mark.parametrize(
     ("example", "error", "message"),
-    [  # the second of two examples
+    [  # the fault is in the second of two examples
         ({"input_ids": []}, ValueError, r"examples\[1\]\['input_ids'\] must hold at least one"),
         ({"input_ids": [[1, 2]]}, ValueError, r"must have shape \(seqlen,\), got \(1, 2\)"),
         ({"input_ids": [1.5, 2.0]}, TypeError, "must be integers, got float64"),
@@ -70,7 +70,7 @@ def test_an_empty_list_is_refused():
 
 
 def test_ids_that_no_token_has(tmp_path):
-    """A vocab.txt with a line twice has fewer tokens than ids."""
+    """A vocab.txt with a repeated line has more ids than tokens."""
     lines = [*SPECIAL, "one", "one", "two", "##s"]
     (tmp_path / "vocab.txt").write_text("\n".join(lines) + "\n")
     tokenizer = load_tokenizer(tmp_path)

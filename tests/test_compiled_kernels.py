@@ -1,6 +1,6 @@
-"""The Triton kernels, compiled for each chip without a GPU: no spills, memory that fits, matrix
-instructions. A representative part of what `make kernel-report` compiles, which is everything:
-bf16, width 1024 and heads of 64 on sm_90, and three kernels on the other chips."""
+"""The Triton kernels, compiled for each chip without a GPU, spill no register, fit into the memory,
+and use matrix instructions. `make kernel-report` compiles all; this is a sample: bf16, width 1024
+and heads of 64 on sm_90, and three kernels on the other chips."""
 
 import importlib
 import json
@@ -19,12 +19,12 @@ from spanbert_fast.kernels import tile_config  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# The installed Triton, and others in folders of their own, which the Makefile names.
+# The installed Triton, and others in folders that the Makefile names.
 TRITONS = [None, *(Path(p).resolve() for p in os.environ.get("OTHER_TRITON", "").split())]
 
 
 def run(*command: str, triton: Path | None = None) -> subprocess.CompletedProcess:
-    """Python in a process of its own, in which Triton compiles instead of interpreting."""
+    """Run Python in another process, in which Triton compiles instead of interpreting."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT / "benchmarks")}
     if triton is not None:
@@ -37,7 +37,7 @@ def run(*command: str, triton: Path | None = None) -> subprocess.CompletedProces
 
 @pytest.fixture(scope="module")
 def benchmarks():
-    """Imports a module of the benchmarks' folder."""
+    """A function that imports a module of the folder benchmarks."""
     sys.path.append(str(ROOT / "benchmarks"))
     yield importlib.import_module
     sys.path.remove(str(ROOT / "benchmarks"))
@@ -145,7 +145,7 @@ print(json.dumps(found))
 
 
 def test_no_kernel_is_compiled_for_a_number_of_rows():
-    """Which each batch may have another of: a multiple of 16, or 1, is no reason to compile."""
+    """Every batch may have another number of rows; 1 or a multiple of 16 starts no compilation."""
     done = run("-c", SIZES)
     assert done.returncode == 0, done.stderr[-3000:]
     usual, *others = json.loads(done.stdout)
@@ -187,7 +187,8 @@ def test_the_innermost_loop_and_its_classes(benchmarks):
     assert (loop[0].address, loop[-1].address) == (0x30, 0x60)
     assert r.count_classes(loop) == {"wide product": 1, "mufu": 1, "matrix": 1, "other": 1}
     assert r.count_classes(code)["spill"] == 1 and r.count_classes(code)["uniform"] == 1
-    assert r.innermost_loop(code[-1:]) == []  # a branch to itself stops the program's end
+    # a program ends with a branch to itself, which is no loop
+    assert r.innermost_loop(code[-1:]) == []
 
 
 @pytest.mark.parametrize(
@@ -236,17 +237,14 @@ def test_a_broken_limit_is_named(benchmarks):
 
 def test_tiles_by_chip_and_facts(tmp_path, monkeypatch):
     def tile(*chip, **facts):
-        return tile_config.row_of.__wrapped__(*chip, **facts).tile  # past its cache
+        return tile_config.row_of.__wrapped__(*chip, **facts).tile  # __wrapped__ bypasses the cache
 
     assert [tile("linear_cross_entropy_fwd", chip, itemsize=2).blocks["BLOCK_N"]
             for chip in tile_config.CHIPS] == [128, 256, 128]  # fmt: skip
     assert tile("linear_cross_entropy_fwd", 90, itemsize=4).blocks["BLOCK_N"] == 64
     for chip, warps, one_tile in ((80, 4, 64), (90, 4, 128), (100, 4, 128)):
-        facts = {
-            "itemsize": 2,
-            "head_block": 64,
-            "keys": 512,
-        }  # a row for wider heads stands behind
+        # the table has a row for wider heads after this one
+        facts = {"itemsize": 2, "head_block": 64, "keys": 512}
         assert tile("varlen_attention_fwd", chip, **facts).blocks["BLOCK_N"] == 128
         assert tile("attention_dq", chip, **facts).num_warps == warps
         assert tile("attention_one_tile", chip, **facts).blocks["BLOCK"] == one_tile
@@ -261,7 +259,7 @@ def test_tiles_by_chip_and_facts(tmp_path, monkeypatch):
     path.write_text(json.dumps([entry]))
     monkeypatch.setattr(tile_config, "TUNED", tile_config.read_tuned(path))
     assert tile("dropout_add_layer_norm_bwd", 90, width=768) == (*({}, 2, 2), "a chip, a day")
-    for width in (512, 1025):  # of other rows
+    for width in (512, 1025):  # widths of other rows in the table
         assert tile("dropout_add_layer_norm_bwd", 90, width=width).measured == "static"
     assert tile("dropout_add_layer_norm_bwd", 100, width=768).measured == "static"
     for text in ("{", '{"a": 1}', "[{}]"):
@@ -271,7 +269,7 @@ def test_tiles_by_chip_and_facts(tmp_path, monkeypatch):
 
 
 def test_the_committed_rows_are_whole():
-    """Each stands for a row of the tables, and says where it was measured."""
+    """Each one replaces a row of the tables, and says where it was measured."""
     assert tile_config.TUNED_FILE.exists()
     for kernel, rows in tile_config.TUNED.items():
         for row in rows:

@@ -1,4 +1,4 @@
-"""`spanbert-fast completion`: what the shell offers is what the parsers take."""
+"""`spanbert-fast completion`: the shell offers the options that the parsers take."""
 
 import importlib.util
 import subprocess
@@ -33,7 +33,7 @@ def test_what_is_missing_is_one_line(monkeypatch, capsys):
 
 
 def offered(script, *words):
-    """What bash offers for the last of the words."""
+    """The words that bash offers for the last word."""
     quoted = " ".join(f"'{word}'" for word in ("spanbert-fast", *words))
     code = (
         f"{script}\nCOMP_WORDS=({quoted}); COMP_CWORD={len(words)}\n"

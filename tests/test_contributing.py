@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md and the workflow call is there."""
+"""The files and targets that CONTRIBUTING.md and the workflow name exist."""
 
 import re
 from pathlib import Path

@@ -16,7 +16,7 @@ from spanbert_fast.models import SpanBertConfig, SpanBertForCoreference
 from spanbert_fast.tasks.coref import HEADS, Coreference
 from spanbert_fast.tasks.coref_documents import Document
 from spanbert_fast.tasks.coref_segments import CoreferenceCollator, parts_of, segments_of
-from spanbert_fast.training.finetune import finetune
+from spanbert_fast.training.finetuning.finetune import finetune
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_segments_hold_whole_sentences_and_every_word_once(tokenizer):
         assert segment.input_ids[0] == tokenizer.cls_token_id
         assert segment.input_ids[-1] == tokenizer.sep_token_id
         assert segment.firsts[0] == 1 and segment.lasts[-1] == len(segment.input_ids) - 2
-    # a mention cannot go from one segment to the next within a sentence
+    # no mention crosses from one segment to the next, even within a sentence
     (window,) = parts_of(long, tokenizer, 16)
     assert window["sentences"][-1] + 1 == len(split) > 7
     words = [len(w["first_pieces"]) for w in parts_of(long, tokenizer, 16, 2)]
@@ -198,7 +198,7 @@ def test_what_is_not_possible_is_said(folder, tmp_path, caplog):
 
 
 def test_memory_grows_with_the_words_alone(tokenizer):
-    """A document of 20,000 words, whose words x words in fp32 would be 1.6 GB."""
+    """A document of 20,000 words; a words x words matrix in fp32 would take 1.6 GB."""
     model = SpanBertForCoreference(config_of()).eval()
     long = document("long", random.Random(0), 7500)
     assert len(long.words) > 20_000

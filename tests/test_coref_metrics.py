@@ -1,4 +1,4 @@
-"""The figures of coreference by hand-checked examples of the literature, and their assignment."""
+"""The coreference metrics on examples of the literature, checked by hand; and the assignment."""
 
 import itertools
 import random
@@ -11,7 +11,7 @@ from spanbert_fast.tasks.coref_metrics import coreference_scores
 
 
 def clusters_of(*texts):
-    """Clusters of mentions that are letters."""
+    """Clusters from strings; each letter is a mention."""
     return [[(ord(letter), ord(letter)) for letter in text] for text in texts]
 
 
@@ -52,10 +52,10 @@ def test_singletons_count_where_they_are_asked_for():
     key, response = ("ab", "c"), ("ab", "d")
     assert figures(key, response, singletons=False)["conll_f1"] == pytest.approx(100)
     both = figures(key, response)
-    assert both["muc_f1"] == pytest.approx(100)  # links alone
+    assert both["muc_f1"] == pytest.approx(100)  # only links count
     assert both["b3_f1"] == both["lea_f1"] == pytest.approx(100 * 2 / 3)
     assert both["ceafe_f1"] == pytest.approx(50)
-    # LEA: a cluster of one is resolved by a cluster of one alone
+    # LEA: only a cluster of one matches a cluster of one
     assert figures(("a",), ("ab",))["lea_f1"] == 0.0
 
 

@@ -1,4 +1,4 @@
-"""Readers and writers of coreference: what is written is read again; bad data is named."""
+"""Coreference files are read as they were written, and bad data is reported with its place."""
 
 import json
 
@@ -92,7 +92,7 @@ def test_words_and_sentences_by_rule():
 
 @pytest.mark.parametrize("name", ["out.conll", "out.jsonl"])
 def test_what_is_written_is_read_again(tmp_path, name):
-    # crossing and nested mentions of several clusters, twice on one word, at the edges
+    # mentions of several clusters that cross, nest, share a word, and lie at the edges
     clusters = [[(0, 3), (5, 5), (5, 6)], [(2, 4), (0, 0)], [(3, 3), (2, 3)]]
     document = Document("d", "", "0", [["a", "<b>", "c", "d"], ["e", "f", "g"]], clusters)
     paths = write_documents(tmp_path / name, [document], [clusters])
@@ -145,5 +145,5 @@ def test_bad_data_is_named_or_left_out(tmp_path, kind):
 def test_bad_json_lines(tmp_path, content, reason):
     with pytest.raises(DataError, match=f"x.jsonl:2: .*{reason}"):
         read(tmp_path, "x.jsonl", "\n" + json.dumps(content))
-    with pytest.raises(DataError, match="x.jsonl:1: is not JSON"):
+    with pytest.raises(DataError, match="x.jsonl:1: not JSON"):
         read(tmp_path, "x.jsonl", "{")

@@ -1,4 +1,4 @@
-"""Reading a corpus: every form gives the same documents, and what is broken is named."""
+"""Every format of a corpus gives the same documents, and a broken file is named in the error."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ TEXT = "\n\n".join(DOCUMENTS) + "\n"
 
 
 def zstd(content: bytes) -> bytes:
-    """Two frames, as a parallel compressor writes them."""
+    """Compress into two frames, as a parallel compressor does."""
     half = len(content) // 2
     codec = pa.Codec("zstd")
     parts = (content[:half], content[half:])
@@ -74,7 +74,7 @@ def test_files_come_in_the_order_given_and_end_documents(tmp_path):
     first, second = write(tmp_path / "b.txt", "first"), write(tmp_path / "a.txt", "second\n\nthird")
     assert texts(first, second) == ["first", "second", "third"]
     assert texts(second, first) == ["second", "third", "first"]
-    # a directory's files come by name; other files in it are no part of the corpus
+    # a directory's files are read in order of their names; others are not part of the corpus
     write(tmp_path / "c.txt.gz", gzip.compress(b"fourth"))
     write(tmp_path / "README.md", "not text of the corpus")
     assert texts(tmp_path) == ["second", "third", "first", "fourth"]
@@ -93,7 +93,7 @@ def test_jsonl_documents_keep_their_paragraphs(tmp_path):
 
 
 def test_the_temporary_table_has_no_name(tmp_path, monkeypatch):
-    """So that it goes with the process, however that ends; its rows are mapped."""
+    """It disappears with the process, however that ends; its rows are mapped from the file."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
@@ -242,5 +242,5 @@ def test_embedded_documents_are_english_prose():
     assert all(line == line.strip() and line for line in paragraphs)
     assert len(set(paragraphs)) == len(paragraphs)
     words = re.findall(r"[a-z]+", " ".join(paragraphs).lower())
-    # the share of "the" in English text is about 5 %
+    # about 5 % of English words are "the"
     assert 0.03 < words.count("the") / len(words) < 0.10

@@ -1,4 +1,4 @@
-"""The compiled CPU kernels at every instruction set of this machine, and apart from each other."""
+"""The compiled CPU kernels run at every level of this machine, and the levels stay apart."""
 
 import os
 import re
@@ -12,8 +12,9 @@ from spanbert_fast._extension import _C
 
 pytestmark = pytest.mark.skipif(_C is None, reason="needs the extension")
 
-CHOSEN = "not compile and not bad_input and not stand_in and not memory"  # independent of the level
-# the tests of every op with kernels by level; attention's have files of their own
+# leaves out the tests that do not depend on the level
+CHOSEN = "not compile and not bad_input and not stand_in and not memory"
+# the tests of all ops with code by level, except attention, which has its own files
 FILES = sorted(
     path.name
     for kernel in (ROOT / "csrc/cpu/kernels").glob("*.cpp")
@@ -24,7 +25,7 @@ FILES = sorted(
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_the_ops_at_every_level(capability):
-    """The ops' own tests again, in a process that is held to one level."""
+    """Run the ops' own tests again in a process that is limited to one level."""
     run_at_level(
         CAPABILITIES[capability], FILES, CHOSEN, at_least=240, ATEN_CPU_CAPABILITY=capability
     )
@@ -35,8 +36,8 @@ def test_the_ops_at_every_level(capability):
     reason="needs x86-64 and binutils",
 )
 def test_no_instruction_beyond_its_level():
-    """Code that any CPU runs holds no AVX; AVX2 code no AVX-512; AVX-512 code no bfloat16; and no
-    code but the level amx's holds a tile instruction."""
+    """Baseline code has no AVX, AVX2 code no AVX-512, AVX-512 code no bfloat16, and only the level
+    amx has tile instructions."""
     listing = subprocess.run(
         ["objdump", "-d", "--no-show-raw-insn", _C.__file__],
         capture_output=True,
@@ -47,10 +48,10 @@ def test_no_instruction_beyond_its_level():
     names = "|".join(f"{len(name)}{name}" for name in LEVELS)
     for line in listing.splitlines():
         if line.endswith(">:"):
-            # the longest name that the mangled symbol carries, as in N13spanbert_fast6avx512...
+            # the longest level name in the mangled symbol, as in N13spanbert_fast6avx512...
             found = re.search(rf"13spanbert_fast(?:{names})", line)
             level = re.sub(r"^13spanbert_fast\d+", "", found.group()) if found else "baseline"
-            if "_range_avx2" in line:  # the span sampler's clones, chosen at run time as well
+            if "_range_avx2" in line:  # the span sampler's clones are chosen at run time, too
                 level = "avx2"
             symbol = line
             continue
@@ -68,7 +69,7 @@ def test_no_instruction_beyond_its_level():
             continue
         seen.add(needed)
         assert LEVELS.index(needed) <= LEVELS.index(level), f"{symbol} {line}"
-    # An editable build holds this CPU's levels, a wheel all of them.
+    # An editable build has this CPU's levels, a wheel has all.
     assert seen >= set(_C.isa_levels()) - {"baseline"}
     amx = {"ldtilecfg", "tilezero", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease"}
     assert tiles == (amx if "amx" in seen else set())

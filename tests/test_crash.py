@@ -1,4 +1,4 @@
-"""A few cases of the crash campaign; `make check-crash` runs all of it."""
+"""A few cases of the crash tests; `make check-crash` runs all of them."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The Triton kernels stand where the ops' CUDA implementations are looked for."""
+"""Each op finds its Triton kernel where its CUDA registration looks for it."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""The documentation site builds with no warning and no network, and its pages are true."""
+"""The documentation site builds without warnings or network, and the code on its pages runs."""
 
 import os
 import re
@@ -21,7 +21,7 @@ PARSERS = {"pretrain": pretrain, "prepare": prepare, "finetune": finetune, "pred
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """The site, every warning an error."""
+    """Build the site; every warning is an error."""
     out = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
     done = subprocess.run(
@@ -77,12 +77,13 @@ def test_the_drawings_are_what_the_script_draws():
 
 
 def blocks_of(page: Path, kind: str) -> list[str]:
-    """The fenced blocks of one kind."""
+    """The fenced blocks of one language."""
     return re.findall(rf"```{kind}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def needs_the_first_run_alone(page: Path) -> bool:
-    """Code that loads what a fine-tuning leaves is run by that task's tests."""
+    """Whether code needs nothing but the first run. Code on a fine-tuned model runs in its task's
+    tests."""
     code = "\n".join(blocks_of(page, "python"))
     return bool(code) and set(re.findall(r'"(runs/[^"]+)"', code)) <= {"runs/first/model"}
 
@@ -91,7 +92,7 @@ def needs_the_first_run_alone(page: Path) -> bool:
     "page", [page for page in PAGES if needs_the_first_run_alone(page)], ids=lambda page: page.stem
 )
 def test_its_python_runs(page, trained_model, tmp_path, monkeypatch):
-    """All blocks of a page in their order, beside a checkpoint in runs/first/model."""
+    """All blocks of a page run in order, beside a checkpoint in runs/first/model."""
     shutil.copytree(trained_model, tmp_path / "runs/first/model")
     monkeypatch.chdir(tmp_path)
     names: dict = {}

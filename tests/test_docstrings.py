@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +18,14 @@ from spanbert_fast.ops import OPS
 MOST_LINES = 6  # of an example's code
 
 
+def on_the_site() -> list[str]:
+    """The names on docs/api.md, without the package's."""
+    page = (Path(__file__).parent.parent / "docs/api.md").read_text()
+    return re.findall(r"auto(?:function|class):: spanbert_fast\.(\S+)", page)
+
+
 def public() -> dict[str, object]:
-    """Public callables by their names; plain values (tuples and dataclasses) explain themselves."""
+    """Public callables by their names: those of the package, and those of the page API."""
     found = {
         f"spanbert_fast.{name}": getattr(spanbert_fast, name) for name in spanbert_fast.__all__
     }
@@ -31,27 +38,20 @@ def public() -> dict[str, object]:
             for name, function in functions
             if function.__module__ == module.__name__ and not name.startswith("_")
         }
-    for place in (
-        "tasks.qa.answer",
-        "data.static_shapes.StaticShapes",
-        "training.pretrain.pretrain",
-        "training.finetune.finetune",
-        "integrations.import_fairseq.import_fairseq",
-        "testing.assert_no_worse_than",
-        "testing.assert_bitwise_equal",
-    ):
-        module, _, name = place.rpartition(".")
-        found[place] = getattr(importlib.import_module(f"spanbert_fast.{module}"), name)
+    for place in (*on_the_site(), "testing.assert_no_worse_than", "testing.assert_bitwise_equal"):
+        module, _, name = f"spanbert_fast.{place}".rpartition(".")
+        found[place] = getattr(importlib.import_module(module), name)
     return {name: value for name, value in found.items() if callable(value)}
 
 
-HELPERS = {"ops.sample_spans.span_capacity"}
-# They need files of their own, or minutes; README and the pages of the site, whose code runs in
-# their tests, show their use.
+HELPERS = {"ops.sample_spans.span_capacity", "tasks.base.Task"}
+# These need a file of another program, a GPU, or a stock model. README and the site show their use,
+# and tests run that code.
 SHOWN_ELSEWHERE = {
-    "training.pretrain.pretrain",
-    "training.finetune.finetune",
     "integrations.import_fairseq.import_fairseq",
+    "training.CapturedStep",
+    "accelerate",
+    "decelerate",
     "spanbert_fast.accelerate",
     "spanbert_fast.decelerate",
 }
@@ -78,7 +78,7 @@ def test_it_has_a_short_example(name):
 
 
 def modules() -> list[str]:
-    """Every module with examples; the compiled one has none."""
+    """Names of all modules with examples; the compiled module has none."""
     found = pkgutil.walk_packages(spanbert_fast.__path__, "spanbert_fast.")
     names = ["spanbert_fast", *(m.name for m in found if ".kernels" not in m.name)]
     return [name for name in names if _has_examples(name)]
@@ -95,7 +95,7 @@ def _has_examples(name: str) -> bool:
 
 @pytest.mark.parametrize("name", modules())
 def test_its_examples_run(name, trained_model, tmp_path, monkeypatch):
-    """Beside a checkpoint in runs/first/model, with torch at hand."""
+    """Examples may use torch, and a checkpoint in runs/first/model."""
     (tmp_path / "runs/first").mkdir(parents=True)
     (tmp_path / "runs/first/model").symlink_to(trained_model)
     monkeypatch.chdir(tmp_path)

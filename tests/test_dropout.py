@@ -1,4 +1,4 @@
-"""The dropout masks of contract C4 against the rule read out element by element."""
+"""The dropout masks of contract C4 against the rule, applied element by element."""
 
 import pytest
 import torch
@@ -47,7 +47,8 @@ def test_attention_mask_is_the_byte_rule(seqlen, threshold):
 
 @pytest.mark.parametrize("hidden_size", [1, 6, 100, 256, 768])
 def test_hidden_mask_is_the_byte_rule(hidden_size):
-    rows = torch.tensor([0, 3, 1, 700_000_000])  # the last: call numbers beyond 32 bits at 768
+    # the last one needs call numbers beyond 32 bits at width 768
+    rows = torch.tensor([0, 3, 1, 700_000_000])
     dropout = Dropout(77 / 256, torch.tensor(SEED), 4, rows)
     mask = hidden_keep_mask(dropout, 4, hidden_size, torch.device("cpu"))
     assert mask.shape == (4, hidden_size)
@@ -71,7 +72,7 @@ def test_masks_have_the_stated_rate_and_differ_by_site_and_seed():
         assert abs(mask.double().mean().item() - 230 / 256) < 0.004
     for i in range(4):
         for j in range(i):
-            # independent masks agree where both keep or both drop
+            # two independent masks agree if both keep or both drop
             agreement = (masks[i] == masks[j]).double().mean().item()
             assert abs(agreement - ((230 / 256) ** 2 + (26 / 256) ** 2)) < 0.006
 
@@ -95,7 +96,8 @@ def test_a_plan_gives_every_place_its_site():
     assert plan.attention(2, 0.1) == Dropout(0.1, plan.seed, 2)
     assert plan.after_attention(2, 0.1, rows) == Dropout(0.1, plan.seed, 4, rows)
     assert plan.after_feed_forward(2, 0.1, rows) == Dropout(0.1, plan.seed, 5, rows)
-    assert plan.embeddings(3, 0.1) == Dropout(0.1, plan.seed, 6)  # behind the last layer's
+    # the site after those of the last layer
+    assert plan.embeddings(3, 0.1) == Dropout(0.1, plan.seed, 6)
     torch.manual_seed(5)
     drawn = DropoutPlan.draw(torch.device("cpu")).seed
     assert drawn.dtype == torch.int64 and drawn.dim() == 0
@@ -119,7 +121,8 @@ def test_what_the_ops_refuse_and_what_they_need_not():
         with pytest.raises(ValueError, match=message):
             flat_dropout(Dropout(0.1, seed), x)
     seed = torch.tensor(SEED)
-    for site in (-1, 65536):  # 16 bits of the counter: another one would give a lower one's mask
+    # the site has 16 bits of the counter: a larger one would repeat a smaller one's mask
+    for site in (-1, 65536):
         with pytest.raises(ValueError, match=rf"dropout.site must be in \[0, 65536\), got {site}"):
             flat_dropout(Dropout(0.1, seed, site), x)
     with pytest.raises(ValueError, match="dropout_p must be 0 or in .* got 0.999"):

@@ -51,7 +51,7 @@ def test_no_worse_than_pytorch(shape, dtype, dropout_p, poisoned_empty):
         truth = run(ours, tensors, dy, torch.float64)
     names = ("y", "dx", "dresidual", "dweight", "dbias", "dx_bias")
     for name, a, b, c in zip(names, got, like, truth, strict=True):
-        # Sums of up to 40 rows may come out exact in the peer by luck.
+        # The peer may be exact by luck in sums of up to 40 rows.
         assert_no_worse_than(a, b, c, floor=rounding_floor(a, shape[0]), name=name)
 
 
@@ -86,7 +86,7 @@ def test_residual_in_fp32(shape, dtype, poisoned_empty):
     names = ("y", "dx", "dresidual", "dweight", "dbias", "dx_bias")
     for name, a, b, c in zip(names, got, like, truth, strict=True):
         assert a.dtype == b.dtype, name
-        # as above; where the result is fp32 the peer's x + x_bias has been rounded to dtype
+        # as above; if the result is fp32, the peer has rounded x + x_bias to dtype
         assert_no_worse_than(a, b, c, floor=rounding_floor(a, shape[0]), name=name)
 
 
@@ -105,7 +105,7 @@ def test_the_mask_is_the_reference_s(threshold, hidden_size):
             weight, bias = torch.ones(hidden_size), torch.zeros(hidden_size)
             return dropout_add_layer_norm(x, residual, weight, bias, dropout=dropout)
 
-        # Of ones, those that are kept lie above their row's mean, if not all are.
+        # x is all ones: kept elements are above their row's mean, unless all are kept.
         mixed = expected.any(1) & ~expected.all(1)
         above = function(torch.ones(expected.shape), torch.zeros(expected.shape)) > 0
         assert torch.equal(above[mixed], expected[mixed])
@@ -122,7 +122,7 @@ def test_large_mean_does_not_cancel_the_variance(dtype):
     truth = F.layer_norm(x.double(), (96,), eps=1e-12)
     peer = F.layer_norm(x, (96,), eps=1e-12)
     ours = dropout_add_layer_norm(x, residual, weight, bias)
-    # a mean of 1000 is known to one unit in the last place, 6e-5 of the deviation 1
+    # a mean of 1000 has an error of one unit in the last place: 6e-5 of the deviation, 1
     assert_no_worse_than(ours, peer, truth, floor=2e-4 if dtype == torch.float32 else 0.02)
 
 
@@ -151,7 +151,7 @@ def test_parameters_of_a_wider_dtype_get_gradients_of_theirs():
         truth = dropout_add_layer_norm(
             x.double(), residual.double(), exact[0], exact[1], x_bias=exact[2]
         )
-    # of the same loss: its slope is that of the rounded y
+    # the loss has the gradient of the rounded y
     expected = torch.autograd.grad(truth, exact, 2 * y.detach().double())
     for gradient, wanted in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient.double(), wanted, rtol=2e-2, atol=2e-2)
@@ -214,7 +214,7 @@ def test_bad_input():
     ):
         with pytest.raises(error, match=message):
             dropout_add_layer_norm(x, residual, weight, bias, dropout=wrong)
-    if _C is not None:  # on the CPU, where looking is free
+    if _C is not None:  # on the CPU, where the check costs no synchronisation
         with pytest.raises(ValueError, match="rows must not be negative, got -1"):
             dropout = dropout._replace(rows=torch.arange(4) - 1)
             dropout_add_layer_norm(x, residual, weight, bias, dropout=dropout)

@@ -54,7 +54,7 @@ def test_no_worse_than_pytorch(shape, dtype, dropout_p, poisoned_empty):
         truth = run(ours, torch.float64)
     names = ("y", "dword", "dposition", "dtype", "dweight", "dbias")
     for name, a, b, c in zip(names, got, like, truth, strict=True):
-        # A table row that few tokens read may come out exact in the peer by luck.
+        # The peer may be exact by luck in a table row that few tokens read.
         assert_no_worse_than(a, b, c, floor=rounding_floor(a, shape[0]), name=name)
     assert (got[1][3] == 0).all(), "the padding row has no gradient"
 
@@ -62,12 +62,12 @@ def test_no_worse_than_pytorch(shape, dtype, dropout_p, poisoned_empty):
 @pytest.mark.parametrize("hidden_size", [768, 130])
 def test_the_mask_is_the_reference_s(hidden_size):
     ids, (word, position, token_type, weight, bias) = make(70, hidden_size, torch.float32)
-    bias = bias.fill_(50.0).requires_grad_()  # no element is zero unless dropped
+    bias = bias.fill_(50.0).requires_grad_()  # only dropped elements are zero
     dropout = Dropout(0.1, SEED, 7)
     y = embedding_layer_norm(*ids, word, position, token_type, weight, bias, dropout=dropout)
     expected = hidden_keep_mask(dropout, 70, hidden_size, CPU)
     assert torch.equal(y != 0, expected)
-    # the backward's mask: row by row dbias is what of the row is kept
+    # the backward's mask: with one row at a time, dbias shows which elements are kept
     for row in (0, 33, 69):
         (dbias,) = torch.autograd.grad(y[row].sum(), bias, retain_graph=True)
         assert torch.equal(dbias != 0, expected[row])
@@ -166,8 +166,8 @@ def test_bad_input():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(0, 8), (1, 32), (61, 67)])
 def test_without_token_types(shape, dtype, poisoned_empty):
-    """Against PyTorch and the reference; the other tables' gradients are those that they have
-    beside a table of zeros."""
+    """The result equals PyTorch's and the reference's; the other tables have the gradients that
+    they have with a table of zeros."""
     (words, positions, types), (word, position, _, weight, bias) = make(*shape, dtype)
     tables, dy = (word, position, weight, bias), torch.randn(shape).to(dtype)
     dropout = Dropout(0.25, SEED, 24)
@@ -191,7 +191,7 @@ def test_without_token_types(shape, dtype, poisoned_empty):
         truth = run(ours, torch.float64)
     names = ("y", "dword", "dposition", "dweight", "dbias")
     for name, a, b, c in zip(names, got, like, truth, strict=True):
-        # as above; in fp64 the peer is the truth itself, and some roundings of it are ours
+        # as above; in fp64 the peer is the truth, and ours may differ by some roundings
         assert_no_worse_than(a, b, c, floor=rounding_floor(a, shape[0]), name=name)
 
     def of_zeros(word, position, *norm):
@@ -226,7 +226,7 @@ def test_a_large_gradient_takes_the_memory_of_the_last_one():
     del one
     three = gradient(200)
     assert three.data_ptr() == free
-    check(three, 200)  # nothing of the last one stays
+    check(three, 200)  # nothing of the previous call remains
     check(two, 30_000)
     torch.use_deterministic_algorithms(True)
     del three

@@ -1,4 +1,4 @@
-"""SpanBertForPreTraining in a Trainer of one's own: eval_loss, early stopping, the best weights."""
+"""SpanBertForPreTraining in a user's Trainer: eval_loss, early stopping, the best weights."""
 
 import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
@@ -26,7 +26,7 @@ def test_the_trainer_s_own_evaluation(tmp_path):
             per_device_train_batch_size=10,
             per_device_eval_batch_size=4,
             max_steps=6,
-            learning_rate=1.0,  # so that every step makes it worse
+            learning_rate=1.0,  # a rate at which every step makes the model worse
             eval_strategy="steps",
             eval_steps=1,
             save_steps=1,

@@ -1,4 +1,4 @@
-"""A model that several threads fill with, evaluate or predict with is left as it was."""
+"""A model has its modes back after several threads have filled, evaluated or predicted with it."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +16,7 @@ TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"the quick brown fox ju
 
 @pytest.fixture
 def model():
-    """In training, but for a part that its owner has frozen."""
+    """A model in training mode, except one part that its owner has set to evaluation."""
     config = SpanBertConfig(
         vocab_size=len(TOKENS),
         hidden_size=32,

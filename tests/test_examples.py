@@ -1,4 +1,4 @@
-"""Each script of examples/ runs and does what it says."""
+"""Every script in examples/ runs and does what it says."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
 def load(name):
-    """The script as a module."""
+    """Import a script as a module."""
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -46,7 +46,7 @@ def test_drop_in_loop(capsys):
 
 
 def test_trainer(tmp_path, corpus_file, monkeypatch):
-    """A masked LM from a BERT checkpoint of random weights; what comes out is stock BERT's."""
+    """Train a masked LM from a BERT with random weights; the result loads as stock BERT."""
     words = sorted(set(corpus_file.read_text().replace(".", " .").split()))
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
@@ -73,7 +73,7 @@ def test_trainer(tmp_path, corpus_file, monkeypatch):
 
 @pytest.mark.parametrize("family", ["roberta", "xlm-roberta"])
 def test_any_encoder(family, tmp_path, corpus_file, capsys):
-    """Both losses fall, and transformers' scores are ours."""
+    """Both losses fall, and transformers computes the same scores."""
     options = "--vocab-size 400 --max-steps 40 --max-seq-length 48 --tokens-per-batch 256".split()
     arguments = [family, str(tmp_path), str(corpus_file), *options, "--held-out", "0.1"]
     assert load("any_encoder").main(arguments) < 1e-4
@@ -85,7 +85,7 @@ def test_any_encoder(family, tmp_path, corpus_file, capsys):
 
 @torch.no_grad()
 def test_pipeline(tmp_path, capsys):
-    """The small models, then the same from their directories, against their own logits."""
+    """The example's models, and the same ones from their directories, match their own logits."""
     example = load("pipeline")
     classes, entities = example.main([])
     assert len(classes) == len(entities) == len(example.TEXTS)
@@ -105,7 +105,7 @@ def test_pipeline(tmp_path, capsys):
 
 
 def test_the_notebook_runs_from_top_to_bottom(capsys):
-    """All code cells in their order, in one namespace; they assert what the text says of them."""
+    """All code cells run in order, in one namespace; they assert what the text says."""
     notebook = json.loads((EXAMPLES / "tour.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
     assert len(cells) >= 5 and all(not c.get("outputs") for c in notebook["cells"])

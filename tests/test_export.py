@@ -1,4 +1,4 @@
-"""Checkpoints for other software, checked in a process that does not know this package."""
+"""Exported checkpoints, loaded in a process that cannot import this package."""
 
 import json
 
@@ -17,7 +17,7 @@ from test_checkpoints import SIZES, assert_same_state, pretraining, randomize
 
 @pytest.fixture
 def old(tmp_path):
-    """What earlier versions have written: a model type of our own, both heads in one file."""
+    """A checkpoint of an earlier version: our own model type, and both heads in one file."""
     folder = tmp_path / "old"
     pretraining().save_pretrained(folder)
     path = folder / "config.json"
@@ -64,7 +64,7 @@ def test_onnx(old, tmp_path):
     ],
 )
 def test_another_family_stays_what_it_is(tmp_path, capsys, name, head, to):
-    """Ours, which `accelerate` has changed, is saved as transformers' own class."""
+    """An accelerated model is saved as transformers' own class."""
     made = sb.accelerate(family_cases.model(name, head)).eval()
     made.save_pretrained(tmp_path / "ours")
     for file in ("merges.txt", "vocab.json", "tokenizer.json"):

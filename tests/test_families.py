@@ -41,7 +41,7 @@ def test_the_texts_name_the_families_of_the_table():
 
 @pytest.mark.parametrize(("name", "head"), EVERY)
 def test_outputs_and_gradients_equal(name, head):
-    """While training: of the last layer, only what the head reads is computed."""
+    """In training: the last layer computes only what the head reads."""
     ours = model(name, head)
     truth = copy.deepcopy(ours).double()
     inputs = only_tokens(inputs_of(ours), head)
@@ -78,6 +78,6 @@ def test_bf16_autocast(name):
         errors = [
             sum((x[n].double() - exact[n]).square().sum() for n in names) for x in (got, expected)
         ]
-        # C5's factor on the root of the squared error: residuals are bf16 here, fp32 there
+        # C5's factor applies to the RMS error: residuals are bf16 here, and fp32 in transformers
         assert errors[0] ** 0.5 <= 2 * errors[1] ** 0.5, key
         assert all(got[n].dtype == expected[n].dtype for n in names)

@@ -29,7 +29,7 @@ def compiled(made, **options):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_one_graph_for_every_mask(name):
-    """Outputs and gradients are those of eager mode; another mask needs no other graph."""
+    """Outputs and gradients are those of eager mode, and another mask uses the same graph."""
     layers = "n_layers" if name == "distilbert" else "num_hidden_layers"
     made = sb.accelerate(model(name, HEADS[name], **{layers: 1})).train()
     inputs = inputs_of(made)

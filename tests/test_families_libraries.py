@@ -1,4 +1,5 @@
-"""accelerate() inside what looks at hidden states as (batch, seqlen, ...), in several families."""
+"""accelerate() with tools that expect hidden states of (batch, seqlen, ...), in several
+families."""
 
 import copy
 import warnings
@@ -43,9 +44,10 @@ def query_of(made):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_torch_func(name):
-    """The gradient and the derivative in a direction, as of transformers' model."""
+    """Gradients and directional derivatives equal those of transformers' model."""
     ours, theirs, inputs = pair(name)
-    inputs.pop("attention_mask")  # transformers reads its values, which torch.func has no
+    # transformers reads the mask's values, which torch.func does not allow
+    inputs.pop("attention_mask")
 
     def gradients(made):
         run = lambda p: torch.func.functional_call(made, p, (), inputs).loss  # noqa: E731
@@ -60,8 +62,8 @@ def test_torch_func(name):
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("head", ["classification", "masked LM"])
 def test_gradients_per_sample(name, head):
-    """What a library such as opacus does: parameters with a grad_sample, hooks that take the
-    leading dimension for the batch."""
+    """As in opacus: parameters get a grad_sample from hooks that take the leading dimension for the
+    batch."""
     title = HEADS[name].removesuffix("ForSequenceClassification")
     ours, theirs, inputs = pair(
         name, HEADS[name] if head == "classification" else f"{title}ForMaskedLM"
@@ -83,7 +85,7 @@ def test_gradients_per_sample(name, head):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_hooks_on_embeddings_see_padded_input(name):
-    """Noise on the words' embeddings (NEFTune), attributions to the whole of them."""
+    """Noise on the word embeddings (NEFTune), and attributions to all embeddings."""
     ours, theirs, inputs = pair(name)
     for part in ("words", "all"):
         outputs = []
@@ -126,7 +128,7 @@ def test_lora_and_an_adapter_for_each_sequence(name):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_without_data(name):
-    """On the meta device, with and without a mask, and with fake tensors: shapes alone."""
+    """Shapes are right on the meta device, with and without a mask, and with fake tensors."""
     ours, theirs, inputs = pair(name)
     expected = theirs(**inputs).logits.shape
     ours.to("meta")
@@ -172,7 +174,7 @@ def test_an_unknown_encoder_beside_a_known_one_stays_and_is_named():
 
 @pytest.mark.parametrize("name", HEADS)
 def test_padding_may_be_filled(name):
-    """With what transformers has there; the logits that read first tokens alone stay packed."""
+    """Padding may be filled with transformers' values; heads that read first tokens stay packed."""
     ours, theirs, inputs = pair(name)
     assert (ours.base_model(**encoder_inputs(inputs))[0][inputs["attention_mask"] == 0] == 0).all()
     sb.accelerate(ours, fill_padding=True)

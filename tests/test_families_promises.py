@@ -1,4 +1,4 @@
-"""accelerate(): what it promises of BERT holds for every family in the table."""
+"""What accelerate() promises for BERT holds for every family in the table."""
 
 import copy
 import inspect
@@ -37,7 +37,7 @@ def encoder_of(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_embeddings_and_stages(name):
-    """inputs_embeds, positions of one's own, the hidden states of every stage."""
+    """inputs_embeds, custom positions, and the hidden states of every stage."""
     ours = model(name, encoder_of(name)).eval()
     truth, real = copy.deepcopy(ours).double(), mask()
     width = ours.get_input_embeddings().embedding_dim
@@ -57,7 +57,7 @@ def test_embeddings_and_stages(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_padding_without_a_mask(name):
-    """A mask that somebody forgot: padding is text then, and RoBERTa's has no position."""
+    """If the mask was forgotten, padding counts as text, as in transformers."""
     ours = model(name, encoder_of(name))
     truth, inputs = copy.deepcopy(ours).double(), {"input_ids": ids()}
 
@@ -168,7 +168,8 @@ def test_accelerated_classes_have_a_module_and_follow_a_change_of_attention():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_dropout_is_drawn_by_the_generator(name):
-    """Twice with one seed, once with another; gradient checkpointing drops what it dropped."""
+    """One seed gives the same mask twice, another a different one; checkpointing repeats the
+    mask."""
     fields = {"dropout": 0.1, "attention_dropout": 0.1} if name == "distilbert" else {}
     fields = fields or {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     ours = sb.accelerate(model(name, encoder_of(name), **fields))

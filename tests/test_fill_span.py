@@ -1,4 +1,4 @@
-"""FillSpan: exact best fillings of runs of masks, from either head or both; the usual snippets."""
+"""FillSpan finds the exact best fillings of runs of masks; and the usual snippets run."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ def tokenizer():
 
 
 def make(model_class=sb.SpanBertForPreTraining, vocab_size=ROWS):
-    """A model with large weights, and three rows more than the tokenizer has tokens."""
+    """A model with large weights, and with three rows more than the tokenizer has tokens."""
     config = sb.SpanBertConfig(
         vocab_size=vocab_size,
         hidden_size=32,
@@ -162,7 +162,7 @@ def test_iterative_fills_the_surest_place_first(model, tokenizer, head):
     for fillings in several:
         scores = [f.score for f in fillings]
         assert len({f.text for f in fillings}) == 4 and scores == sorted(scores, reverse=True)
-    # a single mask is the same either way
+    # a single mask gives the same in both modes
     assert [f.text for f in several[2]] == [f.text for f in fill(TEXTS[2], head=head, top_k=4)]
 
 
@@ -179,7 +179,7 @@ def test_text_outside_the_masks_stays_as_it_came(model, tokenizer):
 
 def test_a_word_piece_continues_the_word_before_it(model, tokenizer):
     fillings = FillSpan(model, tokenizer)("the fox jump [MASK] over", top_k=16)
-    assert len(fillings) == len(TOKENS) - 5  # special tokens and rows without a token never
+    assert len(fillings) == len(TOKENS) - 5  # never special tokens, nor rows without a token
     by_token = {filling.spans[0].tokens[0]: filling.text for filling in fillings}
     assert by_token["##s"] == "the fox jumps over"
     assert by_token["dog"] == "the fox jump dog over"
@@ -187,7 +187,7 @@ def test_a_word_piece_continues_the_word_before_it(model, tokenizer):
 
 def test_a_row_without_a_token_is_never_filled_in(model):
     vocab = {token: i for i, token in enumerate(TOKENS)}
-    vocab["##ed"] += 2  # leaves a gap of two rows
+    vocab["##ed"] += 2  # two rows of the vocabulary have no token
     fill = FillSpan(model, BertTokenizer(vocab=vocab, do_lower_case=True))
     found = fill("the [MASK] fox", top_k=100)
     assert {filling.spans[0].token_ids[0] for filling in found} == {*WORD_IDS} - {
@@ -234,7 +234,7 @@ def test_bad_input(model, tokenizer):
         FillSpan(small, tokenizer)
 
 
-# What everybody runs first
+# Snippets that everybody runs first
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +277,7 @@ def test_fill_mask_pipeline(directory, model, tokenizer):
 
 
 def test_importing_the_package_is_light():
-    """The ops alone do not load transformers."""
+    """Importing the ops alone does not load transformers."""
     code = (
         "import sys, spanbert_fast as sb; sb.use_backend;"
         "assert 'transformers' not in sys.modules;"

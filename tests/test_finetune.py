@@ -11,8 +11,8 @@ from spanbert_fast.data.tokenizer import load_tokenizer
 from spanbert_fast.tasks.ner import NamedEntities
 from spanbert_fast.tasks.windows import WindowDataset
 from spanbert_fast.training.checkpoints import checkpoints
-from spanbert_fast.training.finetune import finetune, make_trainer, training_arguments
-from spanbert_fast.training.finetune_models import initial_model
+from spanbert_fast.training.finetuning.finetune import finetune, make_trainer, training_arguments
+from spanbert_fast.training.finetuning.models import initial_model
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_learns_keeps_the_best_and_predicts(command_line, folder, tmp_path, caps
     card = (run / "model/README.md").read_text()
     assert "train.conll" in card and f"{metrics['dev']['f1']:.4g}" in card and "0.003" in card
 
-    # the exported model is the best epoch's: predict finds the figures again, and the same tags
+    # the exported model is that of the best epoch: predict gives the same figures and tags
     out = tmp_path / "again" / "p.conll"
     arguments = ["predict", "ner", run / "model", folder / "test.conll", "--output", out]
     assert main(list(map(str, arguments))) == 0
@@ -77,7 +77,7 @@ def test_both_engines_take_the_same_steps(folder, tmp_path):
         history = json.loads(state.read_text())["log_history"]
         losses.append([float(line["loss"]) for line in history if "loss" in line])
     assert len(losses[0]) == len(losses[1]) >= 8
-    # logged with four digits; steps of 3e-3 amplify rounding
+    # losses are logged with four digits, and steps of 3e-3 amplify rounding
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.02, atol=2e-3)
     assert results[0]["dev"] == pytest.approx(results[1]["dev"], abs=2)
 

@@ -1,4 +1,4 @@
-"""`spanbert-fast finetune`: wrong options, bad data, runs that would be lost."""
+"""`spanbert-fast finetune` refuses wrong options, bad data, and to overwrite a run."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_bad_data_ends_in_one_line_or_is_counted(command_line, folder, tmp_path,
 
 
 def test_the_task_stands_before_the_options(tmp_path, capsys):
-    """So that the value of an option is never taken for a task."""
+    """Otherwise the value of an option could be taken for a task."""
     assert main(["finetune", "--output-dir", "ner", "qa"]) == 2
     assert "TASK must come first: finetune TASK --output-dir ..." in capsys.readouterr().err
     assert main(["finetune", "qa", "--output-dir", "ner"]) == 2
@@ -68,7 +68,7 @@ def test_the_task_stands_before_the_options(tmp_path, capsys):
 
 
 def test_a_label_that_training_lacks_is_bad_data(command_line, folder, tmp_path, capsys):
-    """On dev and test; `predict` measures it as any other answer that the model does not give."""
+    """This holds for dev and test; `predict` counts such a label as an error of the model."""
     strange = tmp_path / "strange.conll"
     strange.write_text((folder / "dev.conll").read_text() + "\nACME\tB-ORG\n")
     number = len(strange.read_text().splitlines())
@@ -88,7 +88,7 @@ def test_a_label_that_training_lacks_is_bad_data(command_line, folder, tmp_path,
 
 
 def test_what_no_window_holds_is_bad_data(command_line, folder, tmp_path, capsys):
-    """Found out before the training, in every file, and by `predict`."""
+    """It is found before training, in every file, and by `predict`."""
     long = tmp_path / "long.conll"
     rows = ["Mary\tB-PER", *["John\tI-PER"] * 40]
     long.write_text((folder / "dev.conll").read_text() + "\n" + "\n".join(rows) + "\n")

@@ -1,4 +1,4 @@
-"""`spanbert-fast finetune`: resumed, and in two processes, a run ends as one that was not."""
+"""`spanbert-fast finetune`: a resumed run, and one in two processes, ends as a plain one does."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from finetune_cases import options_of, write_folder
 from spanbert_fast.cli import main
 from spanbert_fast.models.heads import SpanBertForTokenClassification
 from spanbert_fast.training.checkpoints import checkpoints
-from spanbert_fast.training.finetune import finetune
+from spanbert_fast.training.finetuning.finetune import finetune
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(folder, tmp_path):
 
     from transformers import TrainerCallback
 
-    import spanbert_fast.training.finetune as module
+    import spanbert_fast.training.finetuning.finetune as module
 
     class StopsInTheSecondEpoch(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -51,7 +51,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(folder, tmp_path):
             finetune(part)
     finally:
         module.make_trainer = original
-    # a checkpoint that a kill left half written is not gone on with
+    # a checkpoint that a kill left half written is not used
     broken = tmp_path / "part" / "checkpoint-999"
     broken.mkdir()
     (broken / "trainer_state.json").write_text('{"global_step": 9')
@@ -73,8 +73,8 @@ from pathlib import Path
 from torch import distributed
 from spanbert_fast.cli import main
 from spanbert_fast.training.checkpoints import checkpoints
-from spanbert_fast.training.finetune import finetune
-from spanbert_fast.training.finetune_options import options_of_run
+from spanbert_fast.training.finetuning.finetune import finetune
+from spanbert_fast.training.finetuning.options import options_of_run
 
 run, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 assert main(json.loads(sys.argv[2])) == 0
@@ -91,7 +91,7 @@ distributed.destroy_process_group()
 
 
 def pairs(count: int, seed: int) -> str:
-    """TACRED lines; the relation shows in the verb."""
+    """Lines in TACRED's format; the verb shows the relation."""
     draw, lines = random.Random(seed), []
     for i in range(count):
         verb, relation = draw.choice([("saw", "no_relation"), ("met", "per:met")])
@@ -103,7 +103,7 @@ def pairs(count: int, seed: int) -> str:
 
 
 def test_two_processes_take_the_steps_of_one(folder, tmp_path):
-    """The same figures in both, files from the first alone; resumed, they end the same."""
+    """Both give the same figures, only the first writes files, and a resumed run ends the same."""
     one, two = tmp_path / "one", tmp_path / "two"
     fixed = ["finetune", "relation", "--model", folder / "large", "--dropout", 0, "--epochs", 2]
     for seed, (split, count) in enumerate((("train", 24), ("dev", 9), ("test", 9))):

@@ -1,4 +1,4 @@
-"""`--max-minutes`: a run as long as this machine makes it."""
+"""`--max-minutes` fits the number of steps to this machine's speed."""
 
 import json
 
@@ -6,8 +6,8 @@ import pytest
 
 from spanbert_fast.cli import main
 from spanbert_fast.errors import UsageError
-from spanbert_fast.training.fitted_length import fitted
-from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.pretraining.fitted_length import fitted
+from spanbert_fast.training.pretraining.options import PretrainOptions
 
 
 def options(**given) -> PretrainOptions:
@@ -17,9 +17,9 @@ def options(**given) -> PretrainOptions:
 @pytest.mark.parametrize(
     "minutes, step, steps, warmup",
     [
-        (2.0, 0.3, 400, 40),  # half of the recipe's 800, and half of its 80 to warm up in
-        (2.0, 0.001, 800, 80),  # never more than the recipe's
-        (0.5, 1000.0, 1, 0),  # never none
+        (2.0, 0.3, 400, 40),  # half of the recipe's 800 steps, and half of its 80 warm-up steps
+        (2.0, 0.001, 800, 80),  # at most the recipe's
+        (0.5, 1000.0, 1, 0),  # at least one
     ],
 )
 def test_steps_and_warm_up_follow_the_speed(minutes, step, steps, warmup):
@@ -40,7 +40,7 @@ def test_minutes_and_steps_exclude_each_other():
 
 
 def test_a_run_is_fitted_once(corpus_file, small_run, tmp_path, capsys):
-    """What was found is written down, and a resumed run goes by it."""
+    """The number is stored, and a resumed run uses it."""
     run = tmp_path / "run"
     command = ["pretrain", "--data", str(corpus_file), "--output-dir", str(run)]
     given = [str(part) for part in small_run]

@@ -29,14 +29,15 @@ def test_every_spoilt_file_is_read_or_refused_in_a_line():
 
 
 def test_what_is_not_refused_is_a_failure_with_its_reproducer(tmp_path):
-    """A reader that raises, and one that ends the process, are found; the others go on."""
+    """A reader that raises and one that kills the process are reported; the other targets still
+    run."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
         "def load_task(folder): raise KeyError('x')\n"
         "def damage(folder): os.abort()\n"
         "if '--child' in sys.orig_argv:\n"
         "    import spanbert_fast.digests as digests\n"
-        "    import spanbert_fast.training.finetune_run as run\n"
+        "    import spanbert_fast.training.finetuning.run_directory as run\n"
         "    run.load_task, digests.damage = load_task, damage\n"
     )
     names = ["--target", "task.json", "--target", "digests.json", "--target", "texts.txt"]

@@ -1,6 +1,6 @@
-"""benchmarks/gpu_check.py on a CPU: what runs when, what is kept, and that every step can run."""
+"""benchmarks/gpu_check.py on a CPU: the order of steps, the results that are kept, and that every
+step can run."""
 
-import importlib
 import json
 import os
 import shutil
@@ -17,13 +17,6 @@ BENCHMARKS = ROOT / "benchmarks"
 H200 = {"name": "NVIDIA H200", "chip": 90, "memory": 139 << 30}
 
 
-@pytest.fixture(scope="module")
-def load():
-    sys.path.append(str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path.remove(str(BENCHMARKS))
-
-
 @pytest.fixture
 def check(load):
     return load("gpu_check")
@@ -38,13 +31,13 @@ def place(load, tmp_path):
 
 
 def step(load, name, code, seconds=20, **more):
-    """A step of a few lines of Python."""
+    """A step that runs a few lines of Python."""
     return load("gpu_plan").Step(name, 1, seconds, (sys.executable, "-c", code), **more)
 
 
 @pytest.fixture
 def run(check, place, monkeypatch):
-    """Run main with these steps in place of the plan; gives the exit code and the results."""
+    """Run main with these steps in place of the plan; returns the exit code and the results."""
     monkeypatch.setattr(check, "put_together", lambda site, tuned: None)
     monkeypatch.setattr(check, "facts", lambda python, tiny: {"name": "cpu"})
 
@@ -69,7 +62,7 @@ def test_the_plan_proves_before_it_measures(load):
         "training", "training_base", "ops", "tune", "training_tuned", "training_compiled",
     ]  # fmt: skip
     assert [s.part for s in steps] == sorted(s.part for s in steps)
-    again = 20  # seconds of the build's step where the extension is there already
+    again = 20  # seconds of the build step if the extension exists already
     for part in (1, 2, 3):
         limits = [s.seconds for s in steps if s.part == part]
         assert sum(limits) + again * (part > 1) <= 580, part
@@ -89,7 +82,7 @@ def test_nine_kernels_are_tuned(load):
 
 @pytest.mark.parametrize("tiny", [True, False])
 def test_every_script_takes_its_options(load, monkeypatch, tiny):
-    """Parsed by the scripts themselves, each of which stops where it would begin to work."""
+    """The scripts parse the options themselves; each stops before it would begin to work."""
     gpu_plan = load("gpu_plan")
     steps = gpu_plan.plan(gpu_plan.Place(*map(Path, ("out", "site", "work"))), H200, tiny)
     parsed = []
@@ -118,7 +111,7 @@ def test_every_script_takes_its_options(load, monkeypatch, tiny):
 
 
 def test_marked_tests_need_no_datasets(load):
-    """Bare GPU images lack that library: collecting these files must not import it."""
+    """Bare GPU images lack that library, so collecting these files must not import it."""
     files = load("gpu_plan").marked_tests()
     assert "tests/test_captured_step.py" in files
     code = (
@@ -235,7 +228,7 @@ def test_tuned_tiles_are_in_force_for_what_needs_them(check, place, load):
 
 
 def test_a_run_that_is_ended_takes_its_step_along(tmp_path):
-    """SIGTERM in a step: what is done is there, and no process is left behind."""
+    """After SIGTERM in a step, earlier results are kept and no process is left behind."""
     child = tmp_path / "child"
     code = (
         "import json, os, pathlib, sys; sys.path.append(sys.argv[1]); import gpu_check as g;"

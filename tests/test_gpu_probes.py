@@ -1,9 +1,8 @@
-"""benchmarks/gpu_probes.py and host_cost.py on a CPU: what they are to find is found."""
+"""benchmarks/gpu_probes.py and host_cost.py find, on a CPU, the faults that they look for."""
 
 import importlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,6 @@ import pytest
 from spanbert_fast import _extension
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def load():
-    sys.path.append(str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path.remove(str(BENCHMARKS))
 
 
 def test_races_are_found(load, monkeypatch):
@@ -40,7 +32,7 @@ def test_a_step_is_repeated(load, monkeypatch):
     assert probes.steps("cpu", tiny=True) == []
     right, seeds = probes.losses_of, iter((0, 100))
 
-    def losses_of(train):  # the second time with other seeds
+    def losses_of(train):  # the second run has other seeds
         first = next(seeds)
         return right(lambda seed: train(first + seed))
 
@@ -51,7 +43,7 @@ def test_a_step_is_repeated(load, monkeypatch):
 
 @pytest.mark.skipif(_extension._C is None, reason="there is no extension to keep")
 def test_the_build_takes_what_was_built_before(load, tmp_path, capfd):
-    """This environment's own extension stands for it; a new machine builds it in minutes."""
+    """A copy of this environment's extension stands for the build, which takes minutes."""
     probes, site = load("gpu_probes"), tmp_path / "site"
     load("gpu_check").put_together(site, None)
     shutil.copy(_extension._C.__file__, tmp_path / f"extension-{probes.extension_key()}.so")

@@ -1,4 +1,4 @@
-"""Files that lie about themselves: refused by name, field and value, before anything is made."""
+"""Files with false headers are refused, with file, field and value, before memory is allocated."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from spanbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.models import SpanBertModel
 from spanbert_fast.tasks import task_class
-from spanbert_fast.training.finetune_options import FinetuneOptions, options_of_run
-from spanbert_fast.training.finetune_run import load_task, save_task
+from spanbert_fast.training.finetuning.options import FinetuneOptions, options_of_run
+from spanbert_fast.training.finetuning.run_directory import load_task, save_task
 
 TEXTS = [f"Document {number} has some words.\nAnd a second line." for number in range(12)]
 
@@ -55,18 +55,18 @@ def test_a_manifest_that_lies_is_refused(tmp_path):
         with pytest.raises(DataError, match=message) as caught:
             open_shards(tmp_path)
         assert "\n" not in str(caught.value)
-    for name in set(manifest) - {"words"}:  # which corpora of earlier versions lack
+    for name in set(manifest) - {"words"}:  # corpora of earlier versions lack this file
         path.write_text(json.dumps({k: v for k, v in manifest.items() if k != name}))
         with pytest.raises(DataError, match=f"corpus.json: {name} must be .*, it is missing"):
             open_shards(tmp_path)
     path.unlink()
-    os.mkfifo(path)  # which nobody writes to: opening it would wait for good
+    os.mkfifo(path)  # nobody writes to this pipe: opening it would never return
     with pytest.raises(UsageError, match="holds no prepared corpus"):
         open_shards(tmp_path)
 
 
 def test_a_shard_that_lies_is_refused(tmp_path):
-    """Its digest is right: somebody has made it so."""
+    """The shard's digest is right, as a forger would make it."""
     path = tmp_path / "a.safetensors"
     arrays = {
         "tokens": np.array([1, 2, 7], np.uint16),
@@ -108,7 +108,7 @@ def test_a_shard_that_lies_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """A small checkpoint with its tokenizer, as files that a test may copy and spoil."""
+    """A small checkpoint with its tokenizer; tests copy its files and change them."""
     folder = tmp_path_factory.mktemp("good")
     tokenizer = train_wordpiece(TEXTS, 60)
     config = SpanBertConfig(
@@ -128,7 +128,7 @@ def good(tmp_path_factory):
 
 
 def spoilt(good, folder, name, change, inside=None):
-    """A copy in which an object of a file (the whole, or that under a key) has other fields."""
+    """A copy in which an object in a file (all of it, or the one under a key) has other fields."""
     shutil.copytree(good, folder, dirs_exist_ok=True)
     content = json.loads((folder / name).read_text())
     (content if inside is None else content[inside]).update(change)

@@ -1,4 +1,4 @@
-"""The heads and their joint loss, against the whole vocabulary for all places of every span."""
+"""The heads and their joint loss, against scores of the whole vocabulary at all places."""
 
 import math
 
@@ -16,11 +16,11 @@ from spanbert_fast.nn import (
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
 
 HIDDEN, VOCAB, PLACES, PLACE_SIZE = 24, 83, 20, 10
-LENGTHS = [3, 1, 20, 0, 2]  # targets per span; the 0 is a span that has none
+LENGTHS = [3, 1, 20, 0, 2]  # targets per span; one span has none
 
 
 def build(dtype=torch.float64, std=0.3, **options):
-    """Heads with every parameter drawn large, so that no wrong term hides behind a small weight."""
+    """Heads with large parameters, so that no wrong term hides behind a small weight."""
     loss = SpanPretrainingLoss(
         MaskedLMHead(HIDDEN, VOCAB),
         SpanBoundaryHead(HIDDEN, VOCAB, PLACES, PLACE_SIZE),
@@ -40,7 +40,8 @@ def make_batch(dtype=torch.float64, tokens=60, lengths=LENGTHS, masked=17):
         "decoder_weight": 0.3 * torch.randn(VOCAB, HIDDEN, dtype=dtype),
         "mlm_positions": torch.randperm(tokens)[:masked],
         "mlm_targets": torch.randint(VOCAB, (masked,)),
-        "span_boundaries": torch.stack([starts, starts + 5], dim=1),  # neighbours share a token
+        # neighbouring spans share a token
+        "span_boundaries": torch.stack([starts, starts + 5], dim=1),
         "cu_span_lengths": cu_span_lengths,
         "sbo_targets": torch.randint(VOCAB, (sum(lengths),)),
     }
@@ -54,7 +55,7 @@ def run(loss, batch, denominators=Denominators(), return_predictions=False):  # 
 
 
 def naive(loss, batch, sbo_weight=1.0, offset=0, mlm_divisor=None, sbo_divisor=None):
-    """As the released code does it: all 20 places of every span, all scores, padding ignored."""
+    """The released code's way: all scores at all 20 places of every span, with padding ignored."""
     mlm, sbo = loss.predictions, loss.span_boundary
     x, decoder = batch["hidden_states"].flatten(0, -2), batch["decoder_weight"]
 
@@ -93,7 +94,7 @@ def naive(loss, batch, sbo_weight=1.0, offset=0, mlm_divisor=None, sbo_divisor=N
 
 
 def gradients(value, loss, batch):
-    """By name: of hidden states, decoder weight and every parameter that a loss reads."""
+    """Gradients by name: of hidden states, decoder weight and every parameter that a loss reads."""
     leaves = {name: batch[name] for name in ("hidden_states", "decoder_weight")}
     leaves |= {
         name: p for name, p in loss.named_parameters() if not name.endswith("decoder.weight")
@@ -131,7 +132,7 @@ def test_fp32_no_worse_than_the_naive_form():
     batch = with_gradients(
         {n: t.detach().float() if t.is_floating_point() else t for n, t in exact_batch.items()}
     )
-    exact.load_state_dict(loss.state_dict())  # the truth is of the rounded values
+    exact.load_state_dict(loss.state_dict())  # the truth is computed from the rounded values
     with torch.no_grad():
         for name in ("hidden_states", "decoder_weight"):
             exact_batch[name].copy_(batch[name])
@@ -139,8 +140,8 @@ def test_fp32_no_worse_than_the_naive_form():
     ours = gradients(run(loss, batch).loss, loss, batch)
     theirs = gradients(naive(loss, batch)[0], loss, batch)
     for name in truth:
-        # Some gradients sum tens of rows, which the peer may round better by luck: a few units in
-        # the last place of the largest.
+        # Some gradients sum tens of rows, and the peer may be exact by luck: a few units in the
+        # last place of the largest value.
         floor = 8 * torch.finfo(torch.float32).eps * truth[name].abs().max().item()
         assert_no_worse_than(ours[name], theirs[name], truth[name], floor=floor, name=name)
 
@@ -158,7 +159,7 @@ def test_given_denominators_take_the_place_of_the_counts(kind):
 
 
 def test_parts_of_a_batch_sum_to_the_whole():
-    """Gradient accumulation: the same denominators for each part give the whole batch's loss."""
+    """In gradient accumulation, shared denominators make the parts add up to the batch's loss."""
     loss, batch = build(), make_batch()
     whole = run(loss, batch).loss
     cut, spans = 9, 2

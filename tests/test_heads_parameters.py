@@ -1,4 +1,4 @@
-"""The heads' parameters: Hugging Face's names and values, initial values, what repr shows."""
+"""The heads' parameters: Hugging Face's names, initial values, and the repr of the modules."""
 
 import torch
 from transformers import BertConfig
@@ -15,7 +15,7 @@ def test_masked_lm_head_is_hugging_faces():
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.normal_(std=0.3)
-    theirs.decoder.bias = theirs.bias  # as tying does in a whole model
+    theirs.decoder.bias = theirs.bias  # as a whole model ties them
     ours = MaskedLMHead(HIDDEN, VOCAB).double()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = torch.randn(5, HIDDEN, dtype=torch.float64)

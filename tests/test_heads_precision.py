@@ -24,14 +24,14 @@ def span_boundary() -> tuple[torch.nn.LayerNorm, torch.Tensor]:
 
 @pytest.mark.parametrize("head", [masked_lm, span_boundary])
 def test_a_norms_gradients_are_summed_in_fp32(head):
-    """The norm is an identity at first: y is its n, the bias gets the sum of dy, the weight of
-    dy n."""
+    """The norm begins as the identity, so y is its n: the bias gets the sum of dy, the weight the
+    sum of dy n."""
     with torch.autocast("cpu", torch.bfloat16):
         norm, y = head()
     dy = torch.randn(ROWS, HIDDEN).to(y.dtype)
     dweight, dbias = torch.autograd.grad(y, (norm.weight, norm.bias), dy)
     wide, n = dy.double(), y.detach().double()
-    # the same sums in fp32, and a unit in the last place of ROWS terms of which they consist
+    # the same sums in fp32; the floor is a unit in the last place of the ROWS terms
     floor = torch.finfo(torch.float32).eps * ROWS
     for ours, terms, name in ((dweight, wide * n, "dweight"), (dbias, wide, "dbias")):
         assert_no_worse_than(ours, terms.float().sum(0), terms.sum(0), floor=floor, name=name)

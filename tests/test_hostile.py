@@ -1,4 +1,4 @@
-"""Random and hostile calls of every op, a few; `make check-sanitize-all` makes 20,000."""
+"""A few random and hostile calls of every op; `make check-sanitize-all` makes 20,000."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def test_each_call_returns_or_raises():
 
 
 def test_what_kills_the_process_or_is_wrong_is_a_failure(tmp_path):
-    """The first call ends the process, the others go on."""
+    """The first call ends the process; the others still run."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "if '--child' in sys.orig_argv:\n"
@@ -92,7 +92,7 @@ SMALLER = {
 @pytest.mark.parametrize("composite", [False, True])
 @pytest.mark.parametrize("name", SMALLER)
 def test_a_backward_reads_no_more_than_there_is(name, composite):
-    """What it takes beside the inputs, cut: PyTorch's operators do not look at that."""
+    """Shortened tensors beside the inputs are refused: PyTorch's operators do not check them."""
     case = cases(torch.float64 if composite else torch.float32)[name]
     outputs = case.outputs()
     arguments = [torch.randn_like(outputs[0]), *case.inputs, *case.saved(outputs)]

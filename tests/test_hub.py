@@ -1,4 +1,4 @@
-"""Checkpoints by the Hub's names, from a cache laid out as the Hub's library lays it out."""
+"""Checkpoints by Hub names, from a cache in the layout of the Hub's library."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 
 
 def put_into_cache(cache: Path, name: str, folder: Path) -> None:
-    """A repository in a cache: blobs are left out, files stand in the snapshot themselves."""
+    """Put a repository into a cache; files are in the snapshot itself, without blobs."""
     root = cache / f"models--{name.replace('/', '--')}"
     (root / "refs").mkdir(parents=True)
     (root / "refs" / "main").write_text(COMMIT)

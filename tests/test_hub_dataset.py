@@ -1,4 +1,4 @@
-"""Text of the Hub's data sets, from a cache laid out as the Hub's library lays it out."""
+"""Text from the Hub's data sets, from a cache in the layout of the Hub's library."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""import_fairseq: the original training checkpoints (model.pt), every tensor accounted for (C1)."""
+"""import_fairseq: imports the original training checkpoints (model.pt), every tensor (C1)."""
 
 import argparse
 import pickle
@@ -9,46 +9,17 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertModel, BertTokenizer
 
-from spanbert_fast.config import SpanBertConfig
+from checkpoint_cases import SIZES, SPAN_SIZES, assert_same_state, pretraining
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.integrations.import_fairseq import import_fairseq
 from spanbert_fast.models import SpanBertForPreTraining
 from spanbert_fast.testing import assert_bitwise_equal
 
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 96,
-    "max_position_embeddings": 16,
-}
-SPAN_SIZES = {"max_span_targets": 4, "span_position_embedding_size": 12}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def randomize(model):
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.2)
-            if "norm" in name.lower() and name.endswith("weight"):
-                parameter += 1
-    return model.eval()
-
-
-def pretraining(**fields):
-    return randomize(SpanBertForPreTraining(SpanBertConfig(**SIZES, **SPAN_SIZES, **fields)))
-
-
-def assert_same_state(model, expected):
-    state = model.state_dict()
-    assert set(state) == set(expected)
-    for name in expected:
-        assert_bitwise_equal(state[name], expected[name], name)
-
-
 def fairseq_names(model):
-    """state dict of `model` under the names of the original training code."""
+    """The state dict of `model` with the names of the original training code."""
     state = {}
     for name, tensor in model.state_dict().items():
         name = name.replace("cls.span_boundary.", "cls.pair_target_predictions.")
@@ -65,7 +36,8 @@ def fairseq_names(model):
 
 @pytest.fixture
 def fairseq():
-    """Writes a file that names classes of fairseq, which cannot be imported when it is read."""
+    """A function that writes a file with fairseq's classes, which cannot be imported when it is
+    read."""
     names = ("fairseq", "fairseq.pair", "fairseq.meters")
     modules = {name: types.ModuleType(name) for name in names}
     for module, name in (("fairseq.pair", "BertConfig"), ("fairseq.meters", "AverageMeter")):
@@ -98,7 +70,7 @@ def fairseq():
 
 @pytest.fixture
 def vocabulary(tmp_path):
-    """A dict.txt of 61 lines: "token count"."""
+    """The text of a dict.txt with 61 lines of token and count."""
     tokens = [*SPECIAL, *(f"Word{i}" for i in range(40)), *(f"##piece{i}" for i in range(16))]
     path = tmp_path / "dict.txt"
     path.write_text("".join(f"{token} {99 - i}\n" for i, token in enumerate(tokens)))
@@ -116,7 +88,7 @@ def test_fairseq_checkpoint_imports_without_loss(tmp_path, fairseq, vocabulary, 
     path = fairseq(tmp_path / "model.pt", state, legacy)
     report = import_fairseq(path, tmp_path / "out", vocabulary[0])
 
-    # every tensor is accounted for
+    # every tensor is listed as read or left out
     assert set(report.renamed) | set(report.tied) | set(report.dropped) == set(state)
     assert "dropped: decoder.cls.seq_relationship.weight" in str(report)
     assert report.dropped == tuple(k for k in state if "seq_relationship" in k)
@@ -141,7 +113,7 @@ def test_fairseq_checkpoint_imports_without_loss(tmp_path, fairseq, vocabulary, 
 
 
 def test_fairseq_without_span_head_and_in_half_precision(tmp_path, fairseq):
-    """The original's plain BERT: another eps, and 64 features a head where args do not say."""
+    """The release's plain BERT has another eps; a head has 64 features if args do not say."""
     model = pretraining()
     state = {k: v.half() for k, v in fairseq_names(model).items() if "pair_target" not in k}
     path = tmp_path / "model.pt"
@@ -163,7 +135,7 @@ def test_what_is_not_reproduced_is_said(tmp_path, fairseq):
     fairseq(path, plain, clamp_attention=True, arch="bert_hf_large")
     report = import_fairseq(path, tmp_path / "plain")
     assert "+-32,000" in str(report) and report.config.layer_norm_eps == 1e-5
-    # the family decides the norms' eps, where the head does not show it
+    # the family decides the norms' eps if the head does not show it
     fairseq(path, plain, arch="bert_pair")
     report = import_fairseq(path, tmp_path / "pair")
     assert report.config.layer_norm_eps == 1e-12 and "not reproduced" not in str(report)
@@ -180,7 +152,7 @@ def test_fairseq_with_another_vocabulary(tmp_path, fairseq, vocabulary, as_direc
         BertTokenizer(vocab={t: i for i, t in enumerate(lower)}).save_pretrained(given)
     import_fairseq(path, tmp_path / "out", given)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer.tokenize("Word3") == ["word3"]  # no capital letter in it: uncased
+    assert tokenizer.tokenize("Word3") == ["word3"]  # no capital letters: uncased
 
 
 def test_fairseq_refusals(tmp_path, fairseq, vocabulary):

@@ -1,4 +1,4 @@
-"""The package as it is installed elsewhere: a wheel without the extension, imported alone."""
+"""The package installed from a wheel without the extension, and imported outside the checkout."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What PyTorch demands of every registered function: schema, fakes, no aliases, tracing."""
+"""Every registered function meets PyTorch's demands: schema, fakes, no aliases, tracing."""
 
 import importlib
 
@@ -12,7 +12,7 @@ from spanbert_fast.testing import assert_bitwise_equal
 
 
 def calls(name, dtype):
-    """(registered function, arguments) of a case: its forward's, then its backward's."""
+    """(registered function, arguments) of a case: first its forward, then its backward."""
     case = cases(dtype)[name]
     outputs = case.outputs()
     yield case.forward, tuple(case.inputs)
@@ -39,7 +39,8 @@ def test_the_extension_has_a_kernel(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
 def test_autocast_changes_no_bit(name, dtype):
-    """The op casts for autocast; behind it, autocast must not round the operands of products."""
+    """The op casts its inputs under autocast, which must not round the operands of products
+    inside."""
     for kernel, arguments in calls(name, dtype):
         for function in (kernel.op, kernel.composite):
             expected = function(*arguments)
@@ -54,7 +55,7 @@ def test_autocast_changes_no_bit(name, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", [n for n in NAMES if cases(torch.float32)[n].backward])
 def test_a_second_derivative_is_refused_and_never_left_out(name, dtype):
-    """Also where the result's gradient is a constant, and where the penalty is a part of a sum."""
+    """This holds for a constant gradient of the result, and for a penalty that is part of a sum."""
     case = cases(dtype)[name]
     run = getattr(importlib.import_module(f"spanbert_fast.ops.{case.op}"), f"_{case.op}")
     leaves = {

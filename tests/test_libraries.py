@@ -1,4 +1,4 @@
-"""accelerate() inside the libraries that users have, beside transformers' own model in each.
+"""accelerate() inside users' libraries, compared with transformers' own model in each.
 
 `make test-libraries` runs them, with the packages of the extra `libraries`.
 """
@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(
         "SPANBERT_FAST_TEST_LIBRARIES" not in os.environ, reason="make test-libraries runs them"
     ),
-    # that transformers' code runs in place of ours, which each library needs, is said in a warning
+    # these libraries need transformers' code in place of ours, and a warning says so
     pytest.mark.filterwarnings("ignore:transformers' own code runs"),
 ]
 CLASSIFIERS = {
@@ -41,7 +41,7 @@ def close(got, expected):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A function that saves a small model of a family with a tokenizer of words; its folder."""
+    """A function that saves a small model of a family with a tokenizer; returns its folder."""
 
     def save(name, head, **fields):
         words = ["<s>", "<pad>", "</s>", "<unk>", *sorted({w for t in TEXTS for w in t.split()})]
@@ -80,7 +80,7 @@ def test_opacus_takes_gradients_per_sample(name):
     for key, expected in theirs.items():
         if expected is not None:
             close(ours[key], expected)
-    # positions are looked up once for all sequences
+    # one lookup of positions serves all sequences
     samples = [v.shape[0] for k, v in ours.items() if v is not None and "position" not in k]
     assert len(samples) > 10 and set(samples) == {4}
 
@@ -112,7 +112,7 @@ def test_captum_attributes_to_embeddings(name):
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_neftune_in_the_trainer(name, tmp_path, monkeypatch):
-    # ours draws a seed for its dropout first, so that drawn noise would be another
+    # ours draws a seed for its dropout first, so noise drawn afterwards would differ
     def ramp(x, low=0.0, high=1.0, **named):
         return x.copy_(torch.linspace(low, high, x.numel()).view_as(x))
 
@@ -137,7 +137,7 @@ def test_neftune_in_the_trainer(name, tmp_path, monkeypatch):
     ("name", "head"), [("roberta", "RobertaModel"), ("electra", "ElectraModel")]
 )
 def test_sentence_encoders(checkpoint, name, head):
-    """Sentences, tokens, and a training step of a loss."""
+    """Embeddings of sentences and tokens, and a training step."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.losses import MultipleNegativesRankingLoss
 

@@ -1,4 +1,4 @@
-"""linear: PyTorch's own, and the path of CPUs whose 16-bit products are slow, on any CPU."""
+"""linear on any CPU: PyTorch's own, and the path for CPUs whose 16-bit products are slow."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ NAMES = ("y", "dx", "dweight", "dbias")
 
 @pytest.fixture
 def wide(monkeypatch):
-    """A CPU without units for 16-bit products."""
+    """Pretend a CPU without units for 16-bit products."""
     monkeypatch.setattr(_precision, "_SLOW_PRODUCTS", tuple(HALVES))
 
 
@@ -34,8 +34,8 @@ def run(function, tensors, dy):
 
 def assert_within_c5(ours, peer, truth, dtype):
     for name, a, b, c in zip(NAMES, ours, peer, truth, strict=False):
-        # The peer may be exact by luck: one rounding of the largest value; and sums in fp32 of up
-        # to 130 products as large.
+        # The peer may be exact by luck: one rounding of the largest value, and fp32 sums of up to
+        # 130 products of that size.
         largest = c.abs().max().item() if c.numel() else 0.0
         floor = (torch.finfo(dtype).eps + 16 * torch.finfo(torch.float32).eps) * largest
         assert_no_worse_than(a, b, c, floor=floor, name=name)
@@ -68,7 +68,7 @@ def test_each_result_is_rounded_once(dtype, wide):
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("given", HALVES + [torch.float32])
 def test_autocast_takes_any_dtype_and_gives_gradients_of_each(given, dtype, wide):
-    """The residual stream has autocast's dtype, or fp32; parameters are in fp32."""
+    """Inputs have autocast's dtype or fp32, and parameters fp32; each gets its gradient's dtype."""
     x, weight, bias = make((40, 64), 33, torch.float32)
     tensors = [x.to(given), weight, bias]
     dy = torch.randn(40, 33).to(dtype)
@@ -112,7 +112,7 @@ def test_only_what_needs_a_gradient_is_computed(wide):
 
 
 def test_second_derivatives(wide):
-    """As of F.linear: of a penalty on dx, which is a function of the weight."""
+    """They equal those of F.linear, for a penalty on dx, which is a function of the weight."""
     x, weight, bias = make((6, 8), 5, torch.bfloat16)
 
     def penalty_gradient(function, dtype):
@@ -123,7 +123,7 @@ def test_second_derivatives(wide):
 
     ours, theirs = (penalty_gradient(f, torch.bfloat16) for f in (linear, F.linear))
     for a, b, c in zip(ours, theirs, penalty_gradient(F.linear, torch.float64), strict=True):
-        # the peer may be exact by luck, within some roundings of the largest value
+        # the peer may be exact by luck: some roundings of the largest value
         floor = 2 * torch.finfo(torch.bfloat16).eps * c.abs().max().item()
         assert_no_worse_than(a, b, c, floor=floor)
 
@@ -135,7 +135,7 @@ def test_views_and_expanded_gradients(wide):
     copies = [t.contiguous() for t in views]
     results = run(linear, views, dy.t()), run(linear, copies, dy.t().contiguous())
     for a, b in zip(*results, strict=True):
-        # products of other strides may sum in another order, in fp32: another rounding to bf16
+        # other strides may change the order of fp32 sums, and so a rounding to bf16
         torch.testing.assert_close(a, b, rtol=2**-7, atol=1e-5)
     leaf = x.clone().requires_grad_()
     linear(leaf, weight).sum().backward()  # dy is one element, expanded
@@ -148,7 +148,7 @@ def test_elsewhere_it_is_pytorchs(dtype, monkeypatch):
     tensors, dy = make((6, 8), 5, dtype), torch.randn(6, 5).to(dtype)
     for a, b in zip(run(linear, tensors, dy), run(F.linear, tensors, dy), strict=True):
         assert_bitwise_equal(a, b)
-    monkeypatch.setattr(op, "_WideLinear", None)  # nobody asks for it
+    monkeypatch.setattr(op, "_WideLinear", None)  # no gradient is asked for
     linear(*tensors)
     with use_backend("reference"):
         linear(*(t.half() for t in tensors))

@@ -13,7 +13,7 @@ from spanbert_fast.ops._register import KERNELS
 from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
 
-CASES = {  # group sizes, hidden size, vocabulary
+CASES = {  # (group sizes, hidden size, vocabulary)
     "one row": ([1], 8, 5),
     "one group": ([37], 64, 1001),
     "two groups": ([19, 30], 64, 1001),
@@ -27,11 +27,11 @@ CASES = {  # group sizes, hidden size, vocabulary
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Tiles so small that the test's sizes are cut, unevenly, in both directions."""
+    """Small tiles, which cut the test's sizes unevenly in both directions."""
     monkeypatch.setattr(op, "_TILE_ROWS", 16)
     monkeypatch.setattr(op, "_TILE_ELEMENTS", 16 * 128)
     monkeypatch.setattr(op, "_TILE_COLUMNS", 100)
-    # of 1,001 columns the compiled forward keeps 256 to 768 for its backward, of fewer all
+    # the compiled forward keeps 256 to 768 of 1,001 columns for its backward, and all of fewer
     monkeypatch.setattr(op, "_SCORE_BYTES", 60_000)
 
 
@@ -40,7 +40,7 @@ def small_tiles(monkeypatch):
 def test_no_worse_than_pytorch(case, dtype, small_tiles, poisoned_empty):
     group_sizes, _, vocab_size = case
     *tensors, targets = make(*case, dtype)
-    dlosses = torch.randn(sum(group_sizes))  # each row its own, some negative
+    dlosses = torch.randn(sum(group_sizes))  # each row has its own gradient; some are negative
 
     def ours(hidden, weight, bias):
         return linear_cross_entropy(hidden, weight, bias, targets, group_sizes=group_sizes).losses
@@ -51,8 +51,8 @@ def test_no_worse_than_pytorch(case, dtype, small_tiles, poisoned_empty):
     assert got[0].dtype == torch.float32 and (got[0] >= 0).all()
     names = ("losses", "dhidden", "dweight", "dbias")
     for name, a, b, c in zip(names, got, like, truth, strict=True):
-        # A peer may be exact by luck. A loss is a difference of scores up to 32, rounded in fp32
-        # (bf16 and fp16 products round them first, in the peer too); a gradient is rounded once.
+        # The peer may be exact by luck. A loss is a difference of scores up to 32, rounded in fp32
+        # (bf16 and fp16 products round scores first, in the peer, too); a gradient is rounded once.
         largest = c.abs().max().item() if c.numel() else 0
         floor = 64 * torch.finfo(torch.float32).eps + torch.finfo(dtype).eps * largest
         assert_no_worse_than(a, b, c, floor=floor, name=name)
@@ -60,7 +60,7 @@ def test_no_worse_than_pytorch(case, dtype, small_tiles, poisoned_empty):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_whole_vocabulary(dtype, poisoned_empty):
-    """28,996 columns, of which a part is kept; two groups that share no bias; an fp32 weight."""
+    """28,996 columns, some of them kept; two groups with different biases; an fp32 weight."""
     group_sizes, vocab_size = [300, 240], 28_996
     hidden, weight, bias, targets = make(group_sizes, 40, vocab_size, dtype)
     weight, bias = weight.float(), bias.float()
@@ -78,13 +78,13 @@ def test_the_whole_vocabulary(dtype, poisoned_empty):
     truth = run(peer(group_sizes, targets), leaves, dlosses, torch.float64)
     names = ("losses", "dhidden", "dweight", "dbias")
     for name, a, b, c in zip(names, got, like, truth, strict=True):
-        # as above; here a sum in fp32 is over 28,996 terms
+        # as above, with fp32 sums of 28,996 terms
         floor = 64 * torch.finfo(torch.float32).eps + torch.finfo(dtype).eps * c.abs().max().item()
         assert_no_worse_than(a, b, c, floor=floor, name=name)
 
 
 def test_entries_that_a_bias_of_minus_infinity_forbids(poisoned_empty):
-    """Forbidden entries, whole tiles of them too, have no share in a loss or a gradient."""
+    """Forbidden entries, even whole tiles, take no part in losses and gradients."""
     hidden, weight, bias, targets = make([12], 16, 900, torch.float32)
     forbidden = torch.arange(900) >= 300
     bias[0, forbidden] = -torch.inf
@@ -136,7 +136,7 @@ def test_certainty_and_huge_scores_stay_finite():
     losses = linear_cross_entropy(hidden, weight, torch.zeros(3), torch.tensor([0, 1, 1])).losses
     assert losses.tolist() == [0.0, 6e4, 0.0]
     losses.sum().backward()
-    # rows 0 and 2 are certain and right; row 1 is certain of column 0 and should be of column 1
+    # rows 0 and 2 are certain and right; row 1 is certain of column 0, but its target is column 1
     for got, slope in ((hidden.grad, [0.0, 6e4, 0.0]), (weight.grad, [1.0, -1.0, 0.0])):
         torch.testing.assert_close(got, torch.tensor(slope)[:, None], rtol=1e-6, atol=1e-20)
 
@@ -151,9 +151,9 @@ def test_autocast_rounds_products_and_keeps_the_weight_gradient_in_fp32():
     for gradient, leaf in zip((dhidden, dweight, dbias), leaves, strict=True):
         assert gradient.dtype == leaf.dtype
     exact = F.cross_entropy(hidden @ weight.t() + bias[0], targets, reduction="none")
-    # scores up to 32 in bf16 are off by up to 1/16 each
+    # each bf16 score up to 32 has an error of up to 1/16
     torch.testing.assert_close(losses, exact, rtol=0, atol=0.25)
-    # without bf16 units the compiled op makes the products in fp32, faster and more exactly
+    # without bf16 units the compiled op uses fp32 products, which are faster and more exact
     rounds = _C is None or product_dtype(torch.bfloat16, hidden.device) == torch.bfloat16
     assert ((losses - exact).abs().max() > 1e-3) == rounds, "products in the wrong dtype"
 
@@ -176,7 +176,7 @@ def test_gradcheck_compile(small_tiles):
 
 @pytest.mark.skipif(_C is None, reason="needs the extension")
 def test_compile_of_the_kernels():
-    """The fp32 inputs go to the extension; those in the test above are for PyTorch's operators."""
+    """fp32 inputs run the extension; the inputs of the test above run PyTorch's operators."""
     group_sizes = [5, 3]
     *tensors, targets = make(group_sizes, 4, 300, torch.float32)
 

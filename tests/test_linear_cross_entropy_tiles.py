@@ -1,4 +1,4 @@
-"""linear_cross_entropy in tiles: they change no answer, and hold the memory within bounds."""
+"""The tiles of linear_cross_entropy change no result and bound the memory."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from spanbert_fast.testing import assert_bitwise_equal
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_bits_for_any_number_of_threads(dtype, each_thread_count, monkeypatch):
-    monkeypatch.setattr(op, "_SCORE_BYTES", 1_000_000)  # a part of the columns
+    monkeypatch.setattr(op, "_SCORE_BYTES", 1_000_000)  # some of the columns
     group_sizes = [330, 170]
     *tensors, targets = make(group_sizes, 96, 3001, dtype)
     dlosses = torch.randn(500)
@@ -34,7 +34,8 @@ def test_same_bits_for_any_number_of_threads(dtype, each_thread_count, monkeypat
 
 
 def test_what_is_kept_changes_no_loss(monkeypatch):
-    """Nothing, a part or all of the columns: the same bits forward, gradients to rounding."""
+    """Keeping none, some or all columns gives the same losses bit for bit, and gradients to
+    rounding."""
     *tensors, targets = make([70], 32, 1001, torch.float32)
     dlosses = torch.randn(70)
 
@@ -80,7 +81,7 @@ def test_the_answer_does_not_depend_on_the_tiles(monkeypatch):
 
 
 def test_a_bf16_weight_gradient_is_summed_in_fp32(monkeypatch):
-    """1,024 tiles that each add 1/256 to the same gradient: a sum in bf16 stops growing at 1."""
+    """1,024 tiles each add 1/256 to the same gradient; a sum in bf16 would stop growing at 1."""
     monkeypatch.setattr(op, "_TILE_ROWS", 1)
     rows = 1024
     hidden = torch.ones(rows, 1, dtype=torch.bfloat16)
@@ -95,7 +96,7 @@ def test_a_bf16_weight_gradient_is_summed_in_fp32(monkeypatch):
 
 
 def peak_bytes(function):
-    """Most memory alive at once inside `function` beyond what was there, by PyTorch's allocator."""
+    """Peak of the memory that `function` allocates, as PyTorch's allocator counts it."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
@@ -165,8 +166,8 @@ print(growth(1200, 28996))
 def test_resident_memory_beside_the_gradients_is_bounded():
     """The whole process, its libraries' own memory too, at the size of a training step.
 
-    Pages that a machine short of memory has taken away come back during the call and add to its
-    growth, so the least of three processes counts.
+    If the machine is short of memory, pages that it took away come back during the call and count
+    as growth. So the least of three processes counts.
     """
     growth = sys.maxsize
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""What from_pretrained refuses: an encoder that is not whole, not finite, or not its config's."""
+"""from_pretrained refuses an encoder that is incomplete, not finite, or unlike its config."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ CLASSES = (SpanBertForPreTraining, SpanBertForSequenceClassification, SpanBertMo
 
 @pytest.fixture
 def saved(tmp_path):
-    """(directory, its tensors); rewritten by `write`."""
+    """(directory, its tensors); `write` replaces them."""
     model = SpanBertForPreTraining(SpanBertConfig(**SIZES))
     model.save_pretrained(tmp_path)
     return tmp_path, load_file(tmp_path / "model.safetensors")
@@ -58,7 +58,7 @@ def log(caplog, monkeypatch):
 @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "roberta."])
 def test_a_known_prefix_is_left_out_and_said(saved, model_class, prefix, log):
     directory, tensors = saved
-    if prefix == "roberta.":  # in place of BERT's own, and not before the heads
+    if prefix == "roberta.":  # in place of BERT's encoder, and not before the heads
         renamed = {name.replace("bert.", "roberta.", 1): t for name, t in tensors.items()}
     else:
         renamed = {prefix + name: tensor for name, tensor in tensors.items()}
@@ -118,13 +118,13 @@ def test_heads_may_be_missing_and_are_said_once(saved, log):
         f"the checkpoint {directory}: lacks bert.pooler.*, classifier.*: initialised; "
         "cls.predictions.*, cls.span_boundary.* left out"
     ]
-    # what old versions of transformers wrote beside the weights is no fault
+    # extra tensors that old versions of transformers wrote are no fault
     write(directory, {**tensors, "bert.embeddings.position_ids": torch.arange(16)[None]})
     SpanBertForPreTraining.from_pretrained(directory)
 
 
 def test_digests_show_what_no_shape_does(saved):
-    """A flipped bit, another head count; and saving again makes them void."""
+    """Digests reveal a flipped bit and another head count; saving again renews them."""
     directory, _ = saved
     digests.write_digests(directory, SpanBertConfig(**SIZES))
     model = SpanBertModel.from_pretrained(directory)
@@ -137,7 +137,7 @@ def test_digests_show_what_no_shape_does(saved):
         with pytest.raises(DataError, match=message):
             SpanBertModel.from_pretrained(directory)
         (directory / "config.json").write_text(before)
-    edit_config(directory, hidden_dropout_prob=0.2)  # which may be edited
+    edit_config(directory, hidden_dropout_prob=0.2)  # this file may be edited
     assert SpanBertModel.from_pretrained(directory).config.hidden_dropout_prob == 0.2
     weights = directory / "model.safetensors"
     content = bytearray(weights.read_bytes())

@@ -1,4 +1,4 @@
-"""One process writes a directory at a time, whatever becomes of the process."""
+"""Only one process at a time writes into a directory, and a dead process holds no lock."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ with locked(sys.argv[1]):
 
 
 def hold(directory, how="alone") -> subprocess.Popen:
-    """A process that holds the directory; it has got it when this returns."""
+    """Start a process that holds the lock; it has the lock when this returns."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(directory), how],
         stdout=subprocess.PIPE,
@@ -48,7 +48,8 @@ def holder(tmp_path):
 
 
 def test_a_directory_is_made_held_and_let_go(tmp_path):
-    with locked(tmp_path / "a" / "b"), locked(tmp_path / "a" / "b"):  # one process, twice
+    # the same process takes it twice
+    with locked(tmp_path / "a" / "b"), locked(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b" / FILE).is_file()
     assert not (tmp_path / "a" / "b").exists(), "it stayed empty"
     with locked(tmp_path / "c"):
@@ -73,7 +74,7 @@ def test_another_process_is_kept_out_until_the_holder_dies(tmp_path, how):
 
 
 def test_no_command_writes_into_a_live_run(tmp_path, holder, corpus_file, small_run, capsys):
-    """Before any text is read: this text is not even there. --overwrite is no way in."""
+    """It is refused before any text is read (this text does not exist), even with --overwrite."""
     run = ["--output-dir", str(tmp_path / "run")]
     (tmp_path / "run" / "options.json").write_text("{}")
     pretrain = ["pretrain", "--data", str(corpus_file), *small_run]

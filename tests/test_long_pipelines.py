@@ -48,7 +48,7 @@ def test_questions_as_transformers_4_took_them(tokenizer, tmp_path):
     assert "" in [row["answer"] for row in empty]
     with pytest.raises(ValueError, match="question and context must not be blank, got 'a', ' '"):
         reader(question="a", context=" ")
-    # from a directory it is transformers' BERT, in which the fast parts are
+    # from a directory the pipeline loads transformers' BERT, with the fast parts in place
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     again = pipelines.pipeline("question-answering", str(tmp_path), device="cpu")
@@ -70,9 +70,9 @@ def test_entities_of_whole_documents(tokenizer):
         assert row["word"] == TEXT[row["start"] : row["end"]].strip()
     short = "a fox in oslo ."
     for rows, alone in zip(reader([short, "", TEXT]), [reader(short), [], found], strict=True):
-        # matrix products round by the number of their rows
+        # the rounding of matrix products depends on their number of rows
         assert rows == [{**row, "score": pytest.approx(row["score"], rel=1e-4)} for row in alone]
-    # where one window holds all of it, it is what the stock pipeline says
+    # a text that fits into one window gives the stock pipeline's result
     stock = pipeline("token-classification", model=model, tokenizer=tokenizer, device="cpu")
     tags = {row["word"]: row["entity"] for row in stock(short)}
     begun = {row["word"].split()[0] for row in reader(short)}

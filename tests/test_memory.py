@@ -1,5 +1,5 @@
-"""No input takes the machine down: each is read or refused within the memory that docs/bounds.md
-says, under RLIMIT_AS in a process of its own, and soon."""
+"""No input exhausts the machine: each is read or refused in short time, within the memory that
+docs/bounds.md states, under RLIMIT_AS in its own process."""
 
 import json
 import os

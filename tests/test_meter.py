@@ -1,4 +1,4 @@
-"""Long work says how far it is: off a terminal a line now and then, with what is left."""
+"""Long work reports its progress; without a terminal, by a line now and then with the time left."""
 
 import logging
 import sys
@@ -43,11 +43,11 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys, caplog):
 
 
 def test_a_run_tells_how_much_is_left(monkeypatch, capsys):
-    """Off a terminal: in every log line, and in a line of its own after 30 s without one."""
+    """Without a terminal, the time left is in every log line, and in an extra line every 30 s."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     shown = progress.Progress(lambda logs: f"loss {logs['loss']}" if "loss" in logs else None)
-    state = TrainerState(max_steps=100, global_step=10)  # resumed
+    state = TrainerState(max_steps=100, global_step=10)  # a resumed run
     shown.on_train_begin(None, state, None)
     for _ in range(12):
         now[0] += 9.0

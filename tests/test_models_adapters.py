@@ -1,4 +1,4 @@
-"""Hooks and PEFT's adapters on SpanBERT models: nothing that stands at a module is passed by."""
+"""Hooks and PEFT's adapters on the modules of SpanBERT models are never bypassed."""
 
 import copy
 
@@ -13,7 +13,7 @@ from spanbert_fast.models import SpanBertForSequenceClassification, SpanBertMode
 from spanbert_fast.testing import assert_bitwise_equal
 
 EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm")
-CLOSE = {"rtol": 1e-3, "atol": 1e-3}  # of outputs up to 5 after three layers of large weights
+CLOSE = {"rtol": 1e-3, "atol": 1e-3}  # for outputs up to 5 after three layers with large weights
 
 
 @pytest.mark.parametrize("name", EMBEDDINGS)
@@ -42,7 +42,7 @@ def test_a_hook_on_the_embeddings_is_called_and_changes_them(name):
 
 
 def with_adapter(model, **fields):
-    """The model in PEFT's wrapper, its adapter as large as its weights."""
+    """The model in PEFT's wrapper, with an adapter as large as its weights."""
     adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=4, **fields))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -77,7 +77,7 @@ def test_lora_on_the_embeddings(modules):
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_peft_with_gradient_checkpointing(use_reentrant):
     """Reentrant checkpointing needs an input that requires a gradient. PEFT's hook on the word
-    embeddings makes their output such a one: where it is passed by, adapters get no gradient."""
+    embeddings makes their output require one; without it, adapters get no gradient."""
     inputs, _ = batch("padded")
     labels = torch.tensor([0, 1, 1, 0])
 
@@ -88,7 +88,7 @@ def test_peft_with_gradient_checkpointing(use_reentrant):
             model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
         fields = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
         adapted = with_adapter(model, **fields).train()
-        torch.manual_seed(8)  # the dropout's
+        torch.manual_seed(8)  # seeds the dropout
         loss = adapted(**inputs, labels=labels).loss
         loss.backward()
         return {n: p.grad for n, p in adapted.named_parameters() if p.requires_grad}

@@ -36,7 +36,7 @@ SEQLEN = 7
 
 
 def batches(lengths):
-    """(padded, packed, mask of what is real)."""
+    """(padded, packed, mask of real tokens)."""
     real = torch.arange(SEQLEN) < torch.tensor(lengths)[:, None]
     ids = torch.randint(1, 97, real.shape)
     types = torch.randint(0, 2, real.shape)
@@ -47,18 +47,19 @@ def batches(lengths):
 
 
 def labels_of(model_class, real):
-    """(padded, packed) labels; of tokens only where there is one, as no label makes no mean."""
+    """(padded, packed) labels; token labels need a token, as the mean of no labels is undefined."""
     if model_class in (SpanBertForMaskedLM, SpanBertForTokenClassification) and real.any():
         labels = torch.where(real, torch.randint(0, 2, real.shape), -100)
         return {"labels": labels}, {"labels": labels[real]}
     if model_class is SpanBertForPreTraining:
-        rows = real.flatten().nonzero().squeeze(1)  # of the packed tokens in the padded batch
+        # places of the packed tokens in the padded batch
+        rows = real.flatten().nonzero().squeeze(1)
         padded = {"mlm_positions": rows[1:2], "mlm_targets": torch.full_like(rows[1:2], 7)}
         return padded, {**padded, "mlm_positions": torch.arange(len(rows))[1:2]}
     if model_class is SpanBertForSequenceClassification:
         return ({"labels": torch.tensor([0, 1, 1])},) * 2
     if model_class is SpanBertForQuestionAnswering and real.any():
-        # of an empty sequence any position is padding
+        # every position of an empty sequence is padding
         positions = {name: torch.tensor([1, 2, 0]) for name in ("start_positions", "end_positions")}
         return (positions,) * 2
     return {}, {}
@@ -70,13 +71,13 @@ def model_of(model_class):
 
 
 def results(model, inputs):
-    """Every output, and the gradients of the loss, or of all outputs where there is none."""
-    torch.manual_seed(5)  # the dropout's
+    """Every output, and the gradients of the loss; of all outputs if there is no loss."""
+    torch.manual_seed(5)  # seeds the dropout
     model.zero_grad()
     outputs = {name: value for name, value in model(**inputs).items() if value.is_floating_point()}
     lowest = torch.finfo(torch.float32).min
     loss = outputs.get("loss")
-    if loss is None:  # what is lowest stands where there is no token
+    if loss is None:  # positions without a token have the lowest number
         loss = sum(v.masked_fill(v == lowest, 0).sin().sum() for v in outputs.values())
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -112,16 +113,16 @@ def test_padded_and_packed_are_equal_and_finite(model_class, lengths, train):
 
 @pytest.mark.parametrize("model_class", MODELS)
 def test_an_empty_sequence_changes_nothing_of_the_others(model_class):
-    """Each output of the two others is that of a batch of them alone."""
+    """The other two sequences have the outputs of a batch without the empty one."""
     padded, _, _ = batches((5, 0, 3))
     model, others = model_of(model_class), torch.tensor([0, 2])
     with torch.no_grad():
         outputs = model(**padded)
         alone = model(**{name: value[others] for name, value in padded.items()})
     for name, value in alone.items():
-        if value.dim() > 2 or "start" in name or "end" in name:  # of tokens
+        if value.dim() > 2 or "start" in name or "end" in name:  # outputs of tokens
             assert_bitwise_equal(outputs[name][others], value, name)
-        else:  # products of three rows and of two may round differently
+        else:  # products with three rows and with two may round differently
             torch.testing.assert_close(outputs[name][others], value, rtol=1e-4, atol=1e-5)
 
 

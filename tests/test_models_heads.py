@@ -44,7 +44,7 @@ def models(ours_class, theirs_class, **fields):
 
 
 def batch():
-    """Padded inputs, and the mask of what is real."""
+    """Padded inputs, and the mask of real tokens."""
     mask = torch.arange(19) < torch.tensor(LENGTHS)[:, None]
     ids = torch.randint(1, 97, (4, 19)) * mask
     types = torch.randint(0, 2, (4, 19))
@@ -58,10 +58,10 @@ def packed(inputs, real):
 
 
 def check(trio, inputs, logits_of, **labels):
-    """Loss, logits and all parameter gradients within C5."""
+    """Check loss, logits and all parameter gradients within C5."""
 
     def run(model):
-        # Hugging Face does not widen the targets of a double model
+        # Hugging Face does not convert the targets of a double model
         given = widened(labels) if model.dtype == torch.float64 else labels
         output = model(**inputs, **given)
         model.zero_grad()
@@ -117,7 +117,7 @@ def test_token_classification():
     ours = trio[0]
     flat = ours(**packed(inputs, real), labels=labels[real])
     assert_bitwise_equal(flat.loss, ours(**inputs, labels=labels).loss)
-    # labels where there is no token are never read
+    # labels on padding are never read
     assert_bitwise_equal(ours(**inputs, labels=torch.where(real, labels, 3)).loss, flat.loss)
 
 
@@ -129,7 +129,7 @@ def test_question_answering_without_padding():
         trio,
         inputs,
         lambda output: torch.stack([output.start_logits, output.end_logits]),
-        start_positions=torch.tensor([3, 0, 18, 25]),  # the last one was cut off
+        start_positions=torch.tensor([3, 0, 18, 25]),  # the last answer was cut off
         end_positions=torch.tensor([3, 5, 18, 30]),
     )
 
@@ -152,7 +152,7 @@ def test_question_answering_never_answers_with_padding():
     flat = ours(**packed(inputs, real), **positions)
     assert_bitwise_equal(flat.start_logits, output.start_logits)
     assert_bitwise_equal(flat.end_logits, output.end_logits)
-    # the loss is that of each sequence alone
+    # the loss is the mean of each sequence's own
     alone = [
         ours(
             input_ids=inputs["input_ids"][i : i + 1, :length],
@@ -165,7 +165,7 @@ def test_question_answering_never_answers_with_padding():
 
 
 def test_question_answering_positions_on_padding_take_no_part_in_the_loss():
-    """Nor do places beyond the batch: each mean is over the answers that are there."""
+    """Positions beyond the batch take no part either; each mean is over valid positions."""
     inputs, real = batch()
     ours, _, _ = models(SpanBertForQuestionAnswering, BertForQuestionAnswering)
     starts, ends = torch.tensor([3, 1, 2, 18]), torch.tensor([18, 0, 7, 500])
@@ -197,7 +197,7 @@ def test_question_answering_positions_on_padding_take_no_part_in_the_loss():
     ],
 )
 def test_every_head_trains_with_dropout_and_checkpointing(model_class):
-    """One step with what a Trainer does: train mode, checkpointing, autocast."""
+    """One step as in a Trainer: train mode, checkpointing, autocast."""
     inputs, real = batch()
     model = model_class(SpanBertConfig(**SIZES)).train()
     model.gradient_checkpointing_enable()
@@ -221,7 +221,7 @@ def test_every_head_trains_with_dropout_and_checkpointing(model_class):
 
 @pytest.mark.parametrize("model_class", [SpanBertForMaskedLM, SpanBertForSequenceClassification])
 def test_the_trainer_accumulates_means(tmp_path, model_class):
-    """Two batches of one optimiser step train as one batch of both does."""
+    """Two batches in one optimiser step train as one joint batch does."""
     if model_class is SpanBertForMaskedLM:
         labels = torch.randint(97, (8, 19))
     else:
@@ -244,7 +244,7 @@ def test_the_trainer_accumulates_means(tmp_path, model_class):
         trained.append((trainer.train().training_loss, model.state_dict()))
     (whole_loss, whole), (parts_loss, parts) = trained
     assert parts_loss == pytest.approx(whole_loss, rel=1e-5)
-    # the changes themselves, not only the large weights that they change
+    # compares the changes, which are small beside the weights
     change = {name: whole[name] - start[name] for name in whole}
     largest = max(tensor.abs().max() for tensor in change.values())
     assert largest > 1e-3

@@ -1,4 +1,4 @@
-"""SpanBertForMaskedLM: while training with labels, the loss of the labelled rows and no logits."""
+"""SpanBertForMaskedLM in training computes the loss of labelled rows and returns no logits."""
 
 import copy
 
@@ -14,7 +14,7 @@ from spanbert_fast.testing import assert_bitwise_equal, assert_models_agree, gra
 
 def labels_of(real, every_row=False):
     labels = torch.where(torch.rand(real.shape) < 0.3, torch.randint(0, 97, real.shape), -100)
-    labels[0, 0] = 5  # one at least
+    labels[0, 0] = 5  # at least one label
     return torch.where(real, torch.randint(0, 97, real.shape) if every_row else labels, -100)
 
 
@@ -24,8 +24,8 @@ def model_of(**fields):
 
 @pytest.mark.parametrize("every_row", [False, True])
 def test_loss_and_gradients_are_those_with_all_logits(every_row):
-    """Within C5, PyTorch's cross-entropy of all rows beside it; without dropout, which differs in
-    nothing but the rows of the last layer."""
+    """Within C5 of PyTorch's cross-entropy over all rows. Dropout is off: in the last layer it
+    depends on the rows."""
     inputs, real = batch("everything")
     labels = labels_of(real, every_row)
     model = model_of(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -39,7 +39,7 @@ def test_loss_and_gradients_are_those_with_all_logits(every_row):
 
     ours, peer = run(model, False), run(model)
     assert_models_agree(ours, peer, copy.deepcopy(model).double(), run)
-    # a second call finds the same bits
+    # a second call gives the same bits
     for name, value in run(model, False).items():
         assert_bitwise_equal(value, ours[name], name)
 

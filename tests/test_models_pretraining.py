@@ -1,4 +1,4 @@
-"""SpanBertForPreTraining against contract C2, written out, at a LARGE initialisation."""
+"""SpanBertForPreTraining against the formulas of contract C2, at a LARGE initialisation."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def targets(real):
 
 
 def losses_by_hand(model, bert, inputs, wanted):
-    """Contract C2, written out: the concatenated form on the hidden states of stock BERT."""
+    """The formulas of contract C2: the concatenated form on the hidden states of stock BERT."""
     hidden = bert(**inputs).last_hidden_state.flatten(0, 1)
     head, span = model.cls.predictions, model.cls.span_boundary
 
@@ -155,7 +155,7 @@ def test_pretraining_dropout_seed_and_pair_loss():
     torch.testing.assert_close(part.loss, without.loss + share)
     torch.testing.assert_close(part.pair_loss, output.pair_loss)
 
-    # the pair loss by its definition: every token's own probability, in spans and outside
+    # the pair loss by its definition, from the probability of every token, in spans and outside
     log_p = model(**inputs).logits[real].double().log_softmax(-1)
     originals = inputs["input_ids"].clone()
     originals.view(-1)[wanted["mlm_positions"]] = wanted["mlm_targets"]

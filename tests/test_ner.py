@@ -13,17 +13,17 @@ def tags(text: str) -> list[str]:
     return text.split()
 
 
-# Expected values counted by hand by conlleval's rules.
+# Expected values, counted by hand with conlleval's rules.
 @pytest.mark.parametrize(
     ("gold", "predicted", "right", "of_gold", "of_predicted"),
     [
         ("B-A I-A O B-B", "B-A I-A O B-B", 2, 2, 2),
-        ("B-A I-A O B-B", "B-A O O B-B", 1, 2, 2),  # an entity cut short is wrong
+        ("B-A I-A O B-B", "B-A O O B-B", 1, 2, 2),  # a shortened entity is wrong
         ("B-A I-A I-A", "B-A B-A I-A", 0, 1, 2),
         ("O O", "O O", 0, 0, 0),
         ("B-A O", "O O", 0, 1, 0),
-        ("O I-A I-A", "O B-A I-A", 1, 1, 1),  # an I from nothing begins an entity
-        ("B-A I-B", "B-A B-B", 2, 2, 2),  # and so does one of another type
+        ("O I-A I-A", "O B-A I-A", 1, 1, 1),  # an I after O begins an entity
+        ("B-A I-B", "B-A B-B", 2, 2, 2),  # so does an I of another type
         ("B-A I-A", "B-B I-B", 0, 1, 1),  # the type counts
         ("B-A B-A", "B-A I-A", 0, 2, 1),
         ("", "", 0, 0, 0),
@@ -70,7 +70,7 @@ def test_a_tag_of_another_scheme():
 
 
 def brute_force(logits, labels):
-    """The best allowed path of all there are."""
+    """The best path among all allowed ones."""
     import itertools
 
     def allowed(path):
@@ -117,7 +117,7 @@ def test_reads_columns(tmp_path):
     assert items[1].place.endswith("a.conll:7")
     task.learn(items)
     assert task.labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
-    # tabs, a separator that holds one, no line feed at the end, compressed
+    # tabs, a separator that contains a tab, no line feed at the end, compressed
     import gzip
 
     path = tmp_path / "b.tsv.gz"
@@ -209,7 +209,7 @@ def test_every_word_is_labelled_once_where_it_has_most_context(tokenizer, max_se
     labelled = [word for w in windows for word in w["_words"] if word is not None]
     assert set(labelled) == set(range(len(words)))
     assert (len(windows) == 1) == (max_seq_length == 99)
-    # outputs that say the truth, and a confident lie wherever another window has more context
+    # outputs are right, but confidently wrong wherever another window has more context
     place = {}
     for n, window in enumerate(windows):
         last = len(window["_words"]) - 1

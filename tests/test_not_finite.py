@@ -13,8 +13,8 @@ from spanbert_fast.cli import main
 from spanbert_fast.data.tokenizer import load_tokenizer
 from spanbert_fast.models import SpanBertForTokenClassification
 from spanbert_fast.training.checkpoints import checkpoints
-from spanbert_fast.training.finetune_trainer import FinetuneTrainer
-from spanbert_fast.training.trainer import SpanPretrainingTrainer
+from spanbert_fast.training.finetuning.trainer import FinetuneTrainer
+from spanbert_fast.training.pretraining.trainer import SpanPretrainingTrainer
 
 SHORT = ["--max-train", 16, "--max-dev", 4]
 

@@ -1,4 +1,4 @@
-"""Data as people have it: what other programs and the Hub's data sets write, read or refused."""
+"""Data files as other programs and the Hub's data sets write them are read, or refused by name."""
 
 import json
 import unicodedata
@@ -32,7 +32,7 @@ def test_a_header_with_blanks_and_labels_of_minus_one(tmp_path):
         (("fine",), "1"),
     ]
     task.learn(items)
-    assert task.labels == ["-1", "1"]  # so that the f1 is that of 1
+    assert task.labels == ["-1", "1"]  # so that the f1 is that of label 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A checkpoint of ours is an ordinary BERT for a process that has never heard of this package."""
+"""Our checkpoints are ordinary BERTs in a process that cannot import this package."""
 
 import json
 import logging
@@ -98,12 +98,12 @@ def test_the_span_boundary_head_comes_back_from_its_own_file(tmp_path, capfd, ca
     assert_same_state(again, model.state_dict())
     assert not any(info.values())
     assert again.cls.predictions.decoder.weight is again.bert.embeddings.word_embeddings.weight
-    # a head that is initialised is one line of ours, not a table of the library's
+    # the new head gives one log line of ours, not the library's table
     with caplog.at_level(logging.INFO, "spanbert_fast"):
         models.SpanBertForQuestionAnswering.from_pretrained(tmp_path)
     assert "lacks qa_outputs.*: initialised; cls.predictions.* left out" in caplog.text
     assert "LOAD REPORT" not in caplog.text + capfd.readouterr().err
-    # saved again as one file, nothing of the other is left
+    # saved again as one file, the other file is gone
     again.save_pretrained(tmp_path)
     assert not (tmp_path / span_boundary_file.FILE).exists()
     whole = models.SpanBertForPreTraining.from_pretrained(tmp_path)

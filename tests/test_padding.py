@@ -1,4 +1,4 @@
-"""unpad and pad: bitwise gathers, each the other's inverse and the other's backward."""
+"""unpad and pad copy bits; each is the inverse and the backward of the other."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def test_the_extension_has_both_ops():
 
 @pytest.mark.parametrize("order", ["sorted", "shuffled"])
 def test_same_bits_for_any_number_of_threads(order, each_thread_count, poisoned_empty):
-    """Enough rows for several threads, in runs of all lengths and one by one."""
+    """There are enough rows for several threads, in runs of all lengths and one by one."""
     x = torch.randn(6, 500, 64)
     indices = torch.randperm(3000)[:2000]
     if order == "sorted":
@@ -164,7 +164,7 @@ def test_an_index_out_of_range_is_refused():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_index_that_comes_twice_is_refused(dtype):
-    """No token is in two places: the sum of its gradients would be missing."""
+    """A token in two places would need the sum of two gradients, which pad does not compute."""
     twice = torch.tensor([3, 0, 3])
     with pytest.raises(ValueError, match="indices must be distinct, got 3 twice"):
         pad(torch.randn(3, 4, dtype=dtype), twice, 2, 3)
@@ -177,8 +177,8 @@ def test_an_index_that_comes_twice_is_refused(dtype):
 
 @pytest.mark.parametrize("implementation", ["op", "composite"])
 def test_the_ops_themselves_refuse_bad_input(implementation):
-    """What a caller of torch.ops meets, who has passed the public functions by."""
-    refused = (ValueError, RuntimeError)  # the latter from PyTorch 2.15 on
+    """A caller of torch.ops, without the public functions, gets the same errors."""
+    refused = (ValueError, RuntimeError)  # RuntimeError from PyTorch 2.15 on
     x = torch.randn(3, 4)
     unpad_fwd, pad_fwd = (getattr(KERNELS[f"{op}_fwd"], implementation) for op in ("unpad", "pad"))
     with pytest.raises(refused, match=r"indices must be in \[0, 3\), got -2"):

@@ -1,4 +1,4 @@
-"""span_pair_losses: the printed formulas in exact arithmetic, both forms, and p at its limits."""
+"""span_pair_losses against the printed formulas in exact arithmetic, with p up to its limits."""
 
 import math
 from fractions import Fraction
@@ -11,12 +11,12 @@ from spanbert_fast.nn import span_pair_losses
 
 
 def log(value: Fraction) -> float:
-    """log of a fraction whose numerator and denominator no float need hold."""
+    """The log of a fraction whose numerator and denominator may not fit into floats."""
     return math.log(value.numerator) - math.log(value.denominator)
 
 
 def by_hand(probabilities, in_span, form):
-    """The article's sums, term by term, from exact 1 - p."""
+    """The paper's sums, term by term, from the exact 1 - p."""
     sign = 1 if form == "printed" else -1
     negative = positive = 0.0
     for p, inside in zip(probabilities, in_span, strict=True):
@@ -31,7 +31,7 @@ def by_hand(probabilities, in_span, form):
 
 @pytest.mark.parametrize("form", ["printed", "likelihood"])
 def test_the_formulas(form):
-    # from one in 10^40 to all but one in 10^9, on both sides of 1/2
+    # p from 10^-40 to 1 - 10^-9, on both sides of 1/2
     tiny, nearly = Fraction(1, 10**40), 1 - Fraction(1, 10**9)
     probabilities = [tiny, nearly, Fraction(1, 3), Fraction(2, 3), nearly, tiny, Fraction(1, 2)]
     in_span = [True, True, False, True, False, False, False]
@@ -44,7 +44,7 @@ def test_the_formulas(form):
 
 @pytest.mark.parametrize("p", [1e-40, 1e-20, 1e-9, 0.3, 0.49, 0.51, 0.9])
 def test_each_token_to_its_last_digits(p):
-    """-log(1 - p) of one token alone, where no larger term hides it."""
+    """-log(1 - p) of a single token, without larger terms that would hide its error."""
     log_p = torch.tensor([math.log(p)], dtype=torch.float64)
     got = span_pair_losses(log_p, torch.tensor([True]))
     assert got.positive.item() == pytest.approx(-math.log1p(-p), rel=1e-13)

@@ -1,4 +1,4 @@
-"""Philox4x32 against Random123's published known answers, in Python and as the kernels have it."""
+"""Philox4x32 in Python and in the kernels against Random123's published known answers."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from spanbert_fast import _extension
 from spanbert_fast.reference.philox import philox4x32, split_key
 
-# Random123's kat_vectors: rounds, counter, key, answer; the digits of pi are its third input.
+# Random123's kat_vectors: rounds, counter, key, answer. The third input is the digits of pi.
 ONES = 0xFFFFFFFF
 PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0)
 KNOWN = [

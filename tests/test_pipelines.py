@@ -1,4 +1,4 @@
-"""transformers' pipelines give with our models what they give with stock ones; so does `answer`."""
+"""transformers' pipelines, and `answer`, give the same with our models as with stock ones."""
 
 import logging
 
@@ -73,7 +73,7 @@ def pair(task, **fields):
 
 
 def assert_same(ours, stock):
-    """The same structure and the same labels; numbers that differ by the rounding of fp32."""
+    """The structure and the labels are equal; numbers differ by fp32 rounding at most."""
     assert type(ours) is type(stock)
     if isinstance(stock, dict):
         assert ours.keys() == stock.keys()
@@ -90,7 +90,7 @@ def assert_same(ours, stock):
 
 @pytest.fixture
 def complaints():
-    """What transformers logs as an error, which an unsupported model is to a pipeline."""
+    """The errors that transformers logs, such as for a model that a pipeline does not support."""
     records = []
 
     class Keep(logging.Handler):
@@ -134,7 +134,7 @@ def test_a_pipeline_with_our_model_equals_stock(tokenizer, complaints, task, opt
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_feature_extraction(tokenizer, complaints, batch_size):
-    """The rows of the tokens; in a batch the pipeline also returns those of the padding."""
+    """The rows of tokens are equal; in a batch the pipeline returns rows of padding, too."""
     results = []
     for model in pair("feature-extraction"):
         pipe = pipeline("feature-extraction", model=model, tokenizer=tokenizer, device="cpu")
@@ -156,7 +156,7 @@ def test_fill_mask(tokenizer, complaints):
 
 @pytest.mark.parametrize("task", ["text-classification", "token-classification"])
 def test_a_pipeline_from_a_directory(tokenizer, complaints, tmp_path, task):
-    """As after fine-tuning: it is an ordinary BERT, and its labels come along."""
+    """As after fine-tuning, the directory holds an ordinary BERT with its labels."""
     ours, stock = pair(task, **NAMED)
     ours.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -173,7 +173,7 @@ def flat(rows):
     return [row for item in rows for row in (item if isinstance(item, list) else [item])]
 
 
-# Question answering, of which transformers 5 has no pipeline
+# Question answering, for which transformers 5 has no pipeline
 
 CONTEXT = " ".join(TEXTS) + " "
 WINDOWS = {"max_query_length": 8, "doc_stride": 5}
@@ -200,7 +200,7 @@ def test_answer_with_our_model_equals_stock(tokenizer, repeats, batch_size):
 
 
 def test_answer_of_one_window_by_hand(tokenizer):
-    """Of all spans of the context, the one whose two logits have the greatest sum."""
+    """The answer is the span of the context with the largest sum of its two logits."""
     model, _ = pair("question-answering")
     context = TEXTS[0]
     inputs = tokenizer("the dog?", context, return_offsets_mapping=True, return_tensors="pt")

@@ -1,4 +1,4 @@
-"""`--precision auto`, and what is said of a slow choice."""
+"""`--precision auto`, and the messages about a slow choice."""
 
 import logging
 
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def cpu_with(monkeypatch, *, bfloat16: bool) -> None:
-    """A CPU whose units make bf16 products, or one without them."""
+    """Pretend a CPU with units for bf16 products, or one without them."""
     product = torch.bfloat16 if bfloat16 else torch.float32
     monkeypatch.setattr(precision, "product_dtype", lambda dtype, device: product)
 

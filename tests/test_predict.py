@@ -13,7 +13,7 @@ from spanbert_fast.tasks.ner import NamedEntities, Sentence
 from spanbert_fast.tasks.predict import predict
 from spanbert_fast.tasks.windows import WindowCollator, WindowDataset
 from spanbert_fast.tasks.writing import JsonObject, whole_file
-from spanbert_fast.training.finetune_models import initial_model
+from spanbert_fast.training.finetuning.models import initial_model
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_batch_gives_what_single_sentences_give(folder):
-    """Whatever the batches, packed or padded, and with windows of one sentence far apart."""
+    """For any batches, packed or padded, also if a sentence's windows are in different batches."""
     tokenizer = load_tokenizer(folder / "model")
     task = NamedEntities(max_seq_length=16, labels=["O", "B-PER", "I-PER", "B-LOC", "I-LOC"])
     torch.manual_seed(5)
@@ -61,7 +61,8 @@ def test_a_long_document_is_predicted_in_pieces(folder, monkeypatch):
 
 
 def test_predictions_come_as_they_are_made_and_are_written_so(folder, tmp_path, monkeypatch):
-    """In their order, though a long one comes first; the file has its name when it is whole."""
+    """Predictions come in order, although long ones are run first; the file is renamed when
+    complete."""
     tokenizer = load_tokenizer(folder / "model")
     task = NamedEntities(max_seq_length=16, labels=["O", "B-PER", "I-PER"])
     model = initial_model(str(folder / "model"), task, tokenizer, engine="spanbert_fast")

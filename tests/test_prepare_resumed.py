@@ -1,4 +1,4 @@
-"""An interrupted `prepare` goes on behind its whole shards, if they are those of the same text."""
+"""An interrupted `prepare` continues after its complete shards, if the text is the same."""
 
 import logging
 
@@ -36,7 +36,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def interrupted(tmp_path, tokenizer, monkeypatch):
-    """A directory in which three shards are whole, and a fourth is half written."""
+    """A directory with three complete shards and half of a fourth."""
     write = prepare_module.write_shard
 
     def write_three(path, *args, **options):
@@ -54,7 +54,7 @@ def interrupted(tmp_path, tokenizer, monkeypatch):
 
 @pytest.fixture
 def written(monkeypatch):
-    """The names of the shards that are written from now on."""
+    """A list that collects the names of shards as they are written."""
     names, write = [], prepare_module.write_shard
 
     def spy(path, *args, **options):
@@ -70,7 +70,7 @@ def bytes_of(directory):
 
 
 def test_it_goes_on_behind_them(tmp_path, tokenizer, interrupted, written, caplog, monkeypatch):
-    """And leaves the bytes of a run that was not interrupted, and nothing else."""
+    """The result has the same files and bytes as an uninterrupted run."""
     assert not is_prepared(interrupted)
     with pytest.raises(UsageError, match="holds no prepared corpus"):
         open_shards(interrupted)
@@ -108,7 +108,7 @@ def test_after_the_last_shard_only_the_manifest_is_missing(tmp_path, tokenizer, 
 @pytest.mark.parametrize(
     ("damage", "kept"),
     [
-        ("text", 1),  # of a document in the second shard
+        ("text", 1),  # changes a document in the second shard
         ("a shard", 2),
         ("no shard", 0),
         ("tokenizer", 0),
@@ -123,7 +123,8 @@ def test_what_is_not_the_same_is_made_again(
     texts, options = list(TEXTS), {"shard_tokens": 60}
     second = Shard.open(interrupted / "shard-00001.safetensors")
     first = Shard.open(interrupted / "shard-00000.safetensors")
-    number = [n for n, text in enumerate(TEXTS) if text][first.num_documents]  # second's first
+    # the first document of the second shard
+    number = [n for n, text in enumerate(TEXTS) if text][first.num_documents]
     if damage == "text":
         texts[number] = texts[number].replace("some", "few")
     elif damage == "a shard":

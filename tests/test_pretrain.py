@@ -1,4 +1,4 @@
-"""The main job, end to end: what a run leaves, exact resume, several processes, failures."""
+"""`spanbert-fast pretrain` end to end: files, exact resume, several processes, failures."""
 
 import json
 import logging
@@ -17,9 +17,9 @@ import spanbert_fast as sb
 from spanbert_fast.cli import main
 from spanbert_fast.data.tokenizer import train_wordpiece
 from spanbert_fast.training.checkpoints import checkpoints
-from spanbert_fast.training.options import PretrainOptions
-from spanbert_fast.training.pretrain import training_arguments
-from spanbert_fast.training.trainer import SpanPretrainingTrainer
+from spanbert_fast.training.pretraining.options import PretrainOptions
+from spanbert_fast.training.pretraining.pretrain import training_arguments
+from spanbert_fast.training.pretraining.trainer import SpanPretrainingTrainer
 
 FIELDS = {
     "step",
@@ -116,7 +116,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     process.send_signal(signal.SIGKILL)
     finish(process, -signal.SIGKILL)
     assert len(metrics(run)) < 60, "it was killed in mid-run"
-    # what a kill while a checkpoint was being written leaves
+    # a kill during a checkpoint leaves this
     half = run / "unfinished" / "checkpoint-40"
     half.mkdir(parents=True, exist_ok=True)
     (half / "model.safetensors").write_bytes(b"half")
@@ -135,7 +135,7 @@ def test_killed_and_resumed_equals_uninterrupted(
 def test_two_processes_equal_one_with_the_same_global_batch(
     tmp_path, corpus_file, small_run, command, one_thread
 ):
-    """DistributedDataParallel and FSDP over gloo, dropout and all."""
+    """DistributedDataParallel and FSDP over gloo, with dropout."""
     sharded = ["--set", "fsdp=true", "--set", 'fsdp_config={"version": 2}']
     runs = {}
     for name, processes, more in (("one", 1, []), ("ddp", 2, []), ("fsdp", 2, sharded)):
@@ -160,7 +160,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(
             for field in ("masked_tokens", "spans", "step"):
                 assert a[field] == b[field]
             for field in ("mlm_loss", "sbo_loss", "grad_norm"):
-                # fp32 sums of two halves in another order, over 4 steps
+                # fp32 sums in another order, over 4 steps
                 assert a[field] == pytest.approx(b[field], rel=2e-4), (name, a["step"], field)
         assert after[name]["mlm_count"] == after["one"]["mlm_count"]
         assert after[name]["mlm_loss"] == pytest.approx(after["one"]["mlm_loss"], rel=1e-3)
@@ -251,7 +251,7 @@ def test_prepared_shards_and_mixed_precision(tmp_path, corpus_file, small_run, c
 
 
 def test_a_warm_start_keeps_the_places_of_the_checkpoint(tmp_path, corpus_file, small_run, capsys):
-    """The sampler gives a span no more targets than the span boundary head has places."""
+    """The sampler gives a span at most as many targets as the span boundary head has places."""
     start = ["pretrain", "--data", str(corpus_file), "--max-steps", "1", "--output-dir"]
     first, second = tmp_path / "first", tmp_path / "second"
     assert main([*start, str(first), *small_run, "--max-span-targets", "2"]) == 0
@@ -290,13 +290,13 @@ def test_a_run_resumes_without_the_text_that_it_has_tokenised(
     options = ["pretrain", "--output-dir", str(run)]
     assert main([*options, "--data", str(text), *small_run, "--max-steps", "1"]) == 0
     text.unlink()
-    shutil.rmtree(run / "model")  # so that there is something left to do
+    shutil.rmtree(run / "model")  # so that some steps are left
     code = main([*options, "--resume"])
     assert code == 0, capsys.readouterr().err
 
 
 def test_one_process_uses_one_gpu(tmp_path, monkeypatch, caplog):
-    """Several would mean DataParallel, which scatters packed rows."""
+    """With several, the Trainer would use DataParallel, which splits packed rows."""
     monkeypatch.setattr(
         TrainingArguments, "n_gpu", property(lambda self: 1 if self._n_gpu == 1 else 4)
     )

@@ -1,4 +1,4 @@
-"""`pretrain` from a checkpoint of another family: what it leaves, resume, words, refusals."""
+"""`pretrain` from a checkpoint of another family: files, resume, words, refusals."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def write_start(folder, family, texts, **tokenizer_options):
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory, corpus_file):
-    """A function that gives the folder of a small model of a family with its tokenizer."""
+    """A function that returns the folder of a family's small model with its tokenizer."""
     made = {}
 
     def of(family):
@@ -204,6 +204,6 @@ def test_what_cannot_be_started_from_is_refused(tmp_path, corpus_file, start, ca
     assert main([*options, "--max-seq-length", "64", "--max-steps", "1"]) == 2
     said = capsys.readouterr().err
     assert "--max-seq-length 64 is beyond the tokenizer's limit of 48" in said
-    # RoBERTa's positions begin behind that of padding
+    # RoBERTa's positions begin after that of padding
     places = 63 - AutoTokenizer.from_pretrained(start("roberta")).pad_token_id
     assert f"--max-seq-length 64 is beyond the checkpoint's position table of {places}" in said

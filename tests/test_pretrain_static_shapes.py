@@ -13,10 +13,10 @@ import spanbert_fast as sb
 from spanbert_fast.cli import main
 from spanbert_fast.data.static_shapes import StaticShapes
 from spanbert_fast.errors import UsageError
-from spanbert_fast.training import pretrain as pretraining
-from spanbert_fast.training import trainer
 from spanbert_fast.training.captured_step import check_alike
-from spanbert_fast.training.pretrain_arguments import check_device
+from spanbert_fast.training.pretraining import pretrain as pretraining
+from spanbert_fast.training.pretraining import trainer
+from spanbert_fast.training.pretraining.arguments import check_device
 
 EXACT = ("step", "masked_tokens", "spans", "learning_rate", "tokens_per_second")
 ROUNDED = ("mlm_loss", "sbo_loss", "grad_norm")
@@ -24,7 +24,7 @@ ROUNDED = ("mlm_loss", "sbo_loss", "grad_norm")
 
 @pytest.fixture
 def train(tmp_path, corpus_file, small_run):
-    """Trains a small model into tmp_path / name; gives the lines of its metrics."""
+    """A function that trains a small model into tmp_path / name, and returns its metrics."""
 
     def start(name, *options, data=corpus_file):
         given = ["--data", data, *small_run, "--learning-rate", "5e-3", *options]
@@ -36,7 +36,7 @@ def train(tmp_path, corpus_file, small_run):
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
-    """A second passes whenever the trainer looks: its speeds are numbers of tokens."""
+    """A clock that advances a second whenever the trainer reads it: speeds are token counts."""
     ticks = itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
     monkeypatch.setattr(trainer, "time", clock)
@@ -44,7 +44,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What the model is given to train on: each batch's shapes."""
+    """The shapes of each training batch."""
     forward, batches = sb.SpanBertForPreTraining.forward, []
 
     def spy(self, **batch):
@@ -62,7 +62,7 @@ def metrics(run):
 
 
 def test_the_same_run(train, seen, monkeypatch):
-    """In losses up to rounding, with dropout; in counts and speed, which are of real tokens."""
+    """With dropout, losses are equal up to rounding; counts and speed count real tokens only."""
     options = ["--max-steps", 6, "--save-steps", 6, "--gradient-accumulation-steps", 2]
     plain, shapes = train("plain", *options), seen[:]
     seen.clear()
@@ -107,7 +107,8 @@ def test_a_run_resumes_with_its_shapes_bit_for_bit(train, seen, tmp_path):
 
 
 def test_batches_of_short_texts_have_few_sequences(train, seen, tmp_path):
-    """As many as there is room for, where the token budget alone would take more."""
+    """A batch has no more sequences than its shape has room for, even if the token budget allows
+    more."""
     words = "river mountain teacher garden letter winter island engine captain market".split()
     text = tmp_path / "short.txt"
     text.write_text("\n\n".join(f"{a} {b}" for a in words for b in words for _ in range(3)))
@@ -177,7 +178,7 @@ def test_a_resumed_run_keeps_its_shapes(trained_model, capsys):
 
 
 class Uncaptured:
-    """Stands in for CapturedStep: what a replay does, op by op."""
+    """A stand-in for CapturedStep that runs a replay's work op by op."""
 
     made = 0
 

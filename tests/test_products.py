@@ -1,4 +1,4 @@
-"""Products inside parallel regions: their bits do not depend on the thread that made them."""
+"""Matrix products inside parallel regions: their bits do not depend on the thread."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(_C is None, reason="needs the extension")
 
 @pytest.fixture
 def threads(request):
-    """So many threads of PyTorch's in this test."""
+    """Set the number of PyTorch's threads for a test."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -22,12 +22,12 @@ def threads(request):
 @pytest.mark.parametrize("threads", [2, 3, 4], indirect=True)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (37, 64, 256), (256, 768, 384), (540, 40, 100)])
 def test_every_thread_makes_the_same_product(shape, threads):
-    """It comes back only if there are so many threads, each of which waits for the others."""
+    """The call returns only if there are this many threads, each of which waits for the others."""
     rows, inner, columns = shape
     a, b = torch.randn(rows, inner), torch.randn(inner, columns)
     out = torch.full((threads, rows, columns), torch.nan)
     _C.products_of_threads(a.data_ptr(), b.data_ptr(), out.data_ptr(), rows, inner, columns)
-    # a sum of `inner` products of size 1, each of which may be rounded
+    # the error bound of a sum of `inner` products of size 1, each rounded
     torch.testing.assert_close(out[0], a @ b, rtol=1e-5, atol=1e-6 * inner)
     for product in out[1:]:
         assert_bitwise_equal(product, out[0])
@@ -36,7 +36,7 @@ def test_every_thread_makes_the_same_product(shape, threads):
 @pytest.mark.parametrize("threads", [2], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_twenty_calls_have_one_result(dtype, threads):
-    """Which thread takes which block of the vocabulary is chance, and must not show."""
+    """Threads take blocks of the vocabulary by chance, which must not affect the result."""
     hidden = torch.randn(90, 64).to(dtype).requires_grad_()
     weight = torch.randn(1500, 64).to(dtype).requires_grad_()
     bias, targets = torch.randn(1500, requires_grad=True), torch.randint(1500, (90,))

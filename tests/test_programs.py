@@ -1,4 +1,4 @@
-"""Runs that a program starts: callbacks, ready models and data, results, tasks of its own."""
+"""Runs that a program starts: callbacks, given models and data, results, its own tasks."""
 
 import json
 import logging
@@ -12,8 +12,8 @@ from spanbert_fast import tasks
 from spanbert_fast.errors import UsageError
 from spanbert_fast.models import SpanBertForTokenClassification
 from spanbert_fast.tasks.ner import NamedEntities, Sentence
-from spanbert_fast.training.finetune import finetune
-from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.finetuning.finetune import finetune
+from spanbert_fast.training.pretraining.options import PretrainOptions
 from spanbert_fast.training.profile import Profile
 from test_examples import load
 
@@ -61,7 +61,7 @@ def test_ready_examples_a_ready_model_callbacks_and_a_trace(folder, tmp_path, ca
     assert json.loads(trace.read_text())["traceEvents"]
     table = next(r.getMessage() for r in caplog.records if "trace: " in r.getMessage())
     assert len(table.splitlines()) == 12 and "aten::" in table
-    # what is finished is not trained again, and says so
+    # a finished run is not trained again, and the log says so
     caplog.clear()
     with caplog.at_level(logging.INFO, "spanbert_fast"):
         again = finetune(options, resume=True, callbacks=[steps])
@@ -72,7 +72,8 @@ def test_ready_examples_a_ready_model_callbacks_and_a_trace(folder, tmp_path, ca
 
 
 def test_patience_goes_on_where_a_killed_run_was(folder, tmp_path):
-    """Learning nothing, a run of patience 3 ends after epoch 4, stopped in between or not."""
+    """A run that learns nothing, with patience 3, ends after epoch 4, also if it was
+    interrupted."""
 
     class Kill(TrainerCallback):
         def on_epoch_end(self, args, state, control, **kwargs):
@@ -86,7 +87,7 @@ def test_patience_goes_on_where_a_killed_run_was(folder, tmp_path):
         finetune(options, callbacks=[Kill()])
     steps = Steps()
     finetune(options, resume=True, callbacks=[steps])
-    assert steps.seen[-1] == 4  # one step an epoch
+    assert steps.seen[-1] == 4  # one step per epoch
 
 
 def test_a_task_of_one_s_own(folder, tmp_path):

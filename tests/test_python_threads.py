@@ -1,4 +1,4 @@
-"""Python threads: eight at once get the bits that each gets alone."""
+"""Eight Python threads at once get the same bits as each alone."""
 
 import copy
 import threading
@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from bert_cases import large_init
 from collator_cases import make_examples, make_tokenizer
+from model_cases import pretraining_model
 from op_cases import NAMES, cases
-from spanbert_fast import DataCollatorForSpanMasking, SpanBertConfig, SpanBertForPreTraining
+from spanbert_fast import DataCollatorForSpanMasking
 from spanbert_fast.testing import assert_bitwise_equal
 
 THREADS = 8
@@ -18,11 +18,11 @@ THREADS = 8
 
 @pytest.fixture(autouse=True)
 def one_thread_each(one_thread):
-    """Eight with two of their own each would be what a small machine waits for longest."""
+    """One PyTorch thread per Python thread: 16 threads would be slow on a small machine."""
 
 
 def at_once(jobs):
-    """The results of all jobs, begun at one moment in a thread each."""
+    """The results of all jobs, which start together, each in its own thread."""
     barrier = threading.Barrier(len(jobs))
 
     def run(job):
@@ -39,7 +39,7 @@ def assert_same(ours, expected):
 
 
 def test_ops():
-    """All of them, each thread in an order of its own."""
+    """Every thread calls all ops, in its own order."""
     chosen = [cases(dtype)[name] for name in NAMES for dtype in (torch.float32, torch.bfloat16)]
     generator = torch.Generator().manual_seed(1)
     upstream = [
@@ -70,17 +70,12 @@ def test_ops():
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(3)
-    config = SpanBertConfig(
-        vocab_size=96, hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=100, max_position_embeddings=130, max_span_targets=20,
-        span_position_embedding_size=12,
-    )  # fmt: skip
-    return large_init(SpanBertForPreTraining(config))
+    return pretraining_model()
 
 
 @pytest.fixture(scope="module")
 def batches():
-    """One for each thread, ragged."""
+    """A ragged batch for each thread."""
     tokenizer = make_tokenizer()
     collator = DataCollatorForSpanMasking(tokenizer, seed=2, dropout_seeds=True)
     lengths = [[5 + 7 * i, 60 - 5 * i, 12] for i in range(THREADS)]
@@ -101,7 +96,7 @@ def test_one_model_in_evaluation(model, batches):
 
 
 def test_models_in_training(model, batches):
-    """A model each, with dropout; three steps."""
+    """Each thread trains its own model for three steps, with dropout."""
 
     def train(number):
         own = copy.deepcopy(model).train()

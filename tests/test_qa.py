@@ -1,4 +1,4 @@
-"""Question answering: decoding, figures, files, options, each against its definition."""
+"""Question answering: decoding, metrics, files and options, each checked against its definition."""
 
 import argparse
 import json
@@ -41,7 +41,7 @@ def test_decoding_by_trying_every_span(tokenizer, seed, length, options):
     windows = list(task.windows(example, tokenizer))
     outputs = random_logits(windows, seed)
 
-    # of every window: where its context begins in the text's pieces, its length
+    # for every window: where its context begins in the text's pieces, and its length
     places = [(w["_first"], len(w["_offsets"])) for w in windows]
     offsets = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)
     offsets = offsets["offset_mapping"]
@@ -63,7 +63,7 @@ def test_decoding_by_trying_every_span(tokenizer, seed, length, options):
 
     prediction = task.decode(example, windows, outputs)
     found = [(a.text, (a.score, a.start, a.end)) for a in prediction.nbest]
-    # spans of one text may fill a window's share of candidates: the list may end early, never err
+    # spans with equal text may use up a window's candidates: the list may be short, but never wrong
     assert found == wanted[: len(found)]
     assert len(found) >= min(len(wanted), task.n_best_size // 2)
     assert (prediction.text, prediction.score) == (wanted[0][0], wanted[0][1][0])
@@ -73,7 +73,7 @@ def test_decoding_by_trying_every_span(tokenizer, seed, length, options):
 
 
 def test_right_logits_give_right_answers(tokenizer):
-    """A model that points where the windows point scores 100."""
+    """A model that predicts the windows' own targets scores 100."""
     task = small()
     examples = [
         question(CONTEXT, 21, 29),
@@ -144,11 +144,11 @@ def test_the_threshold_is_chosen_on_dev_alone_and_kept(tokenizer):
     chosen = task.null_threshold
     measured = task.metrics(test, test_made)
     assert task.null_threshold == chosen != measured["best_f1_thresh"]
-    # a later epoch on dev moves it again
+    # a later evaluation on dev changes it again
     task.metrics(dev, predicted(task, tokenizer, dev, seed=99))
     assert task.null_threshold != chosen
     task.metrics(dev, dev_made)
-    # and a task made from its state keeps it, whatever it measures first
+    # a task made from its state keeps the threshold, whatever it measures first
     again = QuestionAnswering(**json.loads(json.dumps(task.state())))
     assert again.state() == task.state()
     assert again.metrics(test, test_made) == measured
@@ -195,7 +195,7 @@ def test_written_files(tokenizer, tmp_path, version_2):
     if version_2:
         assert "" in texts.values()
         assert odds == [{e.id: p.null_odds for e, p in zip(examples, made, strict=True)}]
-    # another name, and questions of which nothing is known
+    # the file has another name, and its questions have no answers
     unknown = numbered([None, None, None], "u")
     files = task.write(tmp_path / "mine.json", unknown, made)
     assert [file.name for file in files] == [

@@ -18,14 +18,14 @@ from spanbert_fast.tasks.qa_metrics import (
     ("text", "wanted"),
     [
         ("The  Cat,\n sat", "cat sat"),
-        ("A.B. an apple", "ab apple"),  # the points go before the articles are looked for
+        ("A.B. an apple", "ab apple"),  # points are removed before articles
         ("theatre and Athens", "theatre and athens"),
         ("the", ""),
         ("!?", ""),
         ("", ""),
         ("a-the", "athe"),
         ("STRASSE Straße É", "strasse straße é"),
-        ("«the»", "« »"),  # only ASCII punctuation is left out
+        ("«the»", "« »"),  # only ASCII punctuation is removed
         ("a—b", "—b"),
     ],
 )
@@ -38,11 +38,11 @@ def test_normalized(text, wanted):
     [
         ("the Normans", "Normans!", 1, 1),
         ("in the 10th century", "10th century", 0, 4 / 5),
-        ("cat cat dog", "cat dog dog", 0, 2 / 3),  # words count as often as both have them
+        ("cat cat dog", "cat dog dog", 0, 2 / 3),  # a word counts as often as both have it
         ("cat", "dog", 0, 0),
         ("", "dog", 0, 0),
         ("cat", "the", 0, 0),
-        ("", "", 1, 0),  # as SQuAD 1.1's script
+        ("", "", 1, 0),  # as in SQuAD 1.1's script
     ],
 )
 def test_one_answer(prediction, gold, exact, f1):
@@ -62,7 +62,7 @@ def test_no_answer():
     for version_2 in (False, True):
         assert answer_scores("", [], version_2=version_2) == (1.0, 1.0)
         assert answer_scores("dog", [], version_2=version_2) == (0.0, 0.0)
-    # a gold answer of which nothing is left
+    # a gold answer that normalises to nothing
     assert answer_scores("the", ["The"]) == (1.0, 0.0)
     assert answer_scores("the", ["The"], version_2=True) == (1.0, 1.0)
     assert answer_scores("the", ["The", "dog"], version_2=True) == (0.0, 0.0)
@@ -115,13 +115,13 @@ ANSWERS = [["dog"], ["cat", "bird"], [], ["y"], []]
 
 def test_figures_of_version_2():
     figures = squad_figures(PREDICTIONS, ODDS, ANSWERS, choose=True)
-    # in the order of the odds the sum of the F1 goes 2, 3, 2, 2 2/3, 3 2/3, 2 2/3
+    # in order of the odds, the sum of F1 is 2, 3, 2, 2 2/3, 3 2/3, 2 2/3
     assert figures["best_f1"] == figures["f1"] == pytest.approx(100 * (3 + 2 / 3) / 5)
     assert figures["best_f1_thresh"] == 4.0
-    # the sum of the exact matches goes 2, 3, 2, 2, 3, 2: the first of the best two counts
+    # the sum of exact matches is 2, 3, 2, 2, 3, 2: the first of the two best counts
     assert figures["best_exact"] == pytest.approx(60.0)
     assert figures["best_exact_thresh"] == -3.0
-    assert figures["exact"] == pytest.approx(60.0)  # under the threshold of the F1
+    assert figures["exact"] == pytest.approx(60.0)  # with the threshold for F1
     assert figures["total"] == 5
     assert figures["HasAns_total"] == 3 and figures["NoAns_total"] == 2
     assert figures["HasAns_exact"] == pytest.approx(200 / 3)

@@ -1,4 +1,4 @@
-"""Question answering: the formats of data, and what is bad in them."""
+"""Question answering: the data formats, and the errors that bad data gives."""
 
 import gzip
 import json

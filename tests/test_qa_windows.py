@@ -30,7 +30,7 @@ def test_windows_of_a_short_context(tokenizer):
 @pytest.mark.parametrize("doc_stride", [1, 5, 15, 16, 17, 100])
 @pytest.mark.parametrize("length", [1, 16, 17, 32, 33, 61])
 def test_windows_cover_the_context(tokenizer, doc_stride, length):
-    """By the definition, window by window, with the answer at every place and of every length."""
+    """Each window fits the definition, for answers of every length at every place."""
     context = ("ab cde f " * 20)[: 2 * length].replace(" ", "")[:length]
     pieces = tokenizer(context, add_special_tokens=False)["input_ids"]
     assert len(pieces) == length
@@ -75,7 +75,7 @@ def test_odd_texts(tokenizer):
     assert long_question["start_positions"] == 9
     (no_question,) = task.windows(question("a b", 2, 3, text=" "), tokenizer)
     assert no_question["input_ids"][:2] == [2, 3]
-    # a context, or an answer, of which the tokenizer leaves nothing
+    # the tokenizer makes no piece of a context, or of an answer
     nothing = question("\u200b", 0, 1)
     (window,) = task.windows(nothing, tokenizer)
     assert len(window["input_ids"]) == 7 and window["start_positions"] == 0
@@ -90,7 +90,8 @@ def test_a_document_of_100k_pieces_is_made_window_by_window(tokenizer):
     context = "abcdefghij " * 10_000
     task = QuestionAnswering()
     example = question(context, len(context) - 11, len(context) - 1)
-    list(task.windows(question(context), tokenizer))  # the tokenizer's own memory, and its result
+    # the memory of the tokenizer and of its result
+    list(task.windows(question(context), tokenizer))
     tracemalloc.start()
     windows = pieces = 0
     for window in task.windows(example, tokenizer):
@@ -101,4 +102,4 @@ def test_a_document_of_100k_pieces_is_made_window_by_window(tokenizer):
     tracemalloc.stop()
     assert windows == math.ceil((100_000 - 505) / 128) + 1 and pieces > 390_000
     assert last["end_positions"] == len(last["input_ids"]) - 2
-    assert peak < 16 * pieces / 4  # lists of all windows at once would take 16 bytes for each piece
+    assert peak < 16 * pieces / 4  # lists of all windows at once would take 16 bytes per piece

@@ -1,4 +1,4 @@
-"""The README is true and short: its Python runs, its links, commands and figures exist."""
+"""The README is short, its Python runs, and its links, commands and figures exist."""
 
 import json
 import re
@@ -9,14 +9,14 @@ import pytest
 
 from spanbert_fast.cli import COMMANDS
 from spanbert_fast.commands.pretrain import parser
-from spanbert_fast.training.recipes import RECIPES
+from spanbert_fast.training.pretraining.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_its_python_runs(trained_model, tmp_path, monkeypatch, capsys):
-    """All blocks in their order, in one namespace, beside a checkpoint in runs/first/model."""
+    """All blocks run in order, in one namespace, beside a checkpoint in runs/first/model."""
     shutil.copytree(trained_model, tmp_path / "runs/first/model")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -24,7 +24,8 @@ def test_its_python_runs(trained_model, tmp_path, monkeypatch, capsys):
     names: dict = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
-    assert len(capsys.readouterr().out.splitlines()) >= 1 + 3 + 1  # losses, fillings, an answer
+    # it prints losses, fillings and an answer
+    assert len(capsys.readouterr().out.splitlines()) >= 1 + 3 + 1
 
 
 def test_its_commands_and_options_exist():
@@ -55,7 +56,7 @@ def test_it_is_a_screen_or_two_and_begins_with_what_it_does():
 
 
 def test_its_figures_are_in_the_result_files():
-    """Every ratio and rate that the table has of a machine whose result files are here."""
+    """The table's ratios and rates are those of the machine's result files."""
     known = set()
     folder = ROOT / "benchmarks/results/amd-epyc-2-cores"
     for name in ("training", "inference", "finetuning"):

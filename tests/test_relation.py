@@ -1,4 +1,4 @@
-"""Relations: entity tokens, windows around them, the scorers, each by hand."""
+"""Relations: entity tokens, the windows around them, and the scorers, on examples by hand."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ ENTITY_TOKENS = [f"[{side}{role}{kind}]" for side in ("", "/") for role in ("SUB
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Every word is one letter and one piece."""
+    """A tokenizer for which every word is one letter and one piece."""
     made = BertTokenizer(vocab={t: i for i, t in enumerate([*SPECIAL, *LETTERS])})
     made.add_tokens(ENTITY_TOKENS, special_tokens=True)
     return made
@@ -49,7 +49,7 @@ def pieces(task, example, tokenizer) -> str:
         ("mask", (8, 9, "X"), (2, 5, "Y"), "a [OBJ-Y] d [SUBJ-X] f"),
         ("mask", (0, 1, None), (10, 11, None), "[SUBJ] b c d e [OBJ]"),
         ("mask", (2, 5, "X"), (4, 7, "Y"), "a [SUBJ-X] [OBJ-Y] e f"),  # overlapping
-        ("mask", (0, 11, "X"), (4, 5, "Y"), "[SUBJ-X] [OBJ-Y]"),  # one in the other
+        ("mask", (0, 11, "X"), (4, 5, "Y"), "[SUBJ-X] [OBJ-Y]"),  # one inside the other
         ("markers", (2, 5, "X"), (8, 9, "Y"), "a [SUBJ-X] b c [/SUBJ-X] d [OBJ-Y] e [/OBJ-Y] f"),
         ("markers", (4, 5, None), (6, 7, None), "a b [SUBJ] c [/SUBJ] [OBJ] d [/OBJ] e f"),
         ("markers", (4, 5, "X"), (4, 9, "Y"), "a b [OBJ-Y] [SUBJ-X] c [/SUBJ-X] d e [/OBJ-Y] f"),
@@ -79,10 +79,11 @@ def test_the_gold_label(tokenizer):
     ("length", "expected"),
     [
         (13, "f g h [S] j k l [O] n o p"),
-        (12, "f g h [S] j k l [O] n o"),  # of two as near the earlier
-        (8, "h [S] j l [O] n"),  # the middle is cut where it is longer than there is room
+        (12, "f g h [S] j k l [O] n o"),  # of two pieces at equal distance, the earlier
+        (8, "h [S] j l [O] n"),  # the middle is cut if it does not fit
         (20, "b c d e f g h [S] j k l [O] n o p q r s"),
-        (24, "a b c d e f g h [S] j k l [O] n o p q r s t u v"),  # what one side lacks
+        # room that one side does not need goes to the other
+        (24, "a b c d e f g h [S] j k l [O] n o p q r s t u v"),
         (99, "a b c d e f g h [S] j k l [O] n o p q r s t u v w x y z"),
     ],
 )
@@ -96,7 +97,7 @@ def test_a_long_sentence_is_cut_around_its_entities(tokenizer, length, expected)
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_cut_loses_an_entity(tokenizer, seed):
-    """Random sentences; what is kept is all entity pieces, in order, up to the window's length."""
+    """For random sentences, a window keeps all entity pieces, in order, and is full."""
     draw = np.random.default_rng(seed)
     words = draw.choice(list(LETTERS[:26]), size=draw.integers(2, 200))
     text = " ".join(words)
@@ -152,14 +153,14 @@ def test_micro_scores():
 
 
 def test_semeval_scores():
-    """Counted by hand by the rules in the official scorer's description."""
+    """Figures counted by hand, by the rules in the official scorer's description."""
     gold = ["A(e1,e2)", "A(e1,e2)", "A(e2,e1)", "B(e1,e2)", "Other", "Other"]
     predicted = ["A(e1,e2)", "A(e2,e1)", "Other", "A(e2,e1)", "B(e2,e1)", "Other"]
     got = semeval_scores(gold, predicted)
     # A: 1 right of 3 predicted (one in the wrong direction) and of 3 gold; B: 0 of 1 and of 1
     macro = dict.fromkeys(("f1", "precision", "recall"), 100 / 6)
     assert got == pytest.approx({**macro, "micro_f1": 25, "accuracy": 100 / 3})
-    # a relation that the gold data lacks is no part of the means, but still wrong
+    # a relation that the gold data lacks is not in the means, but counts as wrong
     got = semeval_scores(["A(e1,e2)", "A(e1,e2)"], ["A(e1,e2)", "C(e1,e2)"])
     assert got["precision"] == 100 and got["recall"] == 50 and got["f1"] == pytest.approx(200 / 3)
     # the mean of F1s, not the F1 of means

@@ -1,4 +1,4 @@
-"""Relations: the three formats, and what is bad in them."""
+"""Relations: the three formats, and the errors that bad data gives."""
 
 import json
 import lzma
@@ -75,7 +75,7 @@ def test_reads_semeval(tmp_path):
     assert pairs[1].text == '"So," he said, " waxes are in tins"'
     assert [words_of(p) for p in pairs] == [("tall child", "cradle"), ("tins", "wax")]
     assert pairs[1].place.endswith("a.TXT.xz:5")
-    # sentences alone, for predict, without empty lines, without a line feed at the end
+    # sentences without relations, for predict, without empty lines or a last line feed
     alone = "\n".join(line for line in SEMEVAL.split("\r\n") if "\t" in line)
     pairs = task.read(written(tmp_path / "b.txt", alone)).items
     assert [(p.id, p.relation) for p in pairs] == [("7", None), ("8", None)]
@@ -148,7 +148,7 @@ def test_bad_scierc(tmp_path, fields, where, reason, left):
     found = list(Relation().parse(path))
     (bad,) = (item for item in found if isinstance(item, Bad))
     assert bad.place.endswith("a.jsonl:2" + where) and reason in bad.reason
-    assert len(found) - 1 == left  # the other sentence's pairs
+    assert len(found) - 1 == left  # the pairs of the other sentence
 
 
 def test_neither_format(tmp_path):

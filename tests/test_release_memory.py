@@ -10,11 +10,11 @@ from spanbert_fast._extension import _C
 from spanbert_fast.ops.bias_gelu import bias_gelu
 
 MIB = 1 << 20
-LIMIT = 512 * MIB  # what release_memory's docstring and docs/bounds.md say
+LIMIT = 512 * MIB  # as in release_memory's docstring and docs/bounds.md
 
 
 def result_of(mebibytes: int) -> torch.Tensor:
-    """A result of so much memory, of an op that takes it from the store."""
+    """A result of this size, from an op that takes its memory from the store."""
     rows = torch.zeros(1, 1024, dtype=torch.bfloat16).expand(mebibytes * 512, 1024)
     return bias_gelu(rows, torch.ones(1024, dtype=torch.bfloat16))
 

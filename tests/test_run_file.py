@@ -1,4 +1,4 @@
-"""Runs from a file: `--config`, what is typed behind it, and what a run has written itself."""
+"""Runs from a file: `--config`, options typed after it, and a run's own options.json."""
 
 import json
 
@@ -8,8 +8,8 @@ from spanbert_fast.cli import main
 from spanbert_fast.commands import finetune, pretrain
 from spanbert_fast.commands.run_file import expand
 from spanbert_fast.errors import UsageError
-from spanbert_fast.training.finetune_options import FinetuneOptions
-from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.finetuning.options import FinetuneOptions
+from spanbert_fast.training.pretraining.options import PretrainOptions
 
 YAML = """
 output-dir: runs/a
@@ -44,7 +44,7 @@ def test_a_yaml_file_gives_options_and_what_is_typed_wins(tmp_path):
         static_shapes=True,
         training_arguments={"torch_compile": False, "optim": "adamw_torch"},
     )
-    # whichever side of it
+    # before it or after it
     assert options(["--output-dir", "runs/b", f"--config={path}", "--learning-rate=1e-4"]) == found
 
 

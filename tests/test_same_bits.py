@@ -1,4 +1,4 @@
-"""Equal bits where docs/same_bits.md says so."""
+"""Results have equal bits where docs/same_bits.md promises it."""
 
 from pathlib import Path
 

@@ -22,7 +22,7 @@ from spanbert_fast.testing import assert_bitwise_equal
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(options=OPTIONS, seed=st.integers(0, 2**31))
 def test_invariants(options, seed):
-    """On 100,000 random texts."""
+    """The sampler keeps its invariants on 100,000 random texts."""
     texts, options, span_options = random_case(options, seed, num_texts=1000)
     sample = run(texts, seed=seed, **options)
     scheme = options["scheme"]
@@ -45,7 +45,7 @@ def test_whole_words_and_given_spans_are_what_was_asked_for():
     spans = torch.tensor([[k * 40 + 10, k * 40 + 12] for k in range(50)])
     sample = run(texts, scheme={"given": 0.999, "subword": 0.001}, given_spans=spans)
     hit = torch.isin(spans[:, 0], sample.mlm_positions)
-    assert hit.sum() >= 48  # one in a thousand draws is of another kind
+    assert hit.sum() >= 48  # one draw in a thousand is of another kind
 
 
 def test_masks_depend_on_text_id_and_seed_only():

@@ -1,4 +1,4 @@
-"""The span sampler: all implementations are one."""
+"""All implementations of the span sampler give equal samples."""
 
 import os
 import subprocess

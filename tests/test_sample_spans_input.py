@@ -1,4 +1,4 @@
-"""What the span sampler refuses, and in which words."""
+"""The inputs that the span sampler refuses, and its messages."""
 
 import dataclasses
 
@@ -104,7 +104,7 @@ EXTREMES = st.one_of(
     special=st.lists(st.booleans(), min_size=5, max_size=5),
 )
 def test_nothing_is_read_out_of_bounds(bounds, spans, special):
-    """Whatever the numbers say: an error or a sample. Built with sanitizers, this is the proof."""
+    """Any numbers give an error or a sample; a build with sanitizers proves it."""
     change = {
         "cu_seqlens": torch.tensor(bounds, dtype=torch.int32),
         "sequence_ids": torch.arange(len(bounds) - 1),
@@ -145,5 +145,6 @@ def test_options_are_a_value():
     assert dataclasses.replace(options, mask_ratio=0.15).law().budget(100) == 15
     with pytest.raises(dataclasses.FrozenInstanceError):
         options.mask_ratio = 0.3
-    with pytest.raises(ValueError, match="mask_ratio must be in"):  # where it is made
+    # raised when the options are made
+    with pytest.raises(ValueError, match="mask_ratio must be in"):
         dataclasses.replace(options, mask_ratio=2.0)

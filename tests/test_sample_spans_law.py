@@ -1,4 +1,4 @@
-"""The span sampler's law is that of the released sampler, and of its own documentation."""
+"""The span sampler follows the law of the released sampler, and its documentation."""
 
 import numpy as np
 import pytest
@@ -9,12 +9,13 @@ from spanbert_fast.ops.sample_spans import SpanOptions, sample_spans
 from spanbert_fast.reference import sample_spans as reference
 
 MASK = 4
-POOL = torch.tensor([1000, 1001, 1002, 1002])  # disjoint from the texts' ids: origins show
+# disjoint from the texts' ids, so that the origin of an id shows
+POOL = torch.tensor([1000, 1001, 1002, 1002])
 
-# Measured on the released code: mean and standard error per sequence, on two texts. Ours is not
-# the same text, but words of the same lengths, independent of each other: the first text's words of
-# several pieces are 2.2 % and as long as reproduces the mask rate of continuations (20.5 %). What
-# that leaves open moves no figure by more than 0.4 %: the slack beside 4 standard errors.
+# Measured on the released code: mean and standard error per sequence, on two texts. Our text
+# is another: independent words with the same distribution of lengths. In the first text 2.2 % of
+# the words have several pieces; their lengths reproduce the mask rate of continuations (20.5 %).
+# Other choices move no figure by more than 0.4 %, which is the slack beside 4 standard errors.
 ORACLE = {
     ("wiki", 512): {"draws": (22.4675, 0.0186), "drawn": (20.7888, 0.0160),
                     "merged": (18.8552, 0.0147), "words": (3.9238, 0.0032),
@@ -32,7 +33,7 @@ ORACLE = {
                       "merged": (17.7089, 0.0206), "words": (3.9096, 0.0047),
                       "pieces": (4.3481, 0.0053), "no_target": (0.01082, 0.00017)},
 }  # fmt: skip
-# shares of words of 1, 2, ... pieces
+# shares of words with 1, 2, ... pieces
 WORD_LENGTHS = {
     "wiki": [0.9777, 0.01672, 0.00418, 0.00105, 0.00035],
     "novels": [0.94755, 0.02850, 0.01737, 0.00580, 0.00068, 0.00010],
@@ -54,7 +55,7 @@ def word_starts_like(text, total, generator):
 
 
 def simulate(text, seqlen, sequences, **options):
-    """Every figure per sequence, and the masks, for blocks that begin at a word."""
+    """The figures per sequence, and the masks, for blocks that begin at a word."""
     law = SpanOptions(**options).law()
     generator = np.random.default_rng(2020)
     stream = word_starts_like(text, 200_000, generator)
@@ -113,7 +114,7 @@ def test_same_law_as_the_released_sampler(text, seqlen, sequences):
         assert abs(mean - wanted) <= allowed, (name, mean, wanted, allowed)
     assert (pieces == -(-seqlen * 15 // 100)).all()
 
-    # Lengths are drawn from the exact law, whatever becomes of the draw.
+    # Lengths are drawn from the exact law, whether or not the draw is used.
     law = 0.8 ** np.arange(10)
     counts = np.bincount(lengths, minlength=11)[1:]
     assert scipy.stats.chisquare(counts, len(lengths) * law / law.sum()).pvalue > 1e-3
@@ -133,7 +134,8 @@ def test_a_ring_has_no_edges():
     rates = masks.mean(0)
     # 77 of 512; the standard error of a position's rate is 0.0057
     assert np.abs(rates[:10] - 77 / 512).max() < 4 * 0.0057
-    assert abs(rates[:10].mean() - 77 / 512) < 4 * 0.0057 / 10**0.5 * 2  # neighbours go together
+    # neighbouring positions are correlated
+    assert abs(rates[:10].mean() - 77 / 512) < 4 * 0.0057 / 10**0.5 * 2
 
 
 @pytest.mark.parametrize("replacement", ["span", "token"])
@@ -157,7 +159,7 @@ def test_replacement_shares(replacement):
     shares = torch.bincount(kinds, minlength=3) / len(kinds)
     assert (shares - torch.tensor([0.8, 0.1, 0.1])).abs().max() < 0.02
 
-    # Random tokens: the pool's law, in which 1002 is there twice.
+    # Random tokens follow the pool, which has 1002 twice.
     drawn = torch.bincount(masked[kinds == 1] - 1000).numpy()
     expected = drawn.sum() * np.array([0.25, 0.25, 0.5])
     assert scipy.stats.chisquare(drawn, expected).pvalue > 1e-3

@@ -1,4 +1,4 @@
-"""The span sampler's rules, one by one, on draws made by hand."""
+"""The span sampler's rules, one by one, on hand-made draws."""
 
 import itertools
 from fractions import Fraction
@@ -11,7 +11,7 @@ from spanbert_fast.reference.philox import philox4x32, split_key
 
 
 def draw(law, *, words=1, anchor, maskable, scheme="geometric", given=(0, 1)):
-    """A draw's four words that make these choices."""
+    """The four random words of a draw that makes these choices."""
     longer = words - law.min_span_words
     length_word = law.length_thresholds[longer - 1] if longer else 0
     shares = dict(zip(("given", "geometric", "word"), law.scheme_thresholds, strict=True))
@@ -54,7 +54,7 @@ def test_a_masked_anchor_is_drawn_again_and_a_span_may_run_over_masked_words():
     draws = [
         draw(law, words=1, anchor=4, maskable=10),
         draw(law, words=5, anchor=4, maskable=10),  # masked already
-        draw(law, words=3, anchor=3, maskable=10),  # over word 4 to word 5
+        draw(law, words=3, anchor=3, maskable=10),  # the span goes on over word 4 to word 5
     ]
     spans, number = spans_of(draws, law)
     assert spans == [[4], [1, 2, 3, 4, 5]] and number == 3  # the budget cuts word 5
@@ -63,9 +63,9 @@ def test_a_masked_anchor_is_drawn_again_and_a_span_may_run_over_masked_words():
 def test_a_span_ends_at_the_end_and_at_special_tokens():
     law = SpanOptions(mask_ratio=0.5).law()
     maskable = [True] * 10
-    maskable[5] = False  # its word's second piece begins a word then
+    maskable[5] = False  # the word's second piece then begins a word
     draws = [
-        draw(law, words=10, anchor=8, maskable=9),  # maskable number 8 is token 9
+        draw(law, words=10, anchor=8, maskable=9),  # the maskable token number 8 is token 9
         draw(law, words=10, anchor=1, maskable=9),
     ]
     spans, _ = spans_of(draws, law, maskable=maskable)
@@ -92,7 +92,7 @@ def test_schemes_choose_what_a_draw_masks():
     ]
     spans, number = spans_of(draws, law, given_spans=[(0, 1), (7, 9)])
     assert spans == [[7, 8, 9], [5, 6], [3]] and number == 4
-    # without given spans such a draw is drawn again
+    # without given spans, such a draw is repeated
     law = SpanOptions(mask_ratio=0.1, scheme="given").law()
     draws = [
         draw(law, anchor=0, maskable=10, scheme="given"),
@@ -109,7 +109,7 @@ def test_draws_are_numbered_words_of_philox():
             for k in (0, 31):
                 counter = (first + k, *split_key(sequence), 0)
                 assert tuple(block[k]) == philox4x32(counter, split_key(-7))
-    # the generator goes on from block to block
+    # the generator continues from block to block
     first_block = reference.draw_words(-7, ids, 0)[1]
     made = list(itertools.islice(reference._draws(-7, ids[1], first_block), 70))
     assert made[64:] == reference.draw_words(-7, ids, 64)[1][:6]
@@ -120,12 +120,12 @@ def test_the_law_is_exact():
     weights = [Fraction(4, 5) ** k for k in range(10)]
     for k, bound in enumerate(law.length_thresholds, 1):
         assert abs(bound - 2**32 * sum(weights[:k]) / sum(weights)) <= 0.51
-    # the budget is that of the decimal ratio: 0.15 * 140 is 21.000000000000004 in floating point
+    # the budget follows the decimal ratio: 0.15 * 140 is 21.000000000000004 in floating point
     assert [law.budget(n) for n in (1, 20, 21, 60, 140, 512, 2**31 - 1)] == [
         1, 3, 4, 9, 21, 77, -(-(2**31 - 1) * 3 // 20)
     ]  # fmt: skip
     assert SpanOptions(mask_ratio=1.0).law().budget(7) == 7
     assert SpanOptions(geometric_p=1.0).law().length_thresholds == (2**32,) * 9
-    # half of the draws are given spans, the others words
+    # half of the draws take given spans, the others words
     shares = SpanOptions(scheme="given", given_probability=0.5).law().scheme_thresholds
     assert shares == (2**31, 2**31, 2**32)

@@ -1,4 +1,4 @@
-"""The source distribution is whole, whatever it was made on: it can be built, tested and read."""
+"""The source distribution is complete on every machine: it can be built and tested."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# of the checkout, what belongs into it
+# the parts of the checkout that belong into it
 KINDS = {
     "csrc": (".cpp", ".h", ".cu"),
     "kernels": (".py", ".json"),
@@ -28,7 +28,7 @@ PAPERS = (
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory) -> Path:
-    """Made of a copy, so that the checkout stays clean."""
+    """Built from a copy, so that the checkout stays clean."""
     folder = tmp_path_factory.mktemp("sdist")
     source = folder / "source"
     ignored = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.so", "*.egg-info", "__pyc*")
@@ -62,7 +62,7 @@ def test_it_holds_what_the_checkout_holds(sdist):
     reason="compiles for minutes: make check-sdist",
 )
 def test_the_extension_is_built_from_it(sdist, tmp_path):
-    """The CPU part at one level; its ops against the reference."""
+    """It builds the CPU part at one level, and checks the ops against the reference."""
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
     source = next(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Prepared corpora: what went in comes out, and what is broken is refused by name."""
+"""Prepared corpora give back their text, and broken files are refused by name."""
 
 import json
 import pickle
@@ -65,7 +65,7 @@ def test_prepared_tokens_are_the_tokenizer_s(tmp_path, tokenizer, shard_tokens):
     shards = open_shards(tmp_path / "out", tokenizer_fingerprint(tokenizer))
     assert [shard.path for shard in shards] == paths
     expected = expected_lines(texts, tokenizer)
-    # a document never spreads over two shards
+    # no document is split between shards
     assert len(shards) == {1: len(expected), 1 << 20: 1}.get(shard_tokens, len(shards)) > 0
     assert lines_of(shards) == expected
     table = word_start_table(tokenizer)
@@ -84,7 +84,7 @@ def test_prepared_tokens_are_the_tokenizer_s(tmp_path, tokenizer, shard_tokens):
 def test_small_batches_give_the_same_shard(tmp_path, tokenizer, monkeypatch):
     prepare(corpus(TEXTS), tokenizer, tmp_path / "large")
     monkeypatch.setattr(prepare_module, "_BATCH_CHARACTERS", 50)
-    monkeypatch.setattr(encode_module, "_PIECE", 20)  # cuts lines, at blanks
+    monkeypatch.setattr(encode_module, "_PIECE", 20)  # lines are cut at blanks
     prepare(corpus(TEXTS), tokenizer, tmp_path / "small")
     name = "shard-00000.safetensors"
     assert (tmp_path / "large" / name).read_bytes() == (tmp_path / "small" / name).read_bytes()
@@ -184,7 +184,7 @@ def test_a_shard_is_mapped_and_pickles_by_its_path(tmp_path):
     content = pickle.dumps(shard)
     assert len(content) < 1000
     assert np.array_equal(pickle.loads(content).tokens, tokens)
-    # the array lies in a mapping of the file
+    # the array is a view of the mapped file
     address = shard.tokens.__array_interface__["data"][0]
     with open("/proc/self/maps") as maps:
         ranges = [line.split()[0].split("-") for line in maps if str(tmp_path / "a") in line]
@@ -197,7 +197,7 @@ def test_no_corruption_goes_unnoticed(tmp_path):
     content = path.read_bytes()
     rng = np.random.default_rng(1)
     header = 8 + int.from_bytes(content[:8], "little")
-    # all parts of the file: the header's first bytes, all of it, and the arrays
+    # cuts in all parts of the file: the first bytes, the header, and the arrays
     places = [*range(12), *rng.integers(12, header, 60), *rng.integers(header, len(content), 60)]
     for place in map(int, places):
         broken = bytearray(content)
@@ -228,7 +228,7 @@ def test_what_is_no_shard_of_this_corpus_is_refused(tmp_path, tokenizer):
     path.unlink()
     with pytest.raises(DataError, match="shard-00001.safetensors: the shard is missing"):
         open_shards(tmp_path)
-    small_shard(path)  # of another tokenizer, though none was asked for
+    small_shard(path)  # the shards have different tokenizers, though none was asked for
     with pytest.raises(DataError, match="shard-00001.safetensors: made by another tokenizer"):
         open_shards(tmp_path)
     save_file({"weight": np.zeros(3)}, path)

@@ -4,26 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from span_boundary_gather_cases import LENGTHS, cumulative, make
 from spanbert_fast import use_backend
 from spanbert_fast.ops.span_boundary_gather import span_boundary_gather
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
-
-LENGTHS = {
-    "one target": [1],
-    "ragged": [3, 1, 20, 7, 2],
-    "with empty": [0, 4, 0, 0, 2, 0],
-    "only empty": [0, 0],
-    "no span": [],
-}
-
-
-def cumulative(lengths):
-    return F.pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0), (1, 0)).to(torch.int32)
-
-
-def make(lengths, hidden, dtype, places=20):
-    shapes = ((len(lengths), hidden), (places, hidden), (hidden,), (hidden,))
-    return [(2 * torch.randn(shape)).to(dtype) for shape in shapes]
 
 
 def run(function, tensors, dy, dtype):
@@ -55,21 +39,21 @@ def test_no_worse_than_pytorch(lengths, hidden, dtype, poisoned_empty):
     names = ("y", "dspans", "dplaces", "dweight", "dbias")
     for name, a, b, c in zip(names, got, like, truth, strict=True):
         assert a.dtype == dtype
-        # A peer may be exact by luck. Sums of up to 33 rows of values up to 8; one more unit where
-        # the largest value itself is what is rounded.
+        # The peer may be exact by luck. Sums of up to 33 rows of values up to 8, and one more unit
+        # for the rounding of the largest value itself.
         floor = torch.finfo(dtype).eps * (8 + (c.abs().max().item() if c.numel() else 0))
         assert_no_worse_than(a, b, c, floor=floor, name=name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_equals_the_concatenated_form_to_rounding(dtype):
-    """W1 [x_l; x_r; p_k] + b1 as one product of concatenated rows, forward and every gradient."""
+    """W1 [x_l; x_r; p_k] + b1 as one product of concatenated rows: forward and all gradients."""
     hidden, size, lengths = 96, 40, [5, 1, 20, 3]
     total, cu_span_lengths = sum(lengths), cumulative(lengths)
     shapes = ((9, hidden), (20, size), (hidden, 2 * hidden + size), (hidden,), (hidden,), (hidden,))
     scales = (1, 1, 0.1, 0.5, 1, 1)
     tensors = [(s * torch.randn(shape)).to(dtype) for s, shape in zip(scales, shapes, strict=True)]
-    boundaries = torch.tensor([[0, 3], [3, 5], [5, 8], [0, 3]])  # some come twice
+    boundaries = torch.tensor([[0, 3], [3, 5], [5, 8], [0, 3]])  # some boundaries come twice
     dy = torch.randn(total, hidden).to(dtype)
 
     def split(x, p, w1, b1, weight, bias):
@@ -96,8 +80,8 @@ def test_equals_the_concatenated_form_to_rounding(dtype):
     truth = run(concatenated, tensors, dy, torch.float64)
     names = ("y", "dx", "dp", "dw1", "db1", "dweight", "dbias")
     for name, a, b, c in zip(names, got, like, truth, strict=True):
-        # A few units of the largest value; more in fp64, where the peer is the truth itself and
-        # products of 200 terms and their gradients are summed in another order.
+        # A few units of the largest value; more in fp64, where the peer is the truth itself, and
+        # only the order of sums of 200 terms differs.
         units = 64 if dtype == torch.float64 else 4
         floor = units * torch.finfo(dtype).eps * c.abs().max().item()
         assert_no_worse_than(a, b, c, floor=floor, name=name)
@@ -105,7 +89,7 @@ def test_equals_the_concatenated_form_to_rounding(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_bits_for_any_number_of_threads(dtype, each_thread_count):
-    """More spans than one task sums: dplaces gathers from all of them."""
+    """There are more spans than one task sums, so dplaces adds up several tasks."""
     lengths = (torch.arange(300) * 7 % 21).tolist()
     tensors, total = make(lengths, 100, dtype), sum(lengths)
     dy = torch.randn(total, 100)
@@ -117,7 +101,7 @@ def test_same_bits_for_any_number_of_threads(dtype, each_thread_count):
 
 
 def test_many_spans_are_summed_in_fp32():
-    """1,024 spans that all add to one place: a sum in bf16 would soon stop growing."""
+    """1,024 spans add to one place; a sum in bf16 would soon stop growing."""
     count, hidden = 1024, 32
     tensors = make([1] * count, hidden, torch.bfloat16, places=1)
     dy = torch.randn(count, hidden).to(torch.bfloat16).abs()

@@ -44,7 +44,7 @@ def test_no_worse_than_pytorch(spans, widths, dtype, poisoned_empty):
     assert_bitwise_equal(got[0][:, : sum(widths[:2])], like[0][:, : sum(widths[:2])])
     for name, a, b, c in zip(NAMES, got, like, truth, strict=True):
         assert a.dtype == dtype
-        # values of up to 4 in sums of six; of the weights a 16-bit kernel makes 3e-6 of error
+        # values of up to 4 in sums of six; a 16-bit kernel's weights have an error of 3e-6
         floor = torch.finfo(dtype).eps * (4 + (c.abs().max().item() if c.numel() else 0))
         assert_no_worse_than(a, b, c, floor=floor, name=name)
 
@@ -69,7 +69,7 @@ def test_same_bits_for_any_number_of_threads(dtype, each_thread_count):
 
 
 def test_large_logits_and_far_ones():
-    """The softmax is taken from its largest logit, whose size does not matter."""
+    """The softmax subtracts its largest logit, so large logits do not overflow."""
     tensors = make((2, 2, 3), torch.float32)
     starts, ends = torch.tensor([0, 20]), torch.tensor([9, 29])
     firsts, lasts, inner, logits = tensors

@@ -1,4 +1,4 @@
-"""What an import and a --help load, what a type checker sees, what is said of a missing extra."""
+"""Which modules an import and --help load, what a type checker sees, errors of missing extras."""
 
 import json
 import os
@@ -14,7 +14,7 @@ SLOW = ("torch", "transformers", "datasets", "accelerate", "pyarrow", "matplotli
 
 
 def loaded_by(code: str) -> set[str]:
-    """Which of SLOW a clean process has loaded after the code."""
+    """Which modules of SLOW a clean process has loaded after running the code."""
     report = f"import sys, json; print(json.dumps([m for m in {SLOW!r} if m in sys.modules]))"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True
@@ -73,7 +73,7 @@ def test_a_type_checker_sees_the_names_and_no_others(tmp_path):
     (tmp_path / "use.py").write_text(TYPED)
     (tmp_path / "mypy.ini").write_text(
         "[mypy]\nfollow_imports = silent\nignore_missing_imports = true\n"
-        # the libraries' own types would be read for minutes
+        # reading the libraries' types would take minutes
         "[mypy-torch.*,transformers.*,numpy.*,huggingface_hub.*,safetensors.*,tokenizers.*]\n"
         "follow_imports = skip\nfollow_imports_for_stubs = true\n"
     )

@@ -1,4 +1,4 @@
-"""What a fine-tuning takes over from the checkpoint that it starts from, and what it does not."""
+"""The parts of a starting checkpoint that fine-tuning keeps, and those that it replaces."""
 
 import logging
 
@@ -15,11 +15,11 @@ from spanbert_fast.tasks.classify import Classification
 from spanbert_fast.tasks.ner import NamedEntities
 from spanbert_fast.tasks.qa import QuestionAnswering
 from spanbert_fast.testing import assert_bitwise_equal
-from spanbert_fast.training.finetune import finetune
-from spanbert_fast.training.finetune_models import initial_model
-from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.finetuning.finetune import finetune
+from spanbert_fast.training.finetuning.models import initial_model
 from spanbert_fast.training.precision import with_weights_in
-from spanbert_fast.training.sources import initial_model as initial_pretraining_model
+from spanbert_fast.training.pretraining.options import PretrainOptions
+from spanbert_fast.training.pretraining.sources import initial_model as initial_pretraining_model
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @pytest.mark.parametrize("wanted", DTYPES)
 def test_half_precision_is_trained_only_on_purpose(folder, tmp_path, caplog, wanted):
-    """From the command line: what the run saves is what it has trained."""
+    """From the command line; the saved dtype is that of training."""
     half = models.SpanBertForPreTraining.from_pretrained(folder / "model", dtype=torch.bfloat16)
     half.save_pretrained(tmp_path / "half")
     load_tokenizer(folder / "model").save_pretrained(tmp_path / "half")
@@ -137,7 +137,7 @@ def test_a_head_of_the_same_labels_goes_on_and_another_does_not(
     assert "its head is of the same labels, and is gone on with" in caplog.text
     caplog.clear()
     for task in (
-        classification(["yes", "no"]),  # as many labels, of another meaning
+        classification(["yes", "no"]),  # the same number of labels, with other meanings
         classification(["a", "b", "c"]),
         classification(None, regression=True),
         NamedEntities(max_seq_length=32, labels=["O", "B-X"]),

@@ -1,4 +1,4 @@
-"""Batches of fixed shapes: the same loss and gradients, no look at the data, one compilation."""
+"""Batches of fixed shapes: equal loss and gradients, no data-dependent shapes, one compilation."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def tokenizer():
 @pytest.mark.parametrize(("dropout", "pair_loss_weight"), [(0.0, 0.5), (0.1, 0.0)])
 @pytest.mark.parametrize("lengths", [(40, 3, 17, 33), (40, 40, 40, 40), (7,), (4, 3)])
 def test_the_same_loss_and_gradients(tokenizer, dropout, pair_loss_weight, lengths):
-    """At large weights, where another dropout mask or one more row would show in every figure."""
+    """With large weights, another dropout mask or one more row would change every figure."""
     own, filled = pair_of_batches(tokenizer, lengths)
     fields = {"pair_loss_weight": pair_loss_weight, "pair_loss_form": "likelihood"}
     model = model_of(tokenizer, dropout, **fields)
@@ -49,10 +49,11 @@ def test_the_same_loss_and_gradients(tokenizer, dropout, pair_loss_weight, lengt
 
 
 def assert_same_gradients(ours, expected):
-    """Up to rounding, which the products of few rows and of many do in other orders."""
+    """Gradients are equal up to rounding: products of few and of many rows add in different
+    orders."""
     for name, gradient in expected.items():
-        # softmax ignores a key's bias: its gradient is the rounding of sums that cancel, each as
-        # large as those of the weight beside it
+        # softmax ignores the keys' bias: its gradient is the rounding of sums that cancel, each as
+        # large as those of the keys' weight
         largest = expected[name.replace("key.bias", "key.weight")].abs().max().item()
         torch.testing.assert_close(ours[name], gradient, rtol=0, atol=2e-4 * largest, msg=name)
 
@@ -86,7 +87,7 @@ def test_global_denominators_and_predictions(tokenizer):
     for name in ("mlm_predictions", "sbo_predictions"):
         ours = getattr(expected, name)
         assert_bitwise_equal(getattr(got, name)[: len(ours)], ours)
-    # what is measured on held-out text counts right predictions
+    # evaluation on held-out text counts right predictions
     assert ((got.mlm_predictions == filled["mlm_targets"]).sum()
             == (expected.mlm_predictions == own["mlm_targets"]).sum())  # fmt: skip
 
@@ -119,14 +120,14 @@ def assert_alike_in_bits(ours, expected):
 
 
 class NoLookAtData(TorchDispatchMode):
-    """Fails on every op whose result's shape, or whose Python number, depends on data."""
+    """A mode that fails on every op whose output shape or Python number depends on data."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, aten = kwargs or {}, torch.ops.aten
         looks = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & {*func.tags}
-        if func is aten.repeat_interleave.Tensor:  # may be told its number of rows
+        if func is aten.repeat_interleave.Tensor:  # it may be given its number of rows
             looks = kwargs.get("output_size") is None
-        if func is aten.index.Tensor:  # only a mask has to be counted
+        if func is aten.index.Tensor:  # only a mask must be counted
             looks = any(index is not None and index.dtype == torch.bool for index in args[1])
         assert not looks, f"{func} looks at data"
         return func(*args, **kwargs)
@@ -134,7 +135,7 @@ class NoLookAtData(TorchDispatchMode):
 
 @pytest.mark.parametrize("pair_loss_weight", [0.0, 0.5])
 def test_nothing_in_a_step_looks_at_data(tokenizer, pair_loss_weight, monkeypatch):
-    """Without the checks of indices, which are made on a CPU alone, where looking is free."""
+    """The checks of indices are off: they run on CPUs only, where they cost no synchronisation."""
     monkeypatch.setattr(_checks, "check_ids", lambda name, ids, rows: None)
     model = model_of(tokenizer, 0.1, pair_loss_weight=pair_loss_weight)
     batch = pair_of_batches(tokenizer)[1]

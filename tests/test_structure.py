@@ -1,4 +1,4 @@
-"""The house rules that a machine can hold: who imports whom, the `kernels` name, file names."""
+"""Rules of the layout that a test can check: imports, the name `kernels`, file names."""
 
 import ast
 import importlib.util
@@ -12,8 +12,8 @@ from spanbert_fast.ops import OPS
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "spanbert_fast"
 
-ALWAYS = {"errors", "extras", "meter", "schema", "values"}
-# room -> the rooms of this package that it may import, beside itself and those above
+ALWAYS = {"_lazy", "errors", "extras", "meter", "schema", "values"}
+# package -> the packages that it may import, beside itself and ALWAYS
 MAY_IMPORT = {
     "reference": set(),
     "kernels": set(),
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "pipelines": {"accelerated", "models", "tasks"},
     "config": set(),
     "digests": set(),
+    "_lazy": set(),
     "errors": set(),
     "extras": set(),
     "meter": set(),
@@ -71,22 +72,30 @@ SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_follow_the_floor_plan(path):
     room = room_of(path)
-    if room not in MAY_IMPORT:  # the front door and the command line may import everything
+    if room not in MAY_IMPORT:  # the package itself and the command line may import everything
         assert room in ("__init__", "__main__", "cli", "commands"), f"a room without a rule: {room}"
         return
-    extra = (
-        imported_rooms(path)
-        - MAY_IMPORT[room]
-        - {room, "errors", "extras", "meter", "schema", "values"}
-    )
+    extra = imported_rooms(path) - MAY_IMPORT[room] - {room, *ALWAYS}
     assert not extra, f"{path.relative_to(ROOT)} may not import {sorted(extra)}"
+
+
+TRAINING = sorted({*(PACKAGE / "training").rglob("*.py")} - {PACKAGE / "training" / "__init__.py"})
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_pre_training_and_fine_tuning_do_not_import_each_other(path):
+    """Neither half imports the other, and the shared files import neither half."""
+    halves = {"pretraining", "finetuning"} - {path.parent.name}
+    text = path.read_text()
+    for half in halves:
+        assert f"spanbert_fast.training.{half}" not in text, f"{path.name} imports {half}"
 
 
 def test_every_op_has_its_reference_and_its_tests():
     ops, files = set(OPS), {path.stem for path in (PACKAGE / "ops").glob("[!_]*.py")}
     references = {path.stem for path in (PACKAGE / "reference").glob("[!_]*.py")}
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
-    values = {"__init__", "dropout", "span_options"}  # what the ops take
+    values = {"__init__", "dropout", "span_options"}  # values that ops take
     assert files - values == ops - values, files ^ ops
     assert ops - references == {"linear"}, "of which torch.nn.functional.linear is the reference"
     assert ops <= tests, ops - tests

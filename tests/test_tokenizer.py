@@ -1,4 +1,4 @@
-"""Training, loading and telling apart WordPiece tokenizers."""
+"""Training, loading and comparing WordPiece tokenizers."""
 
 import inspect
 import json
@@ -28,7 +28,7 @@ SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def synthetic_texts(count: int = 400) -> list[str]:
-    """Words of random syllables: many pairs tie in how often they occur."""
+    """Words of random syllables, in which many pairs are equally frequent."""
     rng = random.Random(5)
     syllables = [a + b for a in "BDKLMNbdklmnprst" for b in "aeiouéü"]
     words = ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(600)]
@@ -102,7 +102,7 @@ def test_saved_tokenizer_loads_as_it_was(trained, directory):
 
 @pytest.mark.parametrize("lower_case", [True, False])
 def test_tokenizer_json_decides_over_a_silent_configuration(directory, trained, lower_case):
-    # such a pair is common: the class's default is to lower-case
+    # this combination is common; the class lower-cases by default
     path = directory / "tokenizer.json"
     state = json.loads(path.read_text())
     state["normalizer"]["lowercase"] = lower_case
@@ -124,7 +124,7 @@ def test_tokenizer_json_decides_over_a_silent_configuration(directory, trained, 
 def test_a_directory_with_only_a_vocabulary(tmp_path, cased, configuration):
     words = [*SPECIAL_TOKENS, "the", "##s", "The" if cased else "an"]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
-    # as in the original releases: a model's configuration that names no type
+    # as in the original releases: config.json has no model_type
     (tmp_path / "config.json").write_text('{"hidden_size": 8}')
     if configuration is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(configuration))
@@ -159,7 +159,7 @@ def test_fingerprint_depends_on_all_that_decides_ids(trained, directory):
     assert fingerprint_with(lambda state: None) == base
     assert fingerprint_with(swap_two_tokens) != base
     assert fingerprint_with(keep_accents) != base
-    # padding and truncation change no token's id
+    # padding and truncation do not change ids
     assert (
         fingerprint_with(
             lambda state: state.update(
@@ -225,7 +225,7 @@ def test_a_vocabulary_without_a_special_token_is_refused(tmp_path, missing):
 
 @pytest.mark.parametrize("kind", ["GPT2Tokenizer", "RobertaTokenizer", "LlamaTokenizer"])
 def test_a_class_that_does_not_read_the_files_is_refused(trained, tmp_path, kind):
-    """It would make ids of its own, which mean nothing to the model."""
+    """Such a class would make its own ids, which mean nothing to the model."""
     trained.save_pretrained(tmp_path)
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": kind}))
@@ -235,6 +235,6 @@ def test_a_class_that_does_not_read_the_files_is_refused(trained, tmp_path, kind
 
 def test_piece_ids_are_the_tokenizer_s(trained):
     texts = ["The quick [MASK] fox", "", "words " * 300, "Jumps, ov\u00e9r."]
-    trained("cut me", truncation=True, padding="max_length", max_length=3)  # leaves its setting
+    trained("cut me", truncation=True, padding="max_length", max_length=3)  # leaves its own setting
     got = piece_ids(trained, texts)
     assert got == trained(texts, add_special_tokens=False)["input_ids"] and len(got[2]) == 300

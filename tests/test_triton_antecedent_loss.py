@@ -39,6 +39,6 @@ def test_no_worse_than_pytorch(documents, dtype, poisoned_empty):
     like, truth = peer(*arguments, dtype), peer(*arguments, torch.double)
     names = ("losses", "dqueries", "dkeys", "dmention_scores", "ddistance_scores")
     for name, a, b, c in zip(names, got, like, truth, strict=True):
-        # a unit of the largest value, and of scores of up to 8, where the peer is right by luck
+        # the peer may be exact by luck: one unit of the largest value, and of scores of up to 8
         floor = torch.finfo(dtype).eps * (8 + (c.abs().max().item() if c.numel() else 0))
         assert_no_worse_than(a, b, c, floor=floor, name=name)

@@ -16,7 +16,7 @@ from spanbert_fast.testing import assert_bitwise_equal  # noqa: E402
 @pytest.mark.parametrize("k", [1, 6])
 @pytest.mark.parametrize("documents", [[], [1], [3, 0, 30, 1, 9], [90]])
 def test_the_best_of_every_mention(documents, k, poisoned_empty):
-    """Integers, whose sums are exact in any order, with many ties."""
+    """Sums of integers are exact in any order; there are many ties."""
     tensors = [t.round().to(DEVICE) for t in tensors_of(sum(documents), 3, torch.float32)]
     cu_mentions = cumulative(documents).to(DEVICE)
     got = antecedent_top_k_fwd(TopKInputs(*tensors, cu_mentions, k))

@@ -1,4 +1,4 @@
-"""The Triton kernels of bias_gelu against fp64: in the interpreter, or on a GPU if there is one."""
+"""The Triton kernels of bias_gelu against fp64, on a GPU or in the interpreter."""
 
 import pytest
 import torch
@@ -30,8 +30,8 @@ def test_no_worse_than_pytorch(shape, dtype, poisoned_empty):
     inputs = BiasGeluInputs(x, bias)
     ours = bias_gelu_fwd(inputs), *bias_gelu_bwd(dy, inputs)
     like, truth = peer(dy, x, bias), peer(dy.double(), x.double(), bias.double())
-    # The peer may hit the truth by luck at few elements: one unit in the last place of ours, of
-    # sums of up to 70 rows in dbias.
+    # With few elements the peer may be exact by luck. One unit in the last place; in dbias, of sums
+    # of up to 70 rows.
     largest = truth[2].abs().max().item() if truth[2].numel() else 1
     floor = 2 * torch.finfo(dtype).eps * max(1, largest)
     for name, a, b, c in zip(("y", "dx", "dbias"), ours, like, truth, strict=True):
@@ -48,8 +48,8 @@ def test_relative_error_of_the_tails(dtype):
     truth = wide * torch.special.erfc(-wide / 2**0.5) / 2
     visible = truth.abs() >= torch.finfo(dtype).tiny
     error = ((y - truth) / truth)[visible & (wide != 0)].abs().max().item()
-    # half a unit for the rounding of y, or a whole one as the interpreter cuts bf16 off; in fp32
-    # the exponent x^2 / 2 = 40 is itself rounded
+    # half a unit for the rounding of y, or one, as the interpreter truncates to bf16; in fp32 the
+    # exponent x^2 / 2 = 40 is rounded, too
     unit = 1.0 if (DEVICE, dtype) == ("cpu", torch.bfloat16) else 0.6
     assert error <= (8e-6 if dtype == torch.float32 else unit * torch.finfo(dtype).eps)
 
@@ -73,7 +73,7 @@ def test_wider_bias_and_strided_input():
     assert_bitwise_equal(y, bias_gelu_fwd(inputs._replace(x=x.contiguous())))
     dx, dbias = bias_gelu_bwd(x, inputs)
     assert dx.dtype == torch.bfloat16 and dbias.dtype == torch.float32
-    # the bias's gradient is a sum of what has not been rounded yet
+    # the bias's gradient sums values before their rounding
     z = (x.double() + bias.double()).requires_grad_()
     (dz,) = torch.autograd.grad(F.gelu(z), z, x.double())
     torch.testing.assert_close(dbias.double(), dz.sum(0), rtol=1e-4, atol=1e-4)

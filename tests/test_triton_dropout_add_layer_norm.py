@@ -59,7 +59,7 @@ def test_no_worse_than_pytorch(shape, dtype, threshold, poisoned_empty):
     truth = peer(dy.double(), [t.double() for t in tensors], threshold=threshold, site=5)
     for name, a, b, c in zip(NAMES, got, like, truth, strict=True):
         assert a.dtype == dtype
-        # Sums of up to 40 rows may come out exact in the peer by luck.
+        # The peer may be exact by luck in sums of up to 40 rows.
         assert_no_worse_than(a, b, c, floor=8 * torch.finfo(dtype).eps, name=name)
 
 
@@ -108,12 +108,12 @@ def test_large_mean_does_not_cancel_the_variance(dtype):
     y, *_ = dropout_add_layer_norm_fwd(inputs)
     truth = F.layer_norm(x.double(), (96,), eps=1e-12)
     like = F.layer_norm(x, (96,), eps=1e-12)
-    # a mean of 1000 is known to one unit in the last place, 6e-5 of the deviation 1
+    # a mean of 1000 has an error of one unit in the last place: 6e-5 of the deviation, 1
     assert_no_worse_than(y, like, truth, floor=2e-4 if dtype == torch.float32 else 0.02)
 
 
 def test_more_rows_than_parts_and_a_wide_row(monkeypatch, poisoned_empty):
-    """Programs that go down several rows, the last of them fewer; 8,192 columns."""
+    """Each program takes several rows, the last one fewer; rows have 8,192 columns."""
     monkeypatch.setattr(column_sums, "_MAX_PARTS", 4)
     for shape in ((18, 6), (2, 8192)):
         tensors, dy = make(*shape, torch.float32), torch.randn(shape, device=DEVICE)

@@ -61,7 +61,7 @@ def double(tensors):
 def check(got, like, truth):
     for name, a, b, c in zip(NAMES, got, like, truth, strict=True):
         assert a.dtype == b.dtype, name
-        # A sum may come out exact in the peer by luck: a few units of the largest value.
+        # The peer's sums may be exact by luck: a few units of the largest value.
         largest = max(1, c.abs().max().item()) if c.numel() else 1
         assert_no_worse_than(a, b, c, floor=4 * torch.finfo(a.dtype).eps * largest, name=name)
 
@@ -78,7 +78,7 @@ def test_no_worse_than_pytorch(shape, dtype, threshold, poisoned_empty):
 
 
 def test_more_tokens_than_parts(monkeypatch, poisoned_empty):
-    """Programs that go down several tokens, the last of them fewer."""
+    """Each program takes several tokens, the last one fewer."""
     monkeypatch.setattr(column_sums, "_MAX_PARTS", 4)
     ids, tables = make(18, 40, torch.float32)
     dy = torch.randn(18, 40, device=DEVICE)

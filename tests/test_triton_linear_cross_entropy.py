@@ -14,7 +14,7 @@ from spanbert_fast.kernels import linear_cross_entropy_backward as backward  # n
 from spanbert_fast.ops.linear_cross_entropy import LossInputs  # noqa: E402
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than  # noqa: E402
 
-CASES = {  # group sizes, hidden size, vocabulary
+CASES = {  # (group sizes, hidden size, vocabulary)
     "one row": ([1], 8, 5),
     "one group": ([37], 64, 1001),
     "two groups": ([19, 30], 64, 1001),
@@ -37,7 +37,7 @@ def small_parts(monkeypatch):
 def make(group_sizes, hidden_size, vocab_size, dtype):
     rows = sum(group_sizes)
     hidden = torch.randn(rows, hidden_size).to(DEVICE, dtype)
-    # scores of about +-8: some rows are sure of the right entry, some of a wrong one
+    # scores of about +-8: some rows are certain of the right entry, some of a wrong one
     weight = (8 * hidden_size**-0.5 * torch.randn(vocab_size, hidden_size)).to(DEVICE, dtype)
     bias = torch.randn(len(group_sizes), vocab_size).to(DEVICE, dtype)
     targets = torch.randint(vocab_size, (rows,), device=DEVICE)
@@ -69,14 +69,15 @@ def peer(dlosses, hidden, weight, bias, targets, group_sizes):
 def test_no_worse_than_pytorch(case, dtype, poisoned_empty):
     group_sizes = case[0]
     hidden, weight, bias, targets = make(*case, dtype)
-    dlosses = torch.randn(len(hidden), device=DEVICE)  # each row its own, some negative
+    # each row has its own gradient; some are negative
+    dlosses = torch.randn(len(hidden), device=DEVICE)
     got, predictions = ours(dlosses, hidden, weight, bias, targets, group_sizes)
     like = peer(dlosses, hidden, weight, bias, targets, group_sizes)
     wide = [t.double() for t in (hidden, weight, bias)]
     truth = peer(dlosses, *wide, targets, group_sizes)
     assert got[0].dtype == torch.float32 and (got[0] >= 0).all()
     for name, a, b, c in zip(NAMES, got, like, truth, strict=True):
-        # A peer may be exact by luck. A loss is a difference of scores up to 32, rounded in fp32;
+        # The peer may be exact by luck. A loss is a difference of scores up to 32, rounded in fp32;
         # a gradient is rounded once.
         largest = c.abs().max().item() if c.numel() else 0
         floor = 64 * torch.finfo(torch.float32).eps + torch.finfo(dtype).eps * largest
@@ -96,7 +97,7 @@ def test_a_wider_weight_and_no_predictions():
     assert predictions.shape == (0,)
     gradients = kernels.linear_cross_entropy_bwd(losses, inputs, lse, kept)
     assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float32, torch.float32]
-    # weights of bf16's values: the same losses bit for bit
+    # weights that bf16 can represent give the same losses bit for bit
     again = kernels.linear_cross_entropy_fwd(
         inputs._replace(weight=weight.bfloat16(), with_predictions=True)
     )

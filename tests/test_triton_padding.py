@@ -1,4 +1,4 @@
-"""The Triton kernels of unpad and pad: bit for bit what indexing gives."""
+"""The Triton kernels of unpad and pad equal indexing bit for bit."""
 
 import pytest
 import torch

@@ -9,6 +9,8 @@ pytest.importorskip("triton")
 
 from torch.nn import functional as F  # noqa: E402
 
+from span_boundary_gather_cases import LENGTHS, cumulative  # noqa: E402
+from span_boundary_gather_cases import make as inputs_of  # noqa: E402
 from spanbert_fast.kernels import column_sums  # noqa: E402
 from spanbert_fast.kernels.span_boundary_gather import (  # noqa: E402
     span_boundary_gather_bwd,
@@ -17,33 +19,18 @@ from spanbert_fast.kernels.span_boundary_gather import (  # noqa: E402
 from spanbert_fast.ops.span_boundary_gather import GatherInputs  # noqa: E402
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than  # noqa: E402
 
-LENGTHS = {
-    "one target": [1],
-    "ragged": [3, 1, 20, 7, 2],
-    "with empty": [0, 4, 0, 0, 2, 0],
-    "only empty": [0, 0],
-    "no span": [],
-}
-
-
-def cumulative(lengths):
-    sums = F.pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0), (1, 0))
-    return sums.to(DEVICE, torch.int32)
-
 
 def make(lengths, hidden, dtype, places=20):
-    shapes = (
-        (len(lengths), hidden),
-        (places, hidden),
-        (hidden,),
-        (hidden,),
-        (sum(lengths), hidden),
-    )
-    return [(2 * torch.randn(shape)).to(DEVICE, dtype) for shape in shapes]
+    """Random [spans, places, weight, bias, dy]."""
+    dy = 2 * torch.randn(sum(lengths), hidden)
+    return [
+        tensor.to(DEVICE, dtype)
+        for tensor in (*inputs_of(lengths, hidden, torch.float32, places), dy)
+    ]
 
 
 def ours(lengths, spans, places, weight, bias, dy):
-    inputs = GatherInputs(spans, places, cumulative(lengths), len(dy), weight, bias, 1e-5)
+    inputs = GatherInputs(spans, places, cumulative(lengths, DEVICE), len(dy), weight, bias, 1e-5)
     y, *statistics = span_boundary_gather_fwd(inputs)
     return y, *span_boundary_gather_bwd(dy, inputs, *statistics)
 
@@ -64,8 +51,8 @@ def check(lengths, tensors, dtype):
     names = ("y", "dspans", "dplaces", "dweight", "dbias")
     for name, a, b, c in zip(names, got, like, truth, strict=True):
         assert a.dtype == dtype
-        # A peer may be exact by luck. Sums of up to 33 rows of values up to 8; one more unit where
-        # the largest value itself is what is rounded.
+        # The peer may be exact by luck. Sums of up to 33 rows of values up to 8, and one more unit
+        # for the rounding of the largest value itself.
         floor = torch.finfo(dtype).eps * (8 + (c.abs().max().item() if c.numel() else 0))
         assert_no_worse_than(a, b, c, floor=floor, name=name)
 
@@ -78,14 +65,14 @@ def test_no_worse_than_pytorch(lengths, hidden, dtype, poisoned_empty):
 
 
 def test_more_spans_than_parts(monkeypatch, poisoned_empty):
-    """Programs that go through several spans, the last of them fewer, and two tiles of spans."""
+    """Each program takes several spans, the last one fewer; there are two tiles of spans."""
     monkeypatch.setattr(column_sums, "_MAX_PARTS", 8)
     lengths = (torch.arange(45) * 7 % 6).tolist()
     check(lengths, make(lengths, 20, torch.float32), torch.float32)
 
 
 def test_lengths_that_do_not_fit_touch_nothing_outside(poisoned_empty):
-    """Nobody looks at values on a GPU: targets past the end, and places that are not there."""
+    """Values are not checked on a GPU: some targets are past the end, some places do not exist."""
     spans, places, weight, bias, dy = make([2, 2], 12, torch.float32, places=3)
     too_long = torch.tensor([0, 9, 12], dtype=torch.int32, device=DEVICE)
     inputs = GatherInputs(spans, places, too_long, 4, weight, bias, 1e-5)

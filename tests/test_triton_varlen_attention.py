@@ -40,7 +40,7 @@ def cumulative(lengths):
 
 
 def make(lengths, heads, head_dim, dtype):
-    # large scores: a wrong scale or a lost maximum shows
+    # large scores reveal a wrong scale or a missing maximum
     shape = (sum(lengths), heads, head_dim)
     return [(2 * torch.randn(shape)).to(DEVICE, dtype) for _ in range(4)]
 
@@ -69,9 +69,9 @@ def check(lengths, heads, head_dim, dtype, *, max_seqlen=None, **options):
     eps, single = torch.finfo(dtype).eps, torch.finfo(torch.float32).eps
     for name, a, b, c in zip(NAMES, got, like, truth, strict=True):
         assert a.dtype == dtype and a.shape == c.shape
-        # Ours keeps lse and out where PyTorch keeps P: scores of up to 128 are rounded in fp32
-        # once more, and the interpreter cuts bf16 off. dS is a difference of terms of `dP`'s size,
-        # |dout| |v|, to which `out` adds its rounding.
+        # Ours keeps lse and out where PyTorch keeps P, so scores of up to 128 are rounded once more
+        # in fp32, and the interpreter truncates to bf16. dS is a difference of terms as large as
+        # dP, |dout| |v|, and the rounding of `out` adds to it.
         largest = c.abs().max().item() if c.numel() else 0.0
         floor = (eps + 128 * single) * largest
         if name in ("dq", "dk") and c.numel():
@@ -90,7 +90,7 @@ def test_no_worse_than_pytorch(lengths, dtype, threshold, poisoned_empty):
 
 @pytest.fixture
 def one_program(monkeypatch):
-    """Any number of short sequences is enough for a program each."""
+    """Short sequences get one program each, however many there are."""
     monkeypatch.setattr(varlen_attention_one_program, "ENOUGH_PROGRAMS", 1)
 
 
@@ -102,7 +102,7 @@ def test_one_program_for_a_head(lengths, threshold, one_program, poisoned_empty)
 
 
 def test_one_program_has_the_tiled_kernels_masks(monkeypatch):
-    """Both round once where they differ, so that a wrong mask shows."""
+    """Where they differ, both round only once, so a wrong mask shows."""
     lengths, threshold = [70, 9, 140], 128
     *qkv, dout = make(lengths, 2, 32, torch.float32)
     batch = cumulative(lengths), max(lengths)
@@ -135,7 +135,7 @@ def test_any_scale(scale):
 
 
 def test_8192_tokens():
-    """Large tiles, of which the interpreter has fewer to do."""
+    """With large tiles, the interpreter runs fewer programs."""
     tile = Tile({"BLOCK_M": 1024, "BLOCK_N": 1024}, 4)
     if DEVICE == "cuda":
         return check([8192, 3], 1, 64, torch.bfloat16, threshold=26)
@@ -149,7 +149,7 @@ def test_8192_tokens():
 
 @pytest.mark.parametrize("length, threshold", [(64, 1), (64, 26), (64, 128), (64, 255), (128, 26)])
 def test_masks_are_the_references(length, threshold):
-    """With equal probabilities `out` shows the forward's mask, dv and dq the backward's."""
+    """With equal probabilities, `out` reveals the forward's mask; dv and dq the backward's."""
     heads, lengths = 2, [9, length]
     total, sequence = sum(lengths), slice(9, None)
     q = torch.zeros(total, heads, length, device=DEVICE)
@@ -202,13 +202,13 @@ def test_a_sequence_never_sees_another(lengths):
 
 
 def test_sequences_without_tokens_are_not_counted_as_programs():
-    """A batch of a fixed shape is filled with them: what tells is the tokens there are."""
+    """Batches of fixed shape contain them; the number of real tokens decides."""
     few, enough = (torch.empty(n * 512, 16, 32, device=DEVICE).half() for n in (15, 16))
     assert [fits_one_program(q, 512) for q in (few, enough)] == [False, True]
 
 
 def test_heads_may_lie_2_to_the_31_elements_apart():
-    """As views of (heads, total, head_dim) do; the memory between them is never touched."""
+    """Views of (heads, total, head_dim) have such strides; the memory between is never touched."""
     apart, lengths = 2**30, [70, 9]
     *qkv, dout = make(lengths, 3, 16, torch.float16)
     storage = torch.empty(2 * apart + sum(lengths) * 16, dtype=torch.float16, device=DEVICE)

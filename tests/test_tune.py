@@ -1,4 +1,4 @@
-"""tune.py, with a clock of made-up figures: no GPU is needed to see that it takes the fastest."""
+"""tune.py takes the fastest tile; a clock with made-up times replaces the GPU."""
 
 import importlib
 import json
@@ -27,7 +27,7 @@ def tune():
 
 
 class MadeUp:
-    """A clock by which the calls of a round take these seconds, in every round."""
+    """A clock that gives the calls of every round these seconds."""
 
     def __init__(self, *seconds: float):
         self.given, self.calls = seconds, 0
@@ -62,7 +62,7 @@ def test_the_fastest_right_tile_is_written(tune, monkeypatch, tmp_path, capsys):
         return right(*case) and seen[-1].num_warps != 4
 
     monkeypatch.setattr(tune, "is_right", is_right)
-    clock = MadeUp(3e-3, 1e-3, 2e-3)  # of 1, 2 and 8 warps: 4 are wrong
+    clock = MadeUp(3e-3, 1e-3, 2e-3)  # with 1, 2 and 8 warps; 4 gives wrong results
     entry, gain = tune.tuned_row(
         kernel, "bf16, p=.1", clock, 90, device="cpu", sizes=("tiny", "tiny"), limit=4
     )

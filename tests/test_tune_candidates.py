@@ -1,8 +1,6 @@
-"""Which tiles are tried where few may be, and their check in several processes."""
+"""The choice of tiles to try within a limit, and their checks in several processes."""
 
 import concurrent.futures
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,13 +11,6 @@ from spanbert_fast.kernels import tile_config  # noqa: E402
 from spanbert_fast.kernels.tile_config import Tile  # noqa: E402
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def load():
-    sys.path.append(str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path.remove(str(BENCHMARKS))
 
 
 def test_the_nearest_tiles_come_first(load):
@@ -37,7 +28,7 @@ def test_the_nearest_tiles_come_first(load):
 
 
 def test_a_kernel_without_blocks_is_apart_from_those_with(load):
-    """A row that says that the kernel has no tile has sizes of 0."""
+    """A row for a kernel without a tile has sizes of 0."""
     distance = load("tune_candidates").distance
     assert distance(Tile({"M": 0}, 4), Tile({"M": 64}, 4)) == 6
 
@@ -81,7 +72,7 @@ def test_a_process_that_loses_the_gpu_costs_its_tile(load, monkeypatch, capsys):
 
 
 def test_a_tile_is_checked_in_a_process_of_its_own(load):
-    """On a CPU, where every tile is right."""
+    """This runs on a CPU, where every tile is right."""
     tiles = [Tile({"BLOCK": 256}, 4), Tile({"BLOCK": 512}, 4)]
     checkers = load("tune_candidates").Checkers(1)
     arguments = ("copy_rows", "bf16, unpad", tiles, "cpu", ("tiny", "tiny"))

@@ -1,4 +1,4 @@
-"""tools/typed.py: what its page says is what real commands have printed."""
+"""tools/typed.py: its page shows what real commands have printed."""
 
 import importlib.util
 import re
@@ -14,7 +14,7 @@ PAGE = (ROOT / "docs/typed.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def typed():
-    """The tool as a module."""
+    """Import the tool as a module."""
     spec = importlib.util.spec_from_file_location("typed", ROOT / "tools/typed.py")
     module = importlib.util.module_from_spec(spec)
     before = list(sys.path)

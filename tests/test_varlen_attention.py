@@ -43,13 +43,14 @@ def test_any_head_dim(head_dim, dtype, poisoned_empty):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lengths", [[513, 2], [1024], [2048]], ids=str)
 def test_long_sequences(lengths, dtype, dropout_p, poisoned_empty):
-    """Beyond 512 keys the softmax goes on with a running maximum; from 2,048 dq comes in parts."""
+    """Beyond 512 keys the softmax keeps a running maximum; from 2,048 on, dq is summed from
+    parts."""
     check_no_worse_than_pytorch(lengths, 1, 32, dtype, dropout_p)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_8192_tokens(dtype):
-    """Few queries get a gradient, so that the truth needs only their rows of scores."""
+    """Only a few queries get a gradient, so the truth needs only their rows of scores."""
     length, rows = 8192, torch.tensor([0, 1, 511, 512, 4095, 6000, 8191])
     *qkv, dout = make([length], 1, 64, dtype)
     dout = torch.zeros_like(dout).index_copy(0, rows, dout[rows])
@@ -82,7 +83,7 @@ def test_any_shape(lengths, heads, head_dim, dropout_p):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_bits_for_any_number_of_threads(dtype):
-    lengths = [2100, 3, 700, 64]  # the first is split among tasks both ways
+    lengths = [2100, 3, 700, 64]  # the first sequence is split among tasks by queries and by keys
     *qkv, dout = make(lengths, 2, 32, dtype)
     before = torch.get_num_threads()
     results = []
@@ -134,14 +135,14 @@ def test_lse_is_the_log_of_the_denominator():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nan_shows_and_does_not_stay(dtype):
-    """A NaN reaches what it must, and no later call through memory that is used again."""
+    """A NaN reaches the outputs that depend on it, but no later call through reused memory."""
     *qkv, dout = make([70, 30], 1, 64, dtype)
     function = attention_with(0.0, [70, 30])
     clean = run(function, qkv, dout, dtype)
     for spoilt_tensor in range(3):
         spoilt = [t.clone() for t in qkv]
         spoilt[spoilt_tensor][5, 0, 3] = float("nan")
-        # In fp64: PyTorch's bf16 products on a matrix unit give a row's NaN to the row beside it.
+        # In fp64, as PyTorch's bf16 products on a matrix unit spread a row's NaN to its neighbour.
         with use_backend("reference"):
             expected = run(function, spoilt, dout, torch.float64)
         for a, b in zip(run(function, spoilt, dout, dtype), expected, strict=True):
@@ -158,7 +159,7 @@ def test_large_scores_do_not_overflow():
     torch.testing.assert_close(out[:, 0], v[best, 0])
     dq, dk, dv = torch.autograd.grad(out, (q, k, v), dout)
     torch.testing.assert_close(dv, torch.zeros_like(v).index_add(0, best, dout))
-    # a softmax of 0 and 1 has no slope: what is left is the rounding of dP, times 100 of k and q
+    # a softmax of 0 and 1 has no gradient: the rest is the rounding of dP, times 100 from k and q
     rounding = torch.finfo(torch.float32).eps * (dout[:, 0] @ v[:, 0].T).abs().max()
     assert max(dq.abs().max(), dk.abs().max()) <= 16 * rounding * max(q.abs().max(), k.abs().max())
 
@@ -213,7 +214,7 @@ def test_bad_input():
 @pytest.mark.skipif(_C is None, reason="needs the extension")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_op_runs_the_extension(dtype):
-    """PyTorch's own operators round elsewhere."""
+    """PyTorch's own operators round at other places."""
     *qkv, dout = make([40, 9], 2, 64, dtype)
     inputs = AttentionInputs(*qkv, cumulative([40, 9]), 40, 0.125, SEED, 26, SITE)
     forward, backward = KERNELS["varlen_attention_fwd"], KERNELS["varlen_attention_bwd"]
@@ -228,7 +229,7 @@ def test_the_extension_checks_what_it_gets():
     q, k, v, _ = make([6], 1, 32, torch.float32)
     last = (cumulative([6]), 6, 1.0, None, 0, 0)
     op = KERNELS["varlen_attention_fwd"].op
-    refused = (ValueError, RuntimeError)  # the latter from PyTorch 2.15 on
+    refused = (ValueError, RuntimeError)  # RuntimeError from PyTorch 2.15 on
     message = "q must be bfloat16, float16 or float32, got torch.float64"
     with pytest.raises(refused, match=message):
         op(q.double(), k, v, *last)

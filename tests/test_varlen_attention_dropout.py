@@ -12,11 +12,11 @@ from varlen_attention_cases import SEED, SITE, attention_with, make, run
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dropout_p", [1 / 256, 0.1, 0.5, 250 / 256])
 def test_the_mask_is_exactly_the_references(dropout_p, dtype):
-    """Recovered from out (lanes of P M), dv, dq and dk, 64 keys or queries at a time.
+    """The mask is recovered from out (lanes of P M), dv, dq and dk, 64 keys or queries at a time.
 
-    With q or k zero every probability is 1 / length. A v, dout, k or q that is the unit matrix at
-    64 tokens then shows M, or dS = P (r M dP - delta), which is above 0 only where M keeps: with
-    v and dout all ones dP is 64, and delta less than r 64 where anything in the row is dropped.
+    If q or k is zero, every probability is 1 / length. If v, dout, k or q is the unit matrix at 64
+    tokens, the result is M, or dS = P (r M dP - delta), which is above 0 only where M keeps: with
+    v and dout all ones, dP is 64, and delta is below r 64 if anything in the row is dropped.
     """
     lengths, heads, head_dim = [150, 70], 2, 64
     dropout = Dropout(dropout_p, SEED, SITE)
@@ -26,7 +26,7 @@ def test_the_mask_is_exactly_the_references(dropout_p, dtype):
         start = sum(lengths[:sequence])
         keep = attention_keep_mask(dropout, torch.tensor([sequence]), heads, length)
         keep = keep[0].transpose(0, 1)  # (query, heads, key)
-        whole_rows = keep.all(-1, keepdim=True)  # where delta is r 64, and dS tells nothing
+        whole_rows = keep.all(-1, keepdim=True)  # here delta is r 64, and dS says nothing
         own = slice(start, start + length)
         for first in range(0, length, head_dim):
             size = min(head_dim, length - first)

@@ -16,7 +16,7 @@ FILES = ["test_varlen_attention.py", "test_varlen_attention_dropout.py", Path(__
 @pytest.mark.skipif(_C is None, reason="needs the extension")
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_instruction_set(capability):
-    """PyTorch and the kernels are held to a level."""
+    """PyTorch and the kernels are limited to a level."""
     chosen = f"({OF_THE_KERNELS} or bits) and not every"
     level = CAPABILITIES[capability]
     run_at_level(level, FILES, chosen, at_least=50, ATEN_CPU_CAPABILITY=capability)
@@ -27,13 +27,13 @@ def test_every_instruction_set(capability):
     reason="the kernels with tile instructions have AVX-512 and bfloat16 ones, too",
 )
 def test_matrix_unit(tmp_path):
-    """The kernels with tile instructions; on a CPU without them, each one is carried out by
-    matrix_unit.cpp when the CPU refuses it."""
+    """The kernels with tile instructions. On a CPU without these, matrix_unit.cpp catches the fault
+    and executes each instruction."""
     library = tmp_path / "matrix_unit.so"
     command = [os.environ.get("CXX", "c++"), "-O3", "-Wall", "-Werror", "-shared", "-fPIC"]
     source = Path(__file__).with_name("matrix_unit.cpp")
     subprocess.run([*command, str(source), "-o", str(library)], check=True)
-    # the library takes the signal that faulthandler would take
+    # the library handles the signal that faulthandler would handle
     options = ("-p", "no:faulthandler")
     environment = {"LD_PRELOAD": str(library), "SPANBERT_FAST_ASSUME_AMX": "1"}
     chosen = f"({OF_THE_KERNELS}) and not every"

@@ -1,4 +1,4 @@
-"""Every registered function takes tensors of any strides, and gives what it gives of copies."""
+"""Every registered function takes tensors of any strides, with the same result as for copies."""
 
 import os
 import re
@@ -23,16 +23,17 @@ from spanbert_fast.testing import assert_bitwise_equal
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 PACKAGE = Path(spanbert_fast.__file__).parent
-TRITON_KERNELS = Path(spanbert_fast.kernels.__file__).parent  # in a checkout a folder beside it
+# in a checkout, a folder beside the package
+TRITON_KERNELS = Path(spanbert_fast.kernels.__file__).parent
 
 
 def poison(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """What shows when it is read: NaN; of integers 2^30, which is in no range."""
+    """A value that shows when it is read: NaN, or 2^30 for integers, which is in no range."""
     return torch.full(shape, float("nan") if dtype.is_floating_point else 1 << 30, dtype=dtype)
 
 
 def views_of(x: torch.Tensor, fixed: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """Views that are not contiguous; of the same values, or (not of `fixed` ones) expanded."""
+    """Views that are not contiguous, with the same values; or expanded, except those in `fixed`."""
     yield "contiguous", x.clone()
     if x.dim() == 0:
         return
@@ -53,7 +54,7 @@ def views_of(x: torch.Tensor, fixed: bool) -> Iterator[tuple[str, torch.Tensor]]
 
 
 def copied(arguments):
-    """The same values, each in memory of its own."""
+    """The same values as contiguous copies."""
     return [a.contiguous().clone() if isinstance(a, torch.Tensor) else a for a in arguments]
 
 
@@ -61,7 +62,7 @@ def assert_same(ours, copies, exact: bool, what: str) -> None:
     for k, (a, b) in enumerate(zip(ours, copies, strict=True)):
         if exact:
             assert_bitwise_equal(a, b, f"output {k} of {what}")
-        else:  # PyTorch's operators may take another path, which rounds elsewhere
+        else:  # PyTorch's operators may take another path, with other roundings
             assert a.dtype == b.dtype
             assert_near(a, b.double(), a.dtype, f"output {k} of {what}")
 
@@ -75,15 +76,15 @@ def widened(inputs):
 
 
 def assert_near(ours, truth, dtype: torch.dtype, what: str) -> None:
-    """The same but for roundings; how many there may be is each op's own test's matter."""
+    """Equal up to rounding; each op's own tests bound its error."""
     if truth.numel() == 0:
         return
     if not dtype.is_floating_point:
-        dtype = torch.float64  # integers are equal
+        dtype = torch.float64  # integers must be equal
     ours = ours.double()
     infinite = truth.isinf()
     assert torch.equal(ours.isinf(), infinite), what
-    assert torch.equal(ours[infinite], truth[infinite]), what  # of the same sign
+    assert torch.equal(ours[infinite], truth[infinite]), what  # infinities of the same sign
     ours, truth = ours[~infinite], truth[~infinite]
     if truth.numel() == 0:
         return
@@ -93,7 +94,7 @@ def assert_near(ours, truth, dtype: torch.dtype, what: str) -> None:
 
 
 def check(case: Case, inputs: tuple, dtype: torch.dtype, exact: bool, what: str) -> None:
-    """Forward and backward of `inputs`, beside those of copies and beside the reference."""
+    """Compare forward and backward of `inputs` with those of copies and of the reference."""
     outputs = case.outputs(inputs)
     assert_same(outputs, case.outputs(copied(inputs)), exact, what)
     if case.op not in REFERENCES:
@@ -131,7 +132,7 @@ def test_views_of_each_input(name, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [n for n in NAMES if cases(torch.float32)[n].backward])
 def test_views_of_what_the_backward_takes(name, dtype):
-    """The result's gradient, and what the forward has left."""
+    """The result's gradient, and the tensors saved by the forward."""
     case = cases(dtype)[name]
     exact = dtype != torch.float64 and _C is not None
     outputs = case.outputs()
@@ -156,8 +157,8 @@ def test_every_registered_function_has_a_case():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_expanded_heads_of_attention(dtype):
-    """PyTorch's flash attention would read them as if their elements lay side by side: far beyond
-    the two that there are."""
+    """PyTorch's flash attention would read them as if they were contiguous, far beyond their two
+    elements."""
     x = torch.randn(2, 1, 1, dtype=dtype).expand(2, 1, 64)
     cu_seqlens = torch.tensor([0, 2], dtype=torch.int32)
     got = varlen_attention(x, x, x, cu_seqlens, 2)
@@ -168,7 +169,7 @@ def test_expanded_heads_of_attention(dtype):
 
 @pytest.mark.skipif(_C is None, reason="this is such a process")
 def test_without_the_extension(tmp_path):
-    """All of this out of PyTorch's operators, in a process whose copy has no compiled code."""
+    """These tests with PyTorch's operators, in a process whose copy has no compiled code."""
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(PACKAGE, tmp_path / "spanbert_fast", ignore=ignored)
     copied = tmp_path / "spanbert_fast/kernels"

@@ -1,4 +1,5 @@
-"""Checkpoints of both Trainers: whole or absent, damage named, the newest whole one taken."""
+"""Checkpoints of both Trainers are complete, damage is reported, and the newest good one is
+used."""
 
 import json
 import logging
@@ -100,7 +101,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
 
 @pytest.mark.parametrize("kind", FILES)
 def test_a_run_goes_on_from_the_newest_whole_checkpoint(kind, request, tmp_path, capsys):
-    """And ends as the one that nothing happened to."""
+    """It ends as an undisturbed run does."""
     whole, run = request.getfixturevalue(kind), tmp_path / "run"
     shutil.copytree(whole, run)
     hurt(checkpoints(run)[-1] / "optimizer.pt", "flipped")
@@ -138,10 +139,10 @@ def test_a_damaged_best_checkpoint_is_named_before_the_training(finetuned, tmp_p
 
 
 def test_a_moved_run_is_resumed_with_its_best_weights(finetuned, tmp_path):
-    """The directory that the run was started in is not in its checkpoints."""
+    """Checkpoints do not contain the path of the run's directory."""
     run = tmp_path / "elsewhere"
     shutil.copytree(finetuned, run)
-    shutil.rmtree(run / "model")  # which a run that has all of it would not make again
+    shutil.rmtree(run / "model")  # a run with all its files would not write this one again
     assert resume("finetuned", run) == 0
     before, after = (json.loads((r / "metrics.json").read_text()) for r in (finetuned, run))
     assert before["dev"] == after["dev"] and before["best_epoch"] == after["best_epoch"]

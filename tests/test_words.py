@@ -1,4 +1,4 @@
-"""Where words begin, for every kind of tokenizer, and text in any script, prepared and masked."""
+"""Where words begin, for every kind of tokenizer; and preparing and masking text in any script."""
 
 import json
 import unicodedata
@@ -19,7 +19,7 @@ from tokenizer_cases import ALL_KINDS, KINDS, TEXTS
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_words_are_the_pre_tokenizers(kind):
-    """Against the words that the tokenizer itself counts, which needs the text."""
+    """The words equal those that the tokenizer itself finds in the text."""
     tokenizer = KINDS[kind]()
     starts_of = WordStarts.of(tokenizer)
     for text in (TEXTS[0], "a  b", "x", "go (at 7am)"):
@@ -34,8 +34,8 @@ def test_words_are_the_pre_tokenizers(kind):
 @pytest.mark.parametrize("words", ["tokenizer", "tokens", "characters"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_comes_back_from_its_masks(kind, words):
-    """Every script: targets put back give the ids, and the ids the text; no special token is
-    masked, and none is drawn."""
+    """In every script, targets put back give the ids, and ids give the text; no special token is
+    masked or drawn."""
     tokenizer = KINDS[kind]()
     collator = DataCollatorForSpanMasking(tokenizer, seed=3, words=words)
     assert not set(collator.random_token_pool.tolist()) & {*tokenizer.all_special_ids}
@@ -53,9 +53,9 @@ def test_text_comes_back_from_its_masks(kind, words):
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_text_comes_back_from_prepared_and_masked_blocks(tmp_path, kind):
-    """From a file through shards, blocks and masks: what the tokenizer made of each line, and no
-    character of the text changed on the way to it."""
-    # spaces at both ends, marks in another order than a normal form has them
+    """From a file through shards, blocks and masks, the tokens are those of each line, and no
+    character is changed before the tokenizer sees it."""
+    # spaces at both ends, and marks in an order that is no normal form
     odd = "  \u3000\u4e2d\u6587 e\u0301\u0327\u00a0x\u200d \u0e01\u0e33  "
     lines = [*TEXTS, odd]
     (tmp_path / "text.txt").write_text("\r\n".join(lines), encoding="utf-8", newline="")
@@ -82,7 +82,7 @@ def test_text_comes_back_from_prepared_and_masked_blocks(tmp_path, kind):
     expected = [tokenizer(line, add_special_tokens=False).input_ids for line in lines]
     assert [i for row in rows for i in row[1:-1]] == sum(expected, [])
     for line, tokens in zip(lines, expected, strict=True):
-        if kind == "byte-level":  # the one kind that has a token for everything
+        if kind == "byte-level":  # the only kind with a token for every character
             assert tokenizer.decode(tokens) == line
     starts = shards[0].word_starts(0, shards[0].num_tokens)
     firsts = np.cumsum([0, *map(len, expected[:-1])])
@@ -105,7 +105,7 @@ def test_words_that_tokens_do_not_show_are_the_pre_tokenizers(tmp_path):
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_characters_are_never_cut(kind):
-    """Each token is a word of its own, but for the later bytes of a character, and marks."""
+    """Each token is a word, except later bytes of a character, and marks."""
     tokenizer = ALL_KINDS[kind]()
     starts_of = WordStarts.of(tokenizer, "characters")
     every = WordStarts.of(tokenizer, "tokens")
@@ -119,7 +119,7 @@ def test_characters_are_never_cut(kind):
         for first, last in pairwise(cuts):
             part = tokenizer.decode(ids[first:last])
             assert "\ufffd" not in part, (text, part)
-            # of a mark that is spelled in bytes, the first one does not tell
+            # the first byte of a mark does not show that it is one
             is_mark = unicodedata.category(part.lstrip("#")[:1] or "x")[0] == "M"
             assert not is_mark or last - first > 1, part
     assert inside > 0 or kind == "word piece"
@@ -137,7 +137,7 @@ def test_prepared_data_says_what_its_words_are(tmp_path):
     assert tokens.all() and not characters.all()
     manifest = tmp_path / "tokens" / "corpus.json"
     content = json.loads(manifest.read_text())
-    del content["words"]  # as written before there was a choice
+    del content["words"]  # as in versions without this choice
     manifest.write_text(json.dumps(content))
     assert words_of(tmp_path / "tokens") == "tokenizer"
     with pytest.raises(ValueError, match="words must be .*, got 'letters'"):

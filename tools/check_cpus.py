@@ -1,9 +1,9 @@
 """`make check-cpus`: every op, forward and backward, on CPUs that this machine is not.
 
 Runs `spanbert-fast env --check` under QEMU's user emulation, once for each instruction set that
-the emulator offers and the extension has a level for. Nothing is installed: what is not at hand is
-named, and counts as not run. For Arm, name a Python for aarch64 that has torch and an extension
-built for it:
+the emulator offers and the extension has a level for. It installs nothing: a tool that is missing
+is named, and its checks count as not run. For Arm, name a Python for aarch64 that has torch and an
+extension built for it:
 
     AARCH64_PYTHON=/arm/usr/bin/python3 QEMU_LD_PREFIX=/arm python tools/check_cpus.py
 """
@@ -28,7 +28,7 @@ class Emulated(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of it: an empty `fault` is a pass; `ran` is False where something is missing."""
+    """The result for one CPU. An empty `fault` is a pass; `ran` is False if a tool was missing."""
 
     ran: bool
     fault: str
@@ -46,7 +46,7 @@ CPUS = (
 
 
 def check(emulated: Emulated) -> Outcome:
-    """Runs one of them."""
+    """Run the check on one emulated CPU."""
     if shutil.which(emulated.emulator) is None:
         return Outcome(False, f"{emulated.emulator} is not installed", 0, 0)
     if emulated.python is None:
@@ -79,7 +79,7 @@ def check(emulated: Emulated) -> Outcome:
 
 
 def main() -> None:
-    """Two at a time; a line for each."""
+    """Run two checks at a time and print one line for each."""
     print(
         f"{'cpu':<14}{'level':<11}{'result':<10}{'seconds':>8}  largest error, of what is allowed"
     )

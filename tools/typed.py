@@ -1,10 +1,10 @@
-"""What a user types -> what happens: real commands, each in a clean process, as Markdown tables.
+"""Runs commands as a user types them, each in a clean process, and tabulates what happens.
 
     python tools/typed.py [--model runs/first/model] [--sections TITLE ...] [--output docs/typed.md]
 
 Needs a checkpoint of `spanbert-fast pretrain`. Nothing is downloaded: the Hub is offline, and its
-cache, which is made here, holds the model as somebody/spanbert. The exit code is 1 where a command
-ends otherwise, or says something else, than it should.
+cache, which is made here, holds the model as somebody/spanbert. The exit code is 1 if a command
+has another exit code, or another output, than its case says.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from typed_files import write_files  # noqa: E402
 
 HEAD = """# What you type, what happens
 
-Commands of a first day, each in a process of its own. `tools/typed.py` ran them and wrote this
-page. `model` is what `spanbert-fast pretrain` leaves in `runs/first/model`; the other files are
-small. Rows marked *transformers alone* run Python that never loads spanbert_fast. "LOAD REPORT"
-marks those in which transformers lists tensors: of a head that the class has no place for, or of
-one that it makes anew. It does so for every masked-LM checkpoint that AutoModel loads. "s" is the processor's time in seconds, start-up included.
+Commands that people type on their first day. `tools/typed.py` ran each in its own process and wrote
+this page. `model` is the checkpoint that `spanbert-fast pretrain` leaves in `runs/first/model`; the
+other files are small. Rows marked *transformers alone* run Python that never loads spanbert_fast.
+"LOAD REPORT" marks rows in which transformers lists tensors: those of a head that the class does
+not have, or of a new head; any masked-LM checkpoint has such rows in AutoModel. "s" is the processor time in seconds, start-up included.
 """
 THEIRS = (
     "from transformers import (AutoModel, AutoModelForMaskedLM, RobertaConfig, RobertaForMaskedLM, "
@@ -40,7 +40,7 @@ LONGEST = 170
 
 
 def run(case: Case, folder: Path) -> tuple[bool, int, str, float]:
-    """(whether it is as it should be, exit code, the line that tells, seconds of the processor)."""
+    """(whether it met its case, exit code, the line that shows it, CPU seconds)."""
     kind, code = case.typed[:4], case.typed[4:]
     command = ["bash", "-o", "pipefail", "-c", case.typed]
     if kind in ("py: ", "hf: "):
@@ -85,13 +85,13 @@ def row(case: Case, code: int, line: str, seconds: float, folder: Path) -> str:
 
 
 def section(title: str, folder: Path, only: str, wrong: list[str]) -> Iterator[str]:
-    """The lines of a section; what is not as it should be goes into `wrong`, too."""
+    """The lines of a section; cases that fail are added to `wrong`, too."""
     yield from (f"## {title}", "", "| typed | exit | what happens | s |", "|---|---:|---|---:|")
     for case in SECTIONS[title]:
         if only not in case.typed:
             continue
         for name, maker in MAKERS.items():
-            if case.typed == maker:  # an earlier section may have made it
+            if case.typed == maker:  # an earlier section may have created it
                 shutil.rmtree(folder / name, ignore_errors=True)
             elif name in case.typed and not (folder / name).exists():
                 run(Case(maker, ""), folder)
@@ -104,7 +104,7 @@ def section(title: str, folder: Path, only: str, wrong: list[str]) -> Iterator[s
 
 
 def write(path: Path, title: str, lines: list[str]) -> None:
-    """Put a section in its place on the page, whose other sections stay."""
+    """Replace a section of the page; the other sections stay."""
     parts = re.split(r"(?m)^(?=## )", path.read_text(encoding="utf-8") if path.exists() else "")
     known = {part.splitlines()[0][3:]: part for part in parts if part.startswith("## ")}
     known[title] = "\n".join(lines) + "\n"
@@ -113,7 +113,7 @@ def write(path: Path, title: str, lines: list[str]) -> None:
 
 
 def main() -> int:
-    """Run all, or a part; 1 where something is not as it should be."""
+    """Run all sections or some; returns 1 if a case fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=Path("runs/first/model"))
     parser.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=SECTIONS)

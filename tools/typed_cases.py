@@ -1,4 +1,4 @@
-"""The rows of tools/typed.py: what is typed, the exit code, and words of what it must say."""
+"""The cases of tools/typed.py: a command, its exit code, and words that its output must have."""
 
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ def _read(module: str, kind: str, code: str) -> str:
     return _READ.format(module, kind) + code
 
 
-# what several sections go on with: the row that makes it, which is run first where it has not been
+# A file that several sections need -> the case that makes it, which runs first if it has not yet.
 MAKERS = {
     "ner/": f"{_NER} --epochs 20 --output-dir ner",
     "c0/": f"{_CLASSIFY} --model model --output-dir c0",

@@ -1,4 +1,4 @@
-"""The files of tools/typed.py: data as other programs write them, scripts, a cache of the Hub."""
+"""The files that tools/typed.py needs: data as other programs write it, scripts, a Hub cache."""
 
 import json
 import shutil
@@ -13,10 +13,7 @@ import spanbert_fast as sb
 from transformers import TrainerCallback
 from datasets import Dataset
 from spanbert_fast.tasks.ner import Sentence
-from spanbert_fast.training.finetune import finetune
-from spanbert_fast.training.finetune_options import FinetuneOptions
-from spanbert_fast.training.options import PretrainOptions
-from spanbert_fast.training.pretrain import pretrain
+from spanbert_fast.training import FinetuneOptions, PretrainOptions, finetune, pretrain
 
 class Steps(TrainerCallback):
     seen = 0
@@ -76,7 +73,7 @@ held_out: 0.2
 
 
 def write_files(folder: Path, model: Path) -> None:
-    """Everything that the cases name, into an empty folder."""
+    """Write every file that the cases name into an empty folder."""
     _texts(folder)
     _scripts(folder)
     _checkpoints(folder, model)

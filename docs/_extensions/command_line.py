@@ -22,8 +22,8 @@ from sphinx.util.docutils import SphinxDirective
 from spanbert_fast.tasks import NAMES
 
 CLASSES = {
-    "PretrainOptions": "spanbert_fast.training.options",
-    "FinetuneOptions": "spanbert_fast.training.finetune_options",
+    "PretrainOptions": "spanbert_fast.training.pretraining.options",
+    "FinetuneOptions": "spanbert_fast.training.finetuning.options",
     "SpanBertConfig": "spanbert_fast.config",
     "SpanOptions": "spanbert_fast.ops.span_options",
 }
@@ -161,7 +161,7 @@ class Recipes(SphinxDirective):
     """Every value of every recipe, one row a field."""
 
     def run(self) -> list[nodes.Node]:
-        from spanbert_fast.training.recipes import RECIPES, Recipe
+        from spanbert_fast.training.pretraining.recipes import RECIPES, Recipe
 
         found: list[nodes.Node] = []
         groups: dict[str, list] = {}

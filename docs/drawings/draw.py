@@ -95,7 +95,7 @@ def packed() -> Picture:
 
 def walk() -> Picture:
     """The way of a batch through pre-training, forward and backward, on a CPU and on a GPU."""
-    p = Picture(980, 900, "The walk of a batch through pre-training")
+    p = Picture(980, 900, "The path of a batch through pre-training")
     left, width, cpu, gpu, gradient = 24, 350, 388, 486, 590
     p.text(left, 24, "Forward", 15, bold=True)
     p.text(left, 44, "blue: our op; white: matrix product; grey: no gradient", 12)
@@ -171,8 +171,8 @@ def walk() -> Picture:
 
 
 def rooms() -> Picture:
-    """Who imports whom."""
-    p = Picture(760, 400, "Rooms of the package and who uses whom")
+    """Which folder imports which."""
+    p = Picture(760, 400, "Folders of the package, and which imports which")
     for y, boxes in (
         (20, [(20, 720, "command line: cli.py, commands/")]),
         (

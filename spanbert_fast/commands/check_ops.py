@@ -20,12 +20,12 @@ from spanbert_fast.ops.span_boundary_gather import span_boundary_gather
 from spanbert_fast.ops.span_representation import span_representation
 from spanbert_fast.ops.varlen_attention import varlen_attention
 
-# Odd sizes and an empty sequence, so that the ends of blocks are met; large enough that every
-# kernel takes more than one of its tiles.
+# Odd sizes and an empty sequence test the ends of blocks; they are large enough for every kernel to
+# use more than one of its tiles.
 LENGTHS = (37, 1, 0, 130, 64)
 TOKENS, HIDDEN, HEADS, HEAD_DIM, WORDS = sum(LENGTHS), 96, 3, 64, 300
 SPAN_LENGTHS = (1, 10, 0, 3, 7)
-# Beyond twice the reference's own error: for results whose error happens to be small there.
+# Added to twice the reference's own error, which happens to be tiny for some results.
 ULPS = 4
 
 
@@ -46,7 +46,7 @@ class Checked(NamedTuple):
 
 
 class _Inputs:
-    """Makes an op's inputs: the same numbers for every dtype and device."""
+    """Make an op's inputs: the same numbers for every dtype and device."""
 
     def __init__(self, dtype: torch.dtype, device: str, rounded_to: torch.dtype):
         self.dtype, self.device, self.rounded_to = dtype, device, rounded_to
@@ -175,13 +175,13 @@ def _checked(op: str, device: str, dtype: torch.dtype) -> Checked:
         floor = ULPS * torch.finfo(dtype).eps * exact.abs().max().item()
         allowed = 2 * (peer[name] - exact).abs().max().item() + floor
         error = (ours[name] - exact).abs().max().item() / allowed
-        if not error <= worst:  # also where it is NaN
+        if not error <= worst:  # also true of NaN
             worst, where = error, name
     return Checked(op, device, str(dtype).removeprefix("torch."), worst, where)
 
 
 def _sampler(device: str) -> Checked:
-    """The span sampler, whose implementations are equal bit for bit."""
+    """Check the span sampler, whose implementations are equal bit for bit."""
 
     lengths = [length for length in LENGTHS if length]  # the sampler takes no empty sequence
 
@@ -212,7 +212,8 @@ def _sampler(device: str) -> Checked:
 
 
 def _best_antecedents(device: str) -> Checked:
-    """Of whole numbers, whose sums are exact: equal bit for bit, ties included."""
+    """Check antecedent_top_k on whole numbers, whose sums are exact: equal bit for bit, ties
+    included."""
 
     def best(device: str):
         inputs = _Inputs(torch.float32, device, torch.float32)
@@ -230,7 +231,7 @@ def _best_antecedents(device: str) -> Checked:
 
 
 def check_ops(device: str) -> list[Checked]:
-    """Every op on `device`, forward and backward, in the dtypes that it takes there."""
+    """Check every op on `device`, forward and backward, in each dtype that it takes there."""
     dtypes = [torch.float32, torch.bfloat16] + ([torch.float16] if device == "cuda" else [])
     checked = [_checked(op, device, dtype) for op in CASES for dtype in dtypes]
     return [*checked, _best_antecedents(device), _sampler(device)]

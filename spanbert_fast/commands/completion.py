@@ -50,7 +50,7 @@ def whole_parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="spanbert-fast", add_help=False)
     whole.add_argument("-h", "--help", action="help", help="show the commands")
     whole.add_argument("--version", action="store_true", help="show the version")
-    of_name: Any = _parser_of  # argparse calls what typing knows as a class
+    of_name: Any = _parser_of  # argparse calls this value; to a type checker it is a class
     commands = whole.add_subparsers(dest="command", parser_class=of_name)
     for name, what in COMMANDS.items():
         made = commands.add_parser(name, help=what)

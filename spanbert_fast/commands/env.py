@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def environment() -> dict:
-    """What `env` prints, as plain data."""
+    """The facts that `env` prints, as plain data."""
     import torch
 
     import spanbert_fast

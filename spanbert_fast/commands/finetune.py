@@ -38,7 +38,7 @@ EXAMPLES = """examples:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Wants the task before any option, which could have a task's name for its value."""
+    """A parser that requires the task before any option, whose value could be a task's name."""
 
     def parse_known_args(  # type: ignore[override]  # one signature in place of its overloads
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -51,14 +51,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _TaskParser(argparse.ArgumentParser):
-    """The options of one task, which are asked for when the command line has named it."""
+    """The parser of one task; it asks the task for its options once the command line names it."""
 
     task = ""
 
     def parse_known_args(  # type: ignore[override]  # one signature in place of its overloads
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Adds the options first; those of the other tasks are never made."""
+        """Add this task's options first; those of the other tasks are never created."""
         self.fill()
         return super().parse_known_args(args, namespace)
 
@@ -70,7 +70,7 @@ class _TaskParser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's options; what is not given is not in the namespace."""
+    """The command's options; the namespace holds only those that were given."""
     parser = _Parser(
         prog="spanbert-fast finetune",
         description="Fine-tune a BERT or SpanBERT checkpoint: evaluate every epoch, keep the best, "
@@ -101,7 +101,7 @@ def task_parser(task: str) -> argparse.ArgumentParser:
 
 
 def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
-    """What is given, and nothing else, is in the namespace."""
+    """Add the options; the namespace then holds only those that were given."""
     add = parser.add_argument
     add("--config", metavar="FILE", help="read options from YAML or JSON; typed options win")
     add(
@@ -160,8 +160,8 @@ def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Train for every seed, then print the figures."""
     require("finetune", "train", TRAIN)
-    from spanbert_fast.training import finetune as module
-    from spanbert_fast.training.finetune_options import FinetuneOptions, options_of_run
+    from spanbert_fast.training.finetuning.finetune import finetune
+    from spanbert_fast.training.finetuning.options import FinetuneOptions, options_of_run
 
     given = vars(arguments)
     resume, overwrite = given.pop("resume", False), given.pop("overwrite", False)
@@ -180,7 +180,7 @@ def run(arguments: argparse.Namespace) -> None:
         if options.task != given["task"]:
             raise UsageError(f"the run in --output-dir is of {options.task}, not {given['task']}")
         callbacks = profiles(profiled, options.output_dir)
-        done = module.finetune(options, resume=True, callbacks=callbacks)
+        done = finetune(options, resume=True, callbacks=callbacks)
         _report([done], options.output_dir)
         return
     for name in ("model", "train", "dev"):
@@ -196,16 +196,14 @@ def run(arguments: argparse.Namespace) -> None:
     options = FinetuneOptions(**given, task_options=task_options, seed=seeds[0])
     runs = [options] if len(seeds) == 1 else [options.with_seed(seed) for seed in seeds]
     results = [
-        module.finetune(
-            options, overwrite=overwrite, callbacks=profiles(profiled, options.output_dir)
-        )
+        finetune(options, overwrite=overwrite, callbacks=profiles(profiled, options.output_dir))
         for options in runs
     ]
     _report(results, options.output_dir)
 
 
 def _report(results: Sequence[dict], output_dir: str) -> None:
-    from spanbert_fast.training.finetune import mean_and_deviation
+    from spanbert_fast.training.finetuning.finetune import mean_and_deviation
 
     if int(os.environ.get("RANK", "0")) != 0:
         return

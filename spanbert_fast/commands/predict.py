@@ -51,8 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     from spanbert_fast.data.tokenizer import load_wordpiece
     from spanbert_fast.tasks.predict import predictions
-    from spanbert_fast.training.finetune_models import finetuned_model
-    from spanbert_fast.training.finetune_run import load_task
+    from spanbert_fast.training.finetuning.models import finetuned_model
+    from spanbert_fast.training.finetuning.run_directory import load_task
     from spanbert_fast.training.precision import resolved_precision
 
     task = load_task(model_dir, arguments.task)
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _remembered(made: Iterable, task, to_measure: list) -> Iterator:
-    """The same predictions, of which what is measured is kept."""
+    """Yield the predictions, and keep of each the part that is measured."""
     for prediction in made:
         to_measure.append(task.measured(prediction))
         yield prediction

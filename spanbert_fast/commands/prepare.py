@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
         prepare,
     )
     from spanbert_fast.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
-    from spanbert_fast.training.sources import documents_of
+    from spanbert_fast.training.pretraining.sources import documents_of
 
     output = Path(arguments.output_dir)
     if arguments.max_line_bytes < 1:

@@ -10,13 +10,9 @@ from pathlib import Path
 from spanbert_fast.commands.settings import WORDS_HELP, parse_settings, profiles
 from spanbert_fast.errors import UsageError
 from spanbert_fast.extras import TRAIN, require
-from spanbert_fast.training.options import (
-    PRECISIONS,
-    WEIGHTS_DTYPES,
-    PretrainOptions,
-    resumed_options,
-)
-from spanbert_fast.training.recipes import RECIPES, Recipe
+from spanbert_fast.training.options import PRECISIONS, WEIGHTS_DTYPES
+from spanbert_fast.training.pretraining.options import PretrainOptions, resumed_options
+from spanbert_fast.training.pretraining.recipes import RECIPES, Recipe
 from spanbert_fast.values import WORDS
 
 EXAMPLES = """examples:
@@ -157,7 +153,7 @@ def options_of(arguments: argparse.Namespace, world_size: int) -> PretrainOption
     """The run that the command line asks for.
 
     Raises:
-        UsageError: an option is missing or cannot be.
+        UsageError: an option is missing or not valid.
     """
     given = dict(vars(arguments))
     for name in ("debug", "overwrite", "profile"):
@@ -184,9 +180,9 @@ def _data_name(path: str) -> str:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, then print what came of it."""
+    """Train, then print the result."""
     require("pretrain", "train", TRAIN)
-    from spanbert_fast.training.pretrain import pretrain
+    from spanbert_fast.training.pretraining.pretrain import pretrain
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     options = options_of(arguments, world_size)

@@ -1,7 +1,7 @@
-"""Options of a run from a YAML or JSON file: they stand before those of the command line.
+"""Options of a run from a YAML or JSON file, placed before those of the command line.
 
-The file's names and values become arguments, which the command's own parser then checks: what is
-typed behind them wins, and a mistake in the file is told as one on the command line.
+The file's names and values become arguments, which the command's own parser then checks. So an
+option that is typed after them wins, and a mistake in the file is reported like a typed one.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from spanbert_fast.errors import UsageError
 
-# what options.json of a run calls otherwise, or has beside the options
+# entries of a run's options.json that have another name as an option, or are no option
 _RENAMED = {"recipe_name": "recipe", "training_arguments": "set", "seed": "seed"}
 _GROUPS = ("overrides", "task_options")  # objects whose entries are options
 _NO_OPTIONS = ("world_size", "labels")
@@ -22,7 +22,7 @@ def expand(argv: Sequence[str], renamed: dict[str, str] | None = None) -> list[s
 
     Args:
         argv: without the command's name.
-        renamed: names of options.json -> names of options, beside those of every command.
+        renamed: names in options.json -> names of options, beyond those that all commands have.
 
     Raises:
         UsageError: the file cannot be read, or does not hold an object.
@@ -84,10 +84,10 @@ def _read(path: Path) -> dict:
         if path.suffix == ".json":
             content = json.loads(text)
         else:
-            import yaml  # comes with huggingface_hub
+            import yaml  # PyYAML comes with huggingface_hub
 
             content = yaml.safe_load(text)
-    except Exception as error:  # each parser has its own
+    except Exception as error:  # each parser raises its own errors
         raise UsageError(f"--config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UsageError(f"--config {path}: must hold names and values")

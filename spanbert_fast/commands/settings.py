@@ -14,7 +14,7 @@ WORDS_HELP = (
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """The values of --set NAME=VALUE: JSON where they are, else strings.
+    """The values of --set NAME=VALUE. A value that is JSON is parsed; others are strings.
 
     Raises:
         UsageError: one has no "=".
@@ -32,12 +32,12 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def shown(figure: float) -> str:
-    """A figure with four decimals; a count, which is a whole number by its type, without any."""
+    """A float with four decimals, an int without any."""
     return f"{figure:,}" if isinstance(figure, int) else f"{figure:.4f}"
 
 
 def profiles(steps: int | None, output_dir: str) -> list:
-    """The callbacks of `--profile`; none where it is not given.
+    """The callbacks of `--profile`; an empty list if it was not given.
 
     Raises:
         UsageError: there are no steps to trace.

@@ -3,9 +3,9 @@
 Each module is loaded when first used.
 """
 
-import importlib
-from types import ModuleType
 from typing import TYPE_CHECKING
+
+from spanbert_fast._lazy import lazy
 
 _MODULES = (
     "batches",
@@ -32,8 +32,4 @@ if TYPE_CHECKING:
     from spanbert_fast.data import text_files as text_files
     from spanbert_fast.data import tokenizer as tokenizer
 else:
-
-    def __getattr__(name: str) -> ModuleType:
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return importlib.import_module(f"spanbert_fast.data.{name}")
+    __getattr__ = lazy(__name__, _MODULES)

@@ -8,7 +8,7 @@ import torch
 
 from spanbert_fast.errors import DataError, UsageError
 
-# Batches that are filled at the same time. With so many, at most 1 % of the budget stays empty.
+# Number of batches that are filled at the same time; it leaves at most 1 % of the budget empty.
 _OPEN_BATCHES = 16
 
 
@@ -89,12 +89,14 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[tuple[int, int]]]):
             epoch += 1
 
     def _in_order(self, order: np.ndarray) -> Iterator[tuple[int, int]]:
-        """(index, length) of each block, in parts: all as Python numbers would fill memory."""
+        """(index, length) of each block, made in parts: all at once, Python numbers would fill
+        memory."""
         for part in np.split(order, range(1 << 16, len(order), 1 << 16)):
             yield from zip(part.tolist(), self.lengths[part].tolist(), strict=True)
 
     def _epoch(self, epoch: int) -> Iterator[list[tuple[int, int]]]:
-        """First fit into a window of open batches. A new batch pushes the oldest out."""
+        """Yield the batches of an epoch: first fit into a window of open ones; the oldest leaves
+        first."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
         batches: list[list[tuple[int, int]]] = []
         rooms: list[int] = []

@@ -73,11 +73,12 @@ class BlockDataset(torch.utils.data.Dataset):
             # within a shard, blocks follow each other without a gap
             starts.append(np.concatenate(([0], ends[:-1])).astype(_index_dtype(largest)))
             lengths.append((np.diff(ends, prepend=0) + _SPECIAL_TOKENS).astype(np.int32))
-        # of all blocks of the corpus: which shard a block lies in
+        # prefix sums over the corpus: they tell in which shard a block lies
         self._shard_ends = list(accumulate(map(len, starts)))
         self._starts = np.concatenate(starts)
         self.lengths = np.concatenate(lengths)
-        self._numbers: np.ndarray | None = None  # of the blocks in the corpus; None for all
+        # numbers of this part's blocks in the corpus; None for all
+        self._numbers: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -90,7 +91,7 @@ class BlockDataset(torch.utils.data.Dataset):
             word_starts: bool (length,); True at [CLS], [SEP] and the first token between them, even
                 if its word began in the block before.
             example_id: the block's number in the corpus, which a split does not change.
-            epoch: that of the key, or 0.
+            epoch: the key's epoch, or 0.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         length = int(self.lengths[index])
@@ -108,7 +109,7 @@ class BlockDataset(torch.utils.data.Dataset):
         }
 
     def _number(self, index: int) -> int:
-        """The block's number in the corpus."""
+        """The number of a block in the corpus."""
         return range(len(self))[index] if self._numbers is None else int(self._numbers[index])
 
     def _shard_of(self, index: int) -> Shard:
@@ -176,7 +177,7 @@ class BlockDataset(torch.utils.data.Dataset):
         return counts
 
     def _in_pieces(self) -> Iterator[np.ndarray]:
-        """All tokens in large parts: each bincount takes time for the whole vocabulary."""
+        """All tokens, in large parts: each bincount costs time for the whole vocabulary."""
         if self._numbers is None:  # every token of the corpus is in exactly one block
             for shard in self.shards:
                 yield from np.split(shard.tokens, range(1 << 22, shard.num_tokens, 1 << 22))
@@ -225,7 +226,7 @@ def _block_ends(
 
 
 def _choose(sizes: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """bool, one per unit: takes units in random order, as far as they fit into fraction * sum."""
+    """bool, one per unit: choose units in random order while they fit into fraction * sum."""
     room = fraction * sizes.sum()
     smallest = sizes.min()
     chosen = np.zeros(len(sizes), dtype=bool)

@@ -1,7 +1,6 @@
 """Reads a corpus, in any supported form, into one table of documents."""
 
 import io
-import json
 import logging
 import mmap
 import tempfile
@@ -25,7 +24,7 @@ from spanbert_fast.data.text_files import (
 )
 from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.meter import metered
-from spanbert_fast.schema import regular_file
+from spanbert_fast.schema import parse_json, regular_file
 
 logger = logging.getLogger("spanbert_fast")
 
@@ -78,7 +77,8 @@ def load_documents(
         file.flush()
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     table = pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
-    return Dataset(table, fingerprint=uuid.uuid4().hex)  # without one all of it would be hashed
+    # without a fingerprint, all the data would be hashed
+    return Dataset(table, fingerprint=uuid.uuid4().hex)
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
@@ -121,8 +121,8 @@ _Lines = Iterator[str | None]
 
 
 def _documents(files: Sequence[Path | HubDataset], max_line_bytes: int) -> Iterator[str]:
-    """The text of each document. What reads a file yields its lines that are not blank, and None
-    where a document ends."""
+    """The text of each document. A file's reader yields its lines that are not blank, and None at
+    the end of a document."""
     empty = True
     for path in files:
         read = _reader_of(path)
@@ -155,13 +155,13 @@ def _hinted(lines: _Lines) -> _Lines:
 
 
 def _lines_in(text: str) -> _Lines:
-    """The lines of a document that is one text."""
+    """The lines of a document that is stored as one text."""
     yield from filter(None, map(_line, lines_of(text)))
     yield None
 
 
 def _line(text: str) -> str | None:
-    """A line without its end, otherwise as it is; None where it is blank."""
+    """A line without its line end; None if it is blank."""
     return None if text.isspace() else text.removesuffix("\n").removesuffix("\r") or None
 
 
@@ -174,10 +174,7 @@ def _read_jsonl(path: Path, max_line_bytes: int) -> _Lines:
     for number, line in enumerate(decoded_lines(path, max_line_bytes), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # a number or a nesting may be too long
-            raise DataError(f"{path}, line {number}: not JSON ({error})") from error
+        row = parse_json(line, f"{path}, line {number}")
         text = row.get("text") if isinstance(row, dict) else None
         if not isinstance(text, str):
             raise DataError(f'{path}, line {number}: needs an object with a string "text"')

@@ -1,4 +1,4 @@
-"""The lines of a corpus as tokens, with the words that they are."""
+"""Tokenises the lines of a corpus, and marks where words begin."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import chain
@@ -15,7 +15,8 @@ from spanbert_fast.data.tokenizer import vocabulary_size
 from spanbert_fast.data.words import WordStarts
 from spanbert_fast.meter import metered
 
-_OWN_CHARACTERS = 16  # an encoding's fixed memory, counted in characters
+# the fixed memory of an encoding, in characters of text that would need as much
+_OWN_CHARACTERS = 16
 _PIECE = 1 << 16  # characters that are tokenised at once; a longer line is cut at blanks
 
 
@@ -30,8 +31,8 @@ class Lines(NamedTuple):
 
 
 class Rows:
-    """The documents after the first `skip`, with their numbers in the corpus. Keeps their digests
-    until a shard takes them."""
+    """The documents after the first `skip`, with their numbers in the corpus. Their digests are
+    kept until a shard takes them."""
 
     def __init__(self, documents: Iterable[Mapping[str, str]], skip: int, progress: bool):
         self._documents, self._skip, self._progress = documents, skip, progress
@@ -61,8 +62,8 @@ def encode_lines(
 ) -> Iterator[Lines]:
     """The tokens of the corpus, in batches of about `batch_characters`.
 
-    Where words follow from the ids (`WordStarts`), they do; otherwise they are those that the
-    tokenizer counts in the text.
+    Words are taken from the ids where these show them (`WordStarts`), else from the tokenizer's own
+    split of the text.
     """
     # a copy with other settings: no truncation, and "[MASK]" in a text is plain text
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())

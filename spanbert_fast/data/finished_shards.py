@@ -61,7 +61,7 @@ def write_finished(
 def whole_shards(
     directory: Path, documents: Iterable[Mapping[str, str]], made_with: Mapping[str, Any]
 ) -> list[FinishedShard]:
-    """The first shards of an interrupted run, as far as these documents would give them again."""
+    """The first shards of an interrupted run, up to the first that these documents would change."""
     if not (directory / UNFINISHED).is_file():
         return []
     path = directory / UNFINISHED
@@ -77,6 +77,6 @@ def whole_shards(
             if len(digests) < entry["rows"] or joined_digest(digests) != entry["text"]:
                 break
             found.append(FinishedShard(**{name: entry[name] for name in FinishedShard._fields}))
-    except DataError:  # damaged, or of another tokenizer or version: it is made again
+    except DataError:  # damaged, or from another tokenizer or version: it is written again
         pass
     return found

@@ -1,4 +1,4 @@
-"""Text of the Hub's data sets, one row after the other: `hf://OWNER/NAME[/CONFIG][:SPLIT]`."""
+"""Text from data sets of the Hub, streamed row by row: `hf://OWNER/NAME[/CONFIG][:SPLIT]`."""
 
 import re
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ class HubDataset(NamedTuple):
 
     Attributes:
         name: OWNER/NAME.
-        config: None for the only one.
+        config: None if the data set has only one.
         split: such as "train" or "train[:1%]".
     """
 
@@ -28,10 +28,10 @@ class HubDataset(NamedTuple):
 
     @classmethod
     def of(cls, address: str) -> "HubDataset":
-        """What an address names.
+        """Parse an address.
 
         Raises:
-            UsageError: it has not the form.
+            UsageError: the address does not have this form.
         """
         found = _NAME.fullmatch(address.removeprefix(SCHEME))
         if found is None:
@@ -45,10 +45,10 @@ class HubDataset(NamedTuple):
         return f"{SCHEME}{self.name}{config}:{self.split}"
 
     def texts(self) -> Iterator[str]:
-        """The column `text`, streamed: nothing is waited for but what is read. A part of a split,
-        which no stream can cut out, is fetched with its whole split first.
+        """Stream the column `text`: rows are downloaded as they are read. A part of a split cannot
+        be streamed, so its whole split is downloaded first.
 
-        Offline (HF_HUB_OFFLINE), from the copy in the Hub's cache.
+        Offline (HF_HUB_OFFLINE) it reads the copy in the Hub's cache.
 
         Raises:
             UsageError: there is no such data set, config or split.
@@ -62,7 +62,8 @@ class HubDataset(NamedTuple):
             rows = load_dataset(place, self.config, split=self.split, streaming=streaming)
             rows = iter(rows)
             first = next(rows, None)
-        except Exception as error:  # the libraries, the network and each file format have their own
+        # the libraries, the network and each file format raise their own errors
+        except Exception as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise UsageError(f"--data {self}: cannot be read: {reason}") from error
         while first is not None:

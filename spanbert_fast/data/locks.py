@@ -29,7 +29,7 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 def locked(directory: str | Path) -> Iterator[None]:
     """Create a directory if it is missing, and lock other processes out of it inside the block.
 
-    The lock ends with the process, however that ends. A process that holds it may take it again. A
+    The lock is released when the process ends, even by a kill. Its holder may take it again. A
     directory that was created here and stayed empty is removed.
 
     Raises:
@@ -49,7 +49,7 @@ def locked(directory: str | Path) -> Iterator[None]:
         (directory / FILE).unlink(missing_ok=True)
         os.close(_held.pop(directory))
         if is_new:
-            with contextlib.suppress(OSError):  # it is not empty
+            with contextlib.suppress(OSError):  # the directory is not empty
                 directory.rmdir()
 
 
@@ -66,7 +66,7 @@ def _take(directory: Path) -> int:
             raise UsageError(
                 f"--output-dir {directory} is being written by another process ({holder})"
             ) from None
-        except OSError as error:  # a file system without locks
+        except OSError as error:  # the file system has no locks
             logger.warning(
                 "%s: cannot be locked (%s): see to it that no other process writes there",
                 directory,
@@ -75,7 +75,7 @@ def _take(directory: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(directory / FILE)):
                 break
-        os.close(descriptor)  # the holder before has just removed this file
+        os.close(descriptor)  # the previous holder has just removed this file
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
     return descriptor

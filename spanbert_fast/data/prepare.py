@@ -25,7 +25,7 @@ from spanbert_fast.values import WORDS
 
 logger = logging.getLogger("spanbert_fast")
 
-# Written last, so a directory without it is not finished.
+# This file is written last: a directory without it is not finished.
 MANIFEST = "corpus.json"
 _FORMAT = "spanbert_fast.corpus.1"
 _COUNT = whole(0, 2**63 - 1)
@@ -73,7 +73,7 @@ def prepare(
     Raises:
         UsageError: output_dir already holds a prepared corpus, is a file, or another process
             writes there.
-        DataError: the corpus has no token.
+        DataError: no document of the corpus has a token.
         OSError: the disk is full.
     """
     if shard_tokens < 1:
@@ -189,7 +189,8 @@ def _manifest(directory: str | Path) -> dict:
     path = Path(directory) / MANIFEST
     content = read_json(path)
     if type(content) is dict:
-        content.setdefault("words", "tokenizer")  # as it was before there was another choice
+        # directories of earlier versions, which knew no other choice
+        content.setdefault("words", "tokenizer")
     return check(path, content, _MANIFEST_RULES)
 
 
@@ -224,7 +225,8 @@ def _by_shard(batches: Iterator[Lines], shard_tokens: int) -> Iterator[tuple[_Sh
         while sum(len(part.tokens) for part in pending) >= shard_tokens:
             part = Lines(*map(np.concatenate, zip(*pending, strict=True)))
             pending = [part]
-            next_documents = np.flatnonzero(np.diff(part.documents)) + 1  # their first pieces
+            # the first pieces of the lines
+            next_documents = np.flatnonzero(np.diff(part.documents)) + 1
             ends = np.cumsum(part.lengths)[next_documents - 1]
             filling = np.searchsorted(ends, shard_tokens)
             if filling == len(ends):  # the last document may continue

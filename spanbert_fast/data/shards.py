@@ -27,7 +27,7 @@ from spanbert_fast.errors import DataError
 from spanbert_fast.schema import TEXT, check, one_of, regular_file, whole
 
 _FORMAT = "spanbert_fast.shard.1"
-# more than any vocabulary has; a table of this size still fits into any memory
+# larger than any vocabulary, and small enough for a table of this size to fit into memory
 _MOST_TOKENS = 1 << 24
 _HEADER_RULES = {
     "format": one_of(_FORMAT),
@@ -98,7 +98,8 @@ class Shard:
             raise DataError(f"{path}: the shard is missing")
         regular_file(path)
         try:
-            with safe_open(path, framework="pt") as file:  # the torch reader maps, numpy's copies
+            # torch's reader maps the file; numpy's copies it
+            with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {}).get("shard", "null"))
                 if header is None or set(file.keys()) != set(_DTYPES):
                     raise DataError(f"{path}: not a shard of the format {_FORMAT}")
@@ -126,7 +127,7 @@ class Shard:
         return cls(path, header["tokenizer"], vocab_size, **arrays)
 
     def __reduce__(self) -> tuple:
-        # another process maps the file again; its content is not sent
+        # pickling sends the path alone; the other process maps the file again
         return Shard.open, (self.path, self.tokenizer, False)
 
 

@@ -120,7 +120,7 @@ class StaticShapes:
                 )
         all_sequences = self.max_sequences + -(-self.token_budget // self.max_seqlen)
         all_spans = self.span_capacity + -(-self.target_capacity // self.max_span_targets)
-        # existing rows, all different: gradients of equal rows would be added one after the other
+        # rows that exist and all differ: gradients of equal rows would be added one after the other
         places = torch.arange(self.mlm_capacity - masked, device=batch["input_ids"].device)
         ends = torch.arange(all_spans - spans, device=places.device)[:, None].expand(-1, 2)
         return {
@@ -161,12 +161,12 @@ class BatchSizes(NamedTuple):
 
     @classmethod
     def sum_of(cls, batches: Sequence[Mapping[str, Any]]) -> "BatchSizes":
-        """Of all these batches."""
+        """The sum of several batches' sizes."""
         return cls(*torch.stack([torch.stack(own_sizes(b)) for b in batches]).sum(0).unbind())
 
 
 def own_sizes(batch: Mapping[str, Any]) -> BatchSizes:
-    """What a packed batch on the CPU holds, without the additions of `StaticShapes.fill`."""
+    """The sizes of a packed batch on the CPU, without what `StaticShapes.fill` has added."""
     mlm, sbo = ((batch[name] != IGNORED_TARGET).sum() for name in ("mlm_targets", "sbo_targets"))
     tokens = torch.as_tensor(batch.get("num_tokens", len(batch["input_ids"])))
     # a span has at least one target; added spans begin where the batch's own targets end

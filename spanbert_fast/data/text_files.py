@@ -15,7 +15,7 @@ from spanbert_fast.schema import regular_file
 
 
 def _zstd(path: Path) -> BinaryIO:
-    """pyarrow's reader, which goes on across frames and refuses a truncated file."""
+    """Open a file with pyarrow's reader, which reads all frames and refuses a truncated file."""
     require(f"{path}", "train", ("pyarrow",))
     import pyarrow
 
@@ -30,8 +30,9 @@ OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
 }
 _READ_ERRORS = (EOFError, OSError, lzma.LZMAError, zlib.error, MemoryError)
 
-MOST_LINE_BYTES = 1 << 26  # of a line, and of anything else that has to be in memory at once
-MOST_JSON_BYTES = 1 << 30  # of a file that is one JSON document
+# limit of a line, and of everything else that has to be in memory at once
+MOST_LINE_BYTES = 1 << 26
+MOST_JSON_BYTES = 1 << 30  # limit of a file that is one JSON document
 # Text compresses to a fifth, tables to a twentieth. A much higher ratio is an attack on memory.
 _MOST_RATIO = 100
 _FREE_BYTES = 1 << 23  # smaller texts are not checked for their ratio
@@ -42,7 +43,7 @@ class TooLong(DataError):
 
 
 def plain_suffix(path: Path) -> str:
-    """The suffix without that of a compression, in small letters: .txt for a.TXT.gz."""
+    """The suffix before that of a compression, in lower case: .txt for a.TXT.gz."""
     return (path.with_suffix("") if path.suffix in OPENERS else path).suffix.lower()
 
 

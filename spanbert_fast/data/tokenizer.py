@@ -42,7 +42,7 @@ logger = logging.getLogger("spanbert_fast")
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _NEEDED = ("cls_token", "sep_token", "mask_token")
 _PREFIX = "##"
-_MOST_BYTES = 1 << 28  # of a file
+_MOST_BYTES = 1 << 28  # limit of a file's bytes
 _ID = whole(0, (1 << 24) - 1)
 _ADDED = Rule(
     "objects with an id in [0, 16777215] and a content",
@@ -119,10 +119,10 @@ def _alphabet(texts: Iterable[str], normalizer: BertNormalizer) -> list[str]:
 
 
 def load_wordpiece(directory: str | Path) -> PreTrainedTokenizerBase:
-    """As `load_tokenizer`, for what reads WordPiece alone.
+    """As `load_tokenizer`, for callers that need a WordPiece tokenizer.
 
     Raises:
-        UsageError: it is of another kind.
+        UsageError: the tokenizer is of another kind.
     """
     tokenizer = load_tokenizer(directory)
     model = tokenizer.backend_tokenizer.model
@@ -155,7 +155,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         files = _files(directory, settings)
         loader: Any = AutoTokenizer if "tokenizer_class" in settings else BertTokenizer
         if files.stored is not None and "tokenizer_class" not in settings:
-            # without a class the model's type decides, if there is a model
+            # if no class is named, the model's type decides, if there is a model
             named = (directory / "config.json").is_file()
             loader = AutoTokenizer if named else PreTrainedTokenizerFast
         tokenizer = loader.from_pretrained(str(directory), local_files_only=True, **files.options)
@@ -167,7 +167,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     kind = type(tokenizer).__name__
     if not tokenizer.is_fast:
         raise UsageError(f"{directory}: {kind} is slow, a fast one is needed")
-    # another class than that of the files would build its own model and ignore them
+    # a class that does not match the files would ignore them and build a model of its own
     backend, ids = tokenizer.backend_tokenizer, tokenizer.get_vocab()
     model = WordPiece if files.stored is None else type(files.stored.model)
     if not isinstance(backend.model, model) or any(
@@ -198,15 +198,16 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 
 
 class _Files(NamedTuple):
-    """What the files of a directory say."""
+    """The settings that the files of a directory hold."""
 
     vocab: dict[str, int]
-    options: dict  # further ones for `from_pretrained`
-    stored: tokenizers.Tokenizer | None = None  # of tokenizer.json; None for a WordPiece
+    options: dict  # further arguments of `from_pretrained`
+    # kind of the model in tokenizer.json; None for a WordPiece
+    stored: tokenizers.Tokenizer | None = None
 
 
 def _settings(directory: Path) -> dict:
-    """The content of tokenizer_config.json. Other files of settings are only checked."""
+    """The content of tokenizer_config.json; the other settings files are only checked."""
     for name in ("special_tokens_map.json", "added_tokens.json"):
         if (directory / name).exists():
             check(directory / name, read_json(directory / name, _MOST_BYTES), {})
@@ -216,7 +217,7 @@ def _settings(directory: Path) -> dict:
     rules = {
         "tokenizer_class": optional(TEXT),
         "do_lower_case": TRUTH,
-        "model_max_length": number(1, 1e31),  # the library's word for none is 10**30 or so
+        "model_max_length": number(1, 1e31),  # the library writes about 10**30 for no limit
         "added_tokens_decoder": object_of(digits((1 << 24) - 1), OBJECT),
     }
     return check(path, read_json(path, _MOST_BYTES), rules, all_of_them=False)

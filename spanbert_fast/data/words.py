@@ -12,21 +12,21 @@ from spanbert_fast.data.tokenizer import vocabulary_size
 from spanbert_fast.values import SPACES, WORDS
 
 _BYTE_LEVEL_SPACE, _METASPACE = SPACES
-_INSIDE = 0  # the kind of what belongs to any word: bytes that are no character, marks
-_BYTE = re.compile("<0x([0-9A-F]{2})>")  # as which SentencePiece spells a byte of a rare character
+# the kind of characters that never begin a word: bytes that are no character, and marks
+_INSIDE = 0
+_BYTE = re.compile("<0x([0-9A-F]{2})>")  # SentencePiece's spelling of a byte of a rare character
 
 
 @dataclasses.dataclass(frozen=True)
 class WordStarts:
-    """Whether each token of a text begins a word, from the ids alone.
+    """Tells from the ids alone whether each token of a text begins a word.
 
-    A WordPiece begins one unless it has the prefix of what continues a word. A token of a
+    A WordPiece begins one unless it has the prefix ## of a continuation. A token of a
     SentencePiece model (Metaspace) begins one where it begins with a space. So does one of a
-    byte-level BPE, and beside it every change between letters, digits and other characters, as in
-    its pre-tokenizer (which also cuts at combining marks, and not within "'t").
+    byte-level BPE, where a word also begins at every change between letters, digits and other
+    characters, as in its pre-tokenizer (which also cuts at combining marks, and not within "'t").
 
-    The first token of a sequence begins a word whatever this says, and so does one behind a special
-    token.
+    The first token of a sequence always begins a word, and so does a token after a special one.
 
     Attributes:
         table: bool (vocabulary_size,), tokens that begin a word wherever they stand.
@@ -42,7 +42,7 @@ class WordStarts:
     def of(
         cls, tokenizer: PreTrainedTokenizerBase, words: str = "tokenizer"
     ) -> "WordStarts | None":
-        """None where the tokenizer is slow, or marks words in none of these ways.
+        """None if the tokenizer is slow, or marks words in none of these ways.
 
         Args:
             words: "tokenizer" for the words as above. For languages without spaces, "tokens": each
@@ -56,7 +56,7 @@ class WordStarts:
             wanted = " or ".join(f'"{name}"' for name in WORDS)
             raise ValueError(f"words must be {wanted}, got {words!r}")
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        # a sequence may hold the part that marks words
+        # the part that marks words may be inside a sequence of parts
         pre_tokenizer = repr(getattr(backend, "pre_tokenizer", None))
         if words == "tokens":
             return cls(np.ones(vocabulary_size(tokenizer), dtype=bool))
@@ -74,7 +74,7 @@ class WordStarts:
         return None
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
-        """bool, as many as there are ids."""
+        """bool (len(ids),): whether each token begins a word."""
         starts = self.table[ids]
         if self.first is not None and self.last is not None and len(ids) > 1:
             first, last = self.first[ids[1:]], self.last[ids[:-1]]
@@ -134,8 +134,8 @@ def _kind(character: str) -> int:
 
 
 def _bytes_of_characters() -> dict[str, int]:
-    """What byte each character of a byte-level token spells: itself where it is printable and no
-    space, and characters from 256 on for the others, in order."""
+    """The byte for which each character of a byte-level token stands: itself where it is printable
+    and no space, and characters from 256 on for the others, in order."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {

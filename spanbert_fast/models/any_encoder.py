@@ -52,7 +52,7 @@ class EncoderForSpanPreTraining(SpanObjectives, CheckedCheckpoints, _MaskedLM):
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
-        accelerate(self)  # it is already; this refuses what cannot be
+        accelerate(self)  # the model is accelerated already; this refuses unsupported settings
         add_span_fields(config)
         if not hasattr(self, "cls"):
             self.cls = nn.Module()
@@ -149,14 +149,14 @@ def pretraining_class(config_class: type[PreTrainedConfig]) -> type[EncoderForSp
         {
             "__module__": __name__,
             "__doc__": f"transformers' {stock.__name__} with a span boundary head.",
-            # of transformers' class, and not of the bases in front of it
+            # transformers' class, not the bases before it
             **{name: getattr(stock, name) for name in ("config_class", "base_model_prefix")},
         },
     )
 
 
 def __getattr__(name: str) -> type[nn.Module]:
-    """By which pickle finds the classes."""
+    """Find a class by its name, as pickle does."""
     for family in FAMILIES:
         if family.lm_head is not None and family.classes.get(name) and name.endswith("ForMaskedLM"):
             stock = getattr(importlib.import_module(family.modeling), name)
@@ -171,9 +171,9 @@ class AutoModelForSpanPreTraining:
         >>> type(model).__name__  # of a RoBERTa, "RobertaForMaskedLM" with a span boundary head
         'SpanBertForPreTraining'
 
-    A model is transformers' masked LM of its family with one head more: `model(**batch)` takes a
+    A model is transformers' masked LM of its family with one more head: `model(**batch)` takes a
     `DataCollatorForSpanMasking`'s batches, `save_pretrained(folder, span_boundary_apart=True)`
-    writes a checkpoint that transformers loads without a word.
+    writes a checkpoint that transformers loads without warnings.
     """
 
     @classmethod

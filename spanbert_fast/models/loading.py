@@ -29,7 +29,7 @@ PREFIXES = (
 )
 _MOST_INFLATION = 1 << 20  # bytes that a zip archive may have beyond its size: its own headers
 _SMALL = 1 << 26  # parameters
-_STACKS = "encoder|transformer"  # what the layers of a model are called together
+_STACKS = "encoder|transformer"  # the name of a model's list of layers
 _LAYER = re.compile(rf"({_STACKS})\.layer\.(\d+)\.")
 _NAMED = 3  # the most tensors that a message names
 
@@ -143,7 +143,7 @@ def refuse_another_size(
         refuse_inflating(path)
         try:  # the names and shapes alone
             torch.load(path, map_location="meta", weights_only=True)
-        except Exception as error:  # the unpickler fails in many ways
+        except Exception as error:  # the unpickler raises errors of many types
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise DataError(f"{path} cannot be read: {reason}") from error
     if not isinstance(config, kind):
@@ -164,7 +164,7 @@ def refuse_another_size(
 
 
 def stored_dtype(folder: Path) -> torch.dtype | None:
-    """The narrowest floating dtype of a folder's .safetensors; None where it has none of them."""
+    """The narrowest floating dtype in a folder's .safetensors; None if there are none."""
     names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     found = set()
     for path in folder.glob("model*.safetensors"):
@@ -181,7 +181,8 @@ def not_finite(model: nn.Module) -> str | None:
     """The name of the first parameter that holds NaN or infinity; None if none does."""
     for name, parameter in model.named_parameters():
         tensor = parameter.detach()
-        tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # FSDP's part of it
+        # under FSDP, the local part
+        tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
         if tensor.numel() and tensor.is_floating_point() and not tensor.is_meta:
             if not all(bound.isfinite() for bound in torch.aminmax(tensor)):
                 return name

@@ -1,5 +1,7 @@
 """SpanBertForMaskedLM: an encoder with the masked-LM head."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -14,11 +16,6 @@ from spanbert_fast.ops.linear_cross_entropy import linear_cross_entropy
 from spanbert_fast.ops.padding import rows_where
 from spanbert_fast.values import IGNORED_TARGET
 
-TIED_DECODER = {
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
-
 
 class MaskedLMHeads(nn.Module):
     """The `cls` module of a masked LM."""
@@ -30,7 +27,24 @@ class MaskedLMHeads(nn.Module):
         )
 
 
-class SpanBertForMaskedLM(SpanBertPreTrainedModel):
+class TiedDecoder(SpanBertPreTrainedModel):
+    """A model whose masked-LM head, `cls.predictions`, decodes with the word embeddings."""
+
+    cls: Any  # a module
+    _tied_weights_keys = {
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.cls.predictions.decoder = new_embeddings
+        self.cls.predictions.bias = new_embeddings.bias
+
+
+class SpanBertForMaskedLM(TiedDecoder):
     """Drop-in for `transformers.BertForMaskedLM` that takes packed input, too.
 
     One difference: while training with labels it returns no logits, unless `full_logits` asks for
@@ -41,7 +55,6 @@ class SpanBertForMaskedLM(SpanBertPreTrainedModel):
         True
     """
 
-    _tied_weights_keys = TIED_DECODER
     full_logits = False
 
     def __init__(self, config: SpanBertConfig):
@@ -49,13 +62,6 @@ class SpanBertForMaskedLM(SpanBertPreTrainedModel):
         self.bert = SpanBertModel(config, add_pooling_layer=False)
         self.cls = MaskedLMHeads(config)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.cls.predictions.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        self.cls.predictions.decoder = new_embeddings
-        self.cls.predictions.bias = new_embeddings.bias
 
     def encode(self, inputs: EncoderInputs, *, rows: torch.Tensor | None = None) -> Encoded:
         """See `SpanBertModel.encode`."""

@@ -1,13 +1,11 @@
 """SpanBertForPreTraining: an encoder with the masked-LM head and the span boundary head."""
 
 import torch
-from torch import nn
 
 from spanbert_fast.config import SpanBertConfig
-from spanbert_fast.models.base import SpanBertPreTrainedModel
 from spanbert_fast.models.encoder import SpanBertModel
 from spanbert_fast.models.inputs import Encoded, EncoderInputs
-from spanbert_fast.models.masked_lm import TIED_DECODER
+from spanbert_fast.models.masked_lm import TiedDecoder
 from spanbert_fast.models.span_objectives import SpanObjectives
 from spanbert_fast.nn.heads import MaskedLMHead, SpanBoundaryHead
 from spanbert_fast.nn.span_losses import (
@@ -19,7 +17,7 @@ from spanbert_fast.nn.targets import Denominators, SpanTargets
 from spanbert_fast.ops.dropout import DropoutPlan
 
 
-class SpanBertForPreTraining(SpanObjectives, SpanBertPreTrainedModel):
+class SpanBertForPreTraining(SpanObjectives, TiedDecoder):
     """SpanBERT with both heads (Joshi et al. 2020, section 3): masked LM and span boundaries.
 
     >>> from transformers import AutoTokenizer
@@ -32,7 +30,6 @@ class SpanBertForPreTraining(SpanObjectives, SpanBertPreTrainedModel):
     """
 
     cls: SpanPretrainingLoss
-    _tied_weights_keys = TIED_DECODER
 
     def __init__(self, config: SpanBertConfig):
         super().__init__(config)
@@ -50,13 +47,6 @@ class SpanBertForPreTraining(SpanObjectives, SpanBertPreTrainedModel):
             config.sbo_denominator_offset,
         )
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.cls.predictions.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        self.cls.predictions.decoder = new_embeddings
-        self.cls.predictions.bias = new_embeddings.bias
 
     def encode(
         self,

@@ -4,9 +4,9 @@ Each is in the module of its name, which is loaded when first used: `from
 spanbert_fast.ops.varlen_attention import varlen_attention`.
 """
 
-import importlib
-from types import ModuleType
 from typing import TYPE_CHECKING
+
+from spanbert_fast._lazy import lazy
 
 OPS = (
     "antecedent_loss",
@@ -25,6 +25,8 @@ OPS = (
 _MODULES = (*OPS, "dropout", "span_options")  # the last two define values that ops take
 
 if TYPE_CHECKING:
+    from spanbert_fast.ops import antecedent_loss as antecedent_loss
+    from spanbert_fast.ops import antecedent_top_k as antecedent_top_k
     from spanbert_fast.ops import bias_gelu as bias_gelu
     from spanbert_fast.ops import dropout as dropout
     from spanbert_fast.ops import dropout_add_layer_norm as dropout_add_layer_norm
@@ -35,10 +37,7 @@ if TYPE_CHECKING:
     from spanbert_fast.ops import sample_spans as sample_spans
     from spanbert_fast.ops import span_boundary_gather as span_boundary_gather
     from spanbert_fast.ops import span_options as span_options
+    from spanbert_fast.ops import span_representation as span_representation
     from spanbert_fast.ops import varlen_attention as varlen_attention
 else:
-
-    def __getattr__(name: str) -> ModuleType:
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return importlib.import_module(f"spanbert_fast.ops.{name}")
+    __getattr__ = lazy(__name__, _MODULES)

@@ -1,7 +1,6 @@
 """The span sampler's options and their checks, and the same options in integers."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -76,10 +75,8 @@ class SpanOptions:
     unbiased_edges: bool = False
 
     def __post_init__(self) -> None:
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        shares = _scheme_shares(fields.pop("scheme"), fields.pop("given_probability"))
         # computed here, so that Dynamo need not trace the fractions in a compiled step
-        object.__setattr__(self, "_law", _law(shares=shares, **fields))
+        object.__setattr__(self, "_law", _law(self))
 
     def __hash__(self) -> int:
         return hash(self.law())
@@ -127,47 +124,37 @@ def _scheme_shares(scheme: Scheme, given_probability: float) -> tuple[float, ...
     return shares
 
 
-@functools.lru_cache(maxsize=64)
-def _law(
-    *,
-    mask_ratio: float,
-    geometric_p: float,
-    min_span_words: int,
-    max_span_words: int,
-    max_span_targets: int,
-    replacement: str,
-    shares: tuple[float, ...],
-    endpoints: str,
-    complete_words: bool,
-    unbiased_edges: bool,
-) -> SpanLaw:
-    _check_ratio("mask_ratio", mask_ratio)
-    _check_ratio("geometric_p", geometric_p)
-    if min_span_words < 1:
-        raise ValueError(f"min_span_words must be at least 1, got {min_span_words}")
-    if not min_span_words <= max_span_words <= MAX_SPAN_WORDS:
+def _law(options: SpanOptions) -> SpanLaw:
+    """Check the options, and return them in integers."""
+    shares = _scheme_shares(options.scheme, options.given_probability)
+    shortest, longest = options.min_span_words, options.max_span_words
+    _check_ratio("mask_ratio", options.mask_ratio)
+    _check_ratio("geometric_p", options.geometric_p)
+    if shortest < 1:
+        raise ValueError(f"min_span_words must be at least 1, got {shortest}")
+    if not shortest <= longest <= MAX_SPAN_WORDS:
         raise ValueError(
-            f"max_span_words must be in [min_span_words = {min_span_words}, {MAX_SPAN_WORDS}], "
-            f"got {max_span_words}"
+            f"max_span_words must be in [min_span_words = {shortest}, {MAX_SPAN_WORDS}], "
+            f"got {longest}"
         )
-    if max_span_targets < 1:
-        raise ValueError(f"max_span_targets must be at least 1, got {max_span_targets}")
-    _check_choice("replacement", replacement, ("span", "token"))
-    _check_choice("endpoints", endpoints, ("external", "internal"))
+    if options.max_span_targets < 1:
+        raise ValueError(f"max_span_targets must be at least 1, got {options.max_span_targets}")
+    _check_choice("replacement", options.replacement, ("span", "token"))
+    _check_choice("endpoints", options.endpoints, ("external", "internal"))
     # 0.15 means 3/20, not the nearest binary fraction: 20 tokens have a budget of exactly 3.
-    ratio = Fraction(mask_ratio).limit_denominator(_MAX_DENOMINATOR)
+    ratio = Fraction(options.mask_ratio).limit_denominator(_MAX_DENOMINATOR)
     if ratio == 0:
-        raise ValueError(f"mask_ratio must be at least 1e-6, got {mask_ratio}")
+        raise ValueError(f"mask_ratio must be at least 1e-6, got {options.mask_ratio}")
     cumulative = [sum(map(Fraction, shares[: i + 1]), Fraction(0)) for i in range(len(shares))]
     return SpanLaw(
         budget_numerator=ratio.numerator,
         budget_denominator=ratio.denominator,
-        min_span_words=min_span_words,
-        length_thresholds=length_thresholds(geometric_p, min_span_words, max_span_words),
+        min_span_words=shortest,
+        length_thresholds=length_thresholds(options.geometric_p, shortest, longest),
         scheme_thresholds=tuple(threshold(part / cumulative[-1]) for part in cumulative[:-1]),
-        max_span_targets=max_span_targets,
-        replace_per_token=replacement == "token",
-        internal_endpoints=endpoints == "internal",
-        complete_words=complete_words,
-        unbiased_edges=unbiased_edges,
+        max_span_targets=options.max_span_targets,
+        replace_per_token=options.replacement == "token",
+        internal_endpoints=options.endpoints == "internal",
+        complete_words=options.complete_words,
+        unbiased_edges=options.unbiased_edges,
     )

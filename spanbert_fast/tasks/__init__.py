@@ -20,9 +20,9 @@ _registered: dict[str, type] = {}
 
 
 def register(kind: "Kind") -> "Kind":
-    """Make a task of one's own known under its `name`; a decorator of the class.
+    """Register your own task under its `name`; a decorator of the class.
 
-    From then on `training.finetune` trains it, in this process: see examples/toy_task.py.
+    From then on `finetune` can train it in this process: see examples/toy_task.py.
 
     Raises:
         ValueError: the name is that of a task of this package.

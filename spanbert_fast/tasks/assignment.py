@@ -1,4 +1,4 @@
-"""The heaviest one-to-one assignment between two sides, of weights of which most are 0."""
+"""The one-to-one assignment with the largest sum of weights, most of which are 0."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ Pair = tuple[int, int]
 def best_assignment(weights: Mapping[Pair, float]) -> list[Pair]:
     """The pairs of an assignment whose sum of weights is the largest.
 
-    Parts of the two sides that share no weight are assigned apart: in coreference most are of one
-    cluster each, and the cubic time is that of the largest part alone.
+    Parts that no weight connects are solved one by one, so the cubic time is that of the largest
+    part. In coreference most parts are a single cluster on each side.
 
     Args:
-        weights: above 0, of (left, right); pairs that are not there weigh 0.
+        weights: (left, right) -> weight above 0; pairs that are missing weigh 0.
     """
     chosen = []
     for lefts, rights in _parts(weights):
@@ -27,7 +27,7 @@ def best_assignment(weights: Mapping[Pair, float]) -> list[Pair]:
 
 
 def _parts(weights: Mapping[Pair, float]) -> list[tuple[list[int], list[int]]]:
-    """The connected parts, as numbers of both sides."""
+    """The connected parts, each as the numbers of its left and its right members."""
     of_left, of_right = defaultdict(list), defaultdict(list)
     for a, b in weights:
         of_left[a].append(b)
@@ -58,7 +58,8 @@ def _dense(weights: np.ndarray) -> list[Pair]:
     costs = weights.max() - weights
     rows, columns = costs.shape
     u, v = np.zeros(rows + 1), np.zeros(columns + 1)
-    row_of = np.full(columns + 1, -1)  # of each column; the last one is the path's beginning
+    # the row of each column; the last entry is the start of the path
+    row_of = np.full(columns + 1, -1)
     for row in range(rows):
         row_of[columns] = row
         distance = np.full(columns, np.inf)

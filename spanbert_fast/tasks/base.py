@@ -13,7 +13,7 @@ import numpy as np
 
 from spanbert_fast.errors import DataError
 
-if TYPE_CHECKING:  # the command line asks a task for its options before anything is loaded
+if TYPE_CHECKING:  # the command line asks a task for its options before torch is loaded
     from transformers import PreTrainedTokenizerBase
 
 
@@ -27,7 +27,7 @@ class Defaults:
         epochs: passes over the training data.
         batch_size: windows (sequences) of one optimiser step.
         max_seq_length: word pieces of a window.
-        head_learning_rate: of what is not the encoder; None for the same as the encoder's.
+        head_learning_rate: learning rate of the head; None for the encoder's.
     """
 
     learning_rate: float
@@ -102,7 +102,8 @@ class Task(abc.ABC, Generic[ExampleT, PredictionT]):
         """Add the task's own options, each with the name of a keyword argument of __init__."""
 
     def state(self) -> dict[str, Any]:
-        """The keyword arguments that make this task again. task.json beside a model holds them."""
+        """The keyword arguments from which this task is made again; task.json beside a model has
+        them."""
         return {"max_seq_length": self.max_seq_length, "labels": self.labels}
 
     # Data
@@ -136,7 +137,7 @@ class Task(abc.ABC, Generic[ExampleT, PredictionT]):
         *,
         skip_bad: bool = False,
     ) -> Examples:
-        """The examples of a file that fit, see `misfit`.
+        """The examples of a file that fit into a window; see `misfit`.
 
         Args:
             tokenizer: knows the task's `special_tokens`.
@@ -163,7 +164,7 @@ class Task(abc.ABC, Generic[ExampleT, PredictionT]):
         return self.labels
 
     def unknown_label(self, example: ExampleT) -> str | None:
-        """The label of an example that the training data did not have; None if it had all."""
+        """A label of the example that the training data did not have; None if there is none."""
         return None
 
     def check_labels(
@@ -220,7 +221,8 @@ class Task(abc.ABC, Generic[ExampleT, PredictionT]):
     def metrics(
         self, examples: Sequence[ExampleT], predictions: Sequence[PredictionT]
     ) -> dict[str, float]:
-        """The task's figures, `metric` among them, in [0, 1] or percent as its field does."""
+        """The task's figures, with `metric` among them; in [0, 1] or percent, as is usual in its
+        field."""
 
     @abc.abstractmethod
     def write(
@@ -230,7 +232,7 @@ class Task(abc.ABC, Generic[ExampleT, PredictionT]):
 
 
 class DocumentTask(Task[ExampleT, PredictionT]):
-    """A task whose model needs an example whole: its windows are batches of training alone."""
+    """A task whose model reads whole examples: windows serve training only."""
 
     @abc.abstractmethod
     def config_fields(self) -> dict[str, Any]:
@@ -244,10 +246,10 @@ class DocumentTask(Task[ExampleT, PredictionT]):
     def predictions(
         self, model, examples: Sequence[ExampleT], tokenizer: PreTrainedTokenizerBase, **options
     ) -> Iterator[PredictionT]:
-        """One prediction per example, in their order; the options of `predict.predictions`."""
+        """One prediction per example, in order; the options are those of `predict.predictions`."""
 
     def decode(self, example: ExampleT, windows: Sequence[dict], outputs: Sequence[dict]):
-        """Not of these tasks: `predictions` takes its place."""
+        """Not used by these tasks; `predictions` replaces it."""
         raise TypeError(f"the task {self.name} predicts whole examples, not windows")
 
 

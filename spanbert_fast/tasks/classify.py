@@ -41,6 +41,11 @@ class Prediction(NamedTuple):
 class Classification(Task[Text, Prediction]):
     """Classification of one text or two, on GLUE and on any table of texts and labels.
 
+        >>> from pathlib import Path
+        >>> _ = Path("dev.csv").write_text("text,label\\nA good book,1\\n")
+        >>> Classification().read("dev.csv").items[0].texts
+        ('A good book',)
+
     Texts that are longer than a window lose word pieces at their ends; of two texts, the longer one
     loses them. The figure `truncated` counts such examples.
 
@@ -144,7 +149,7 @@ class Classification(Task[Text, Prediction]):
         )
 
     def learn(self, examples: Sequence[Text]) -> None:
-        """`labels`: all classes, whole numbers in their order and before the others.
+        """Learn `labels`: all classes, whole numbers first and in their order.
 
         Raises:
             DataError: a label is missing, or there is only one class.
@@ -179,7 +184,7 @@ class Classification(Task[Text, Prediction]):
         if example.label is not None and self.regression:
             window["labels"] = float(example.label)
         elif self.labels is not None and example.label in self.labels:
-            # an unknown one is measured, never learnt
+            # an unknown label counts in the figures, but has no loss
             window["labels"] = self.labels.index(str(example.label))
         yield window
 
@@ -201,7 +206,7 @@ class Classification(Task[Text, Prediction]):
         """See the class.
 
         Raises:
-            DataError: the file does not say what the label of an example is.
+            DataError: the file has no label for an example.
         """
         _refuse_unlabelled(examples)
         gold = [example.label for example in examples if example.label is not None]
@@ -218,8 +223,8 @@ class Classification(Task[Text, Prediction]):
     def write(
         self, path: Path, examples: Sequence[Text], predictions: Iterable[Prediction]
     ) -> list[Path]:
-        """Write GLUE's file of a submission: a header, then an index, a tab and a prediction on
-        each line, numbers with three decimals."""
+        """Write a file for GLUE's server: a header, then an index, a tab and a prediction on each
+        line; numbers have three decimals."""
         with whole_file(path) as file:
             file.write("index\tprediction\n")
             for example, (value, _) in zip(examples, predictions, strict=True):
@@ -229,8 +234,8 @@ class Classification(Task[Text, Prediction]):
 
 
 def _longest_first(texts: Sequence[list[int]], room: int) -> list[list[int]]:
-    """The beginnings of one text or two, `room` pieces together, shortened where they are longest;
-    of two as long the first keeps one more."""
+    """The beginnings of one text or two, with `room` pieces in all. The longer text is shortened;
+    of two equally long ones, the first keeps one piece more."""
     if len(texts) == 1:
         return [texts[0][:room]]
     first, second = texts
@@ -239,7 +244,7 @@ def _longest_first(texts: Sequence[list[int]], room: int) -> list[list[int]]:
 
 
 def _order(label: str) -> tuple:
-    is_number = re.fullmatch(r"[+-]?\d{1,1000}", label)  # int() has its limit
+    is_number = re.fullmatch(r"[+-]?\d{1,1000}", label)  # int() refuses very long numbers
     return (0, int(label), label) if is_number else (1, 0, label)
 
 

@@ -15,13 +15,13 @@ def class_figures(
     (Gorodkin 2004, R_K), in percent; 0 where one is not defined."""
     names = [*dict.fromkeys((*labels, *gold, *predicted))]
     index = {name: i for i, name in enumerate(names)}
-    confusion = np.zeros((len(names), len(names)), np.int64)  # rows: gold
+    confusion = np.zeros((len(names), len(names)), np.int64)  # rows are gold classes
     np.add.at(confusion, ([index[x] for x in gold], [index[x] for x in predicted]), 1)
     right, of_gold, of_predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     sums = of_gold + of_predicted
     f1 = np.divide(2.0 * right, sums, out=np.zeros(len(names)), where=sums > 0)
     total = len(gold)
-    # whole numbers of Python: the product of two squares may pass 2**63
+    # Python's integers: the product of two squares may exceed 2**63
     c, s = int(right.sum()), total
     spread_of_gold, spread_of_predicted = (
         s * s - sum(int(n) ** 2 for n in counts) for counts in (of_gold, of_predicted)
@@ -37,7 +37,7 @@ def class_figures(
 
 
 def number_figures(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
-    """The correlations pearson and spearman in percent; 0 where a side's numbers are all one."""
+    """The correlations pearson and spearman in percent; 0 if all numbers of one side are equal."""
     if len(set(gold)) < 2 or len(set(predicted)) < 2:
         return dict.fromkeys(NUMBER_FIGURES, 0.0)
     sides = [np.asarray(side, np.float64) for side in (gold, predicted)]
@@ -48,15 +48,15 @@ def number_figures(gold: Sequence[float], predicted: Sequence[float]) -> dict[st
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    # scaled first, so that the squares of tiny and of huge numbers are numbers
+    # scaled first, so that squares of tiny and huge numbers neither vanish nor overflow
     x, y = (side - side.mean() for side in (x / np.abs(x).max(), y / np.abs(y).max()))
     norms = np.linalg.norm(x), np.linalg.norm(y)
-    if not all(norms):  # numbers that differ by less than their rounding
+    if not all(norms):  # the numbers differ by no more than rounding
         return 0.0
     return float(np.clip((x / norms[0]) @ (y / norms[1]), -1.0, 1.0))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """The place of each number in their order; equal ones share the mean of their places."""
+    """The rank of each number; equal numbers share the mean of their ranks."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[places]

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from spanbert_fast.data.text_files import decoded_lines, decoded_text, first_line, plain_suffix
 from spanbert_fast.errors import DataError, UsageError
+from spanbert_fast.schema import parse_json
 from spanbert_fast.tasks.base import Bad, Example
+from spanbert_fast.tasks.reading import BadItem, json_item, numbered_lines
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
 LABEL_COLUMNS = ("label", "gold_label", "labels")
@@ -74,10 +76,6 @@ class Text(Example):
     label: str | float | None
 
 
-class _BadItem(ValueError):
-    """What is wrong with one row."""
-
-
 def read_texts(
     path: Path,
     *,
@@ -123,10 +121,10 @@ def read_texts(
     number = 0
     for place, row in _rows(path, suffix, glue_task):
         try:
-            if isinstance(row, _BadItem):
+            if isinstance(row, BadItem):
                 raise row
             yield _text(row, choices, labels, regression, number, place)
-        except _BadItem as error:
+        except BadItem as error:
             yield Bad(place, str(error))
         number += 1
 
@@ -155,19 +153,17 @@ def _cells(line: str) -> list[str]:
 
 
 def _tsv(path: Path) -> Iterator[tuple[str, list[str]]]:
-    for number, line in enumerate(decoded_lines(path), start=1):
-        if line.strip():
-            yield f"{path}:{number}", _cells(line)
+    for _, place, line in numbered_lines(path):
+        yield place, _cells(line)
 
 
 def _fasttext(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(decoded_lines(path), start=1):
-        if line.strip():
-            label, _, text = line.strip().partition(" ")
-            row: Any = {"label": label.removeprefix(_FASTTEXT), "text": text}
-            if not label.startswith(_FASTTEXT) or text.startswith(_FASTTEXT):
-                row = _BadItem(f"must begin with one {_FASTTEXT}NAME, as the first line does")
-            yield f"{path}:{number}", row
+    for _, place, line in numbered_lines(path):
+        label, _, text = line.strip().partition(" ")
+        row: Any = {"label": label.removeprefix(_FASTTEXT), "text": text}
+        if not label.startswith(_FASTTEXT) or text.startswith(_FASTTEXT):
+            row = BadItem(f"must begin with one {_FASTTEXT}NAME, as the first line does")
+        yield place, row
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
@@ -186,7 +182,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            yield place, _BadItem(f"not CSV ({error})")
+            yield place, BadItem(f"not CSV ({error})")
             continue
         if row is None:
             return
@@ -198,44 +194,40 @@ def _named(rows: Iterator[tuple[str, Any]], names: Sequence[str] | None) -> Iter
     """The rows as dicts; where there are no names the first row is a header."""
     for place, row in rows:
         if names is None:
-            if isinstance(row, _BadItem):
+            if isinstance(row, BadItem):
                 raise DataError(f"{place}: {row}")
             row = [name.strip() for name in row]
             named = [name for name in row if name]  # Excel writes empty columns, pandas an index
             if len(set(named)) < len(named):
                 raise DataError(f"{place}: the header has a column twice: {', '.join(row)}")
             names = row
-        elif isinstance(row, _BadItem):
+        elif isinstance(row, BadItem):
             yield place, row
         elif len(row) != len(names):
-            yield place, _BadItem(f"has {len(row)} columns, not {len(names)}: {', '.join(names)}")
+            yield place, BadItem(f"has {len(row)} columns, not {len(names)}: {', '.join(names)}")
         else:
             yield place, dict(zip(names, row, strict=True))
 
 
 def _listed(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = json.loads(decoded_text(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from error
-    for number, row in enumerate(rows):
-        bad = not isinstance(row, dict)
-        place = f"{path}, row {number}"
-        yield place, _BadItem(f"must be an object, got {row!r:.60}") if bad else row
+    for number, row in enumerate(parse_json(decoded_text(path), path)):
+        yield f"{path}, row {number}", _object(row)
 
 
 def _objects(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(decoded_lines(path), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
+    for _, place, line in numbered_lines(path):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield place, _BadItem(f"not JSON ({error})")
+            row = json_item(line)
+        except BadItem as error:
+            yield place, error
         else:
-            bad = not isinstance(row, dict)
-            yield place, _BadItem(f"must be an object, got {row!r:.60}") if bad else row
+            yield place, _object(row)
+
+
+def _object(row: Any) -> dict | BadItem:
+    if isinstance(row, dict):
+        return row
+    return BadItem(f"must be an object, got {row!r:.60}")
 
 
 def _text(
@@ -251,19 +243,19 @@ def _text(
         wanted = " or ".join("+".join(names) for names in choices)
         names = " ".join(", ".join(row).split())  # on one line
         remedy = "; --text-columns names others" if choices is TEXT_COLUMNS else ""
-        raise _BadItem(f"needs the column {wanted}, has {names:.200}{remedy}")
+        raise BadItem(f"needs the column {wanted}, has {names:.200}{remedy}")
     texts = tuple(row[name] for name in columns)
     for name, text in zip(columns, texts, strict=True):
         if not isinstance(text, str):
-            raise _BadItem(f"{name} must be a string, got {text!r:.60}")
+            raise BadItem(f"{name} must be a string, got {text!r:.60}")
         if _SURROGATE.search(text):
-            raise _BadItem(f"{name} has half a surrogate pair")
+            raise BadItem(f"{name} has half a surrogate pair")
     if not any(map(str.strip, texts)):
-        raise _BadItem(f"{' and '.join(columns)} must not be blank")
+        raise BadItem(f"{' and '.join(columns)} must not be blank")
     label_column = next((name for name in labels if name in row), "")
     label = row.get(label_column)
     if label == "-" and label_column == "gold_label":  # SNLI's and MultiNLI's own
-        raise _BadItem("has no gold label: those who labelled it did not agree")
+        raise BadItem("has no gold label: those who labelled it did not agree")
     if isinstance(label, float) and math.isnan(label):  # as null, which json.dumps of pandas avoids
         label = None
     own_name = next((row[key] for key in _ID_COLUMNS if key in row), number)
@@ -275,9 +267,9 @@ def _label(value: Any, regression: bool) -> str | float:
     if isinstance(value, (bool, int, float)):
         value = json.dumps(value)
     if not isinstance(value, str) or not value.strip():
-        raise _BadItem(f"the label must be a string or a number, got {value!r:.60}")
+        raise BadItem(f"the label must be a string or a number, got {value!r:.60}")
     if not regression and value.strip() in _MISSING:
-        raise _BadItem(
+        raise BadItem(
             f"the label is missing ({value.strip()}): leave the row out, or rename the class"
         )
     if not regression:
@@ -287,5 +279,5 @@ def _label(value: Any, regression: bool) -> str | float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise _BadItem(f"the label must be a number, got {value!r:.60}")
+        raise BadItem(f"the label must be a number, got {value!r:.60}")
     return number

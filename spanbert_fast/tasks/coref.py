@@ -1,4 +1,4 @@
-"""Coreference resolution: which mentions of a document are of one entity."""
+"""Coreference resolution: finds the mentions of a document that refer to the same entity."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Resolved(NamedTuple):
     """What `resolve` returns.
 
     Attributes:
-        words: of the text, in order.
-        clusters: mentions by their first and last word, both inclusive.
+        words: the words of the text, in order.
+        clusters: mentions as (first word, last word), both inclusive.
     """
 
     words: list[str]
     clusters: list[Cluster]
 
     def texts(self) -> list[list[str]]:
-        """The clusters' mentions in words."""
+        """The text of each cluster's mentions."""
         return [
             [" ".join(self.words[start : end + 1]) for start, end in cluster]
             for cluster in self.clusters
@@ -52,7 +52,14 @@ def resolve(
     max_seq_length: int = 384,
     singletons: bool = False,
 ) -> Resolved:
-    """Who is who in a plain text of any length.
+    """Resolve coreference in a plain text of any length.
+
+        >>> from transformers import AutoTokenizer
+        >>> from spanbert_fast import SpanBertForCoreference
+        >>> tokenizer = AutoTokenizer.from_pretrained("runs/first/model")
+        >>> model = SpanBertForCoreference.from_pretrained("runs/first/model")
+        >>> resolve(model, tokenizer, "Ann saw Tom.", max_seq_length=32).words
+        ['Ann', 'saw', 'Tom', '.']
 
     Args:
         model: a SpanBertForCoreference.
@@ -73,12 +80,18 @@ def resolve(
 class Coreference(DocumentTask):
     """Clusters of mentions in documents of any length.
 
+        >>> import json; from pathlib import Path
+        >>> item = {"sentences": [["Ann", "saw", "her", "cat"]], "clusters": [[[0, 0], [2, 2]]]}
+        >>> _ = Path("dev.jsonlines").write_text(json.dumps(item))
+        >>> Coreference().read("dev.jsonlines").items[0].clusters
+        [[(0, 0), (2, 2)]]
+
     A document is cut into segments of `max_seq_length` word pieces at ends of sentences; in
-    training a longer one than `max_training_segments` segments is cut into parts of like lengths,
-    all of which take part. (The paper takes one random part of it in each epoch.)
+    training a document of more than `max_training_segments` segments is cut into parts of similar
+    lengths, and every part is used. (The paper takes one random part of it in each epoch.)
 
     Args:
-        format: of the data, one of `coref_reading.FORMATS`; None to find out from each file.
+        format: one of `coref_reading.FORMATS`; None to find it from each file.
         coref_head: "start-to-end" (Kirstain et al. 2021) or "coarse-to-fine" (Joshi et al. 2019).
         max_training_segments: see above.
         singletons: whether clusters of one are predicted and measured; None for whether the
@@ -89,14 +102,14 @@ class Coreference(DocumentTask):
         max_seq_length, labels: see `Task`; labels are None.
 
     Raises:
-        UsageError: an option is none of these.
+        UsageError: an option has another value.
     """
 
     name = "coref"
     head = "coreference"
     metric = "conll_f1"
-    # Joshi et al. 2020, appendix B: base with 1e-5 or 2e-5 and 2e-4 or 3e-4 for the head, 20
-    # epochs, a document a step, segments of 384.
+    # Joshi et al. 2020, appendix B: for base 1e-5 or 2e-5, for the head 2e-4 or 3e-4; 20 epochs,
+    # one document per step, segments of 384.
     defaults = Defaults(
         learning_rate=2e-5,
         epochs=20,
@@ -186,10 +199,10 @@ class Coreference(DocumentTask):
         return read_documents(path, self.format or format_of(path))
 
     def learn(self, examples: Sequence[Document]) -> None:
-        """`singletons`, where it is None: whether there is a cluster of one.
+        """Set `singletons`, if it is None: whether the data has a cluster of one mention.
 
         Raises:
-            DataError: a document has no annotation, or no mention is in any.
+            DataError: a document has no annotation, or no document has a mention.
         """
         clusters: list[Cluster] = []
         for example in examples:

@@ -1,4 +1,4 @@
-"""Documents with coreference clusters, and the rules that every reader of them keeps."""
+"""Documents with coreference clusters, and the checks that all readers share."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 from spanbert_fast.tasks.base import Bad, Example
 
-Span = tuple[int, int]  # words of the document, both inclusive
+Span = tuple[int, int]  # (first word, last word) in the document, both inclusive
 Cluster = list[Span]
 
 
 @dataclasses.dataclass
 class Document(Example):
-    """Sentences of words, and who is who.
+    """A document: sentences of words, and clusters of mentions.
 
     Attributes:
-        part: of the document, where the file has parts ("0" else).
+        part: the part's number, if the file splits documents; else "0".
         sentences: words.
-        clusters: mentions by their words; None where the file has no annotation.
+        clusters: mentions as (first word, last word); None if the file has no annotation.
     """
 
     part: str
@@ -30,7 +30,7 @@ class Document(Example):
 
 
 class OpenMention(NamedTuple):
-    """A mention that has begun: its entity, its first word, and where the file says so."""
+    """A mention that is still open: its entity, its first word, and its place in the file."""
 
     entity: str
     start: int
@@ -38,7 +38,7 @@ class OpenMention(NamedTuple):
 
 
 class BracketError(ValueError):
-    """Brackets that make no mentions; `place` is where."""
+    """Brackets that do not match; `place` is the line."""
 
     def __init__(self, place: str, reason: str):
         super().__init__(reason)
@@ -46,7 +46,7 @@ class BracketError(ValueError):
 
 
 class Brackets:
-    """Mentions out of opening and closing brackets, an entity's innermost closed first.
+    """Makes mentions from brackets; a closing bracket ends the entity's innermost open mention.
 
     Mentions of different entities may cross; those of one entity cannot in this notation, as a
     closing bracket belongs to the last one that opened.
@@ -58,7 +58,7 @@ class Brackets:
 
     def open(self, entity: str, word: int, place: str) -> None:
         self._open.setdefault(entity, []).append(OpenMention(entity, word, place))
-        self._mentions.setdefault(entity, [])  # in the order in which they are first named
+        self._mentions.setdefault(entity, [])  # in the order of their first mention
 
     def close(self, entity: str, word: int, place: str) -> None:
         if not self._open.get(entity):
@@ -66,7 +66,7 @@ class Brackets:
         self._mentions[entity].append((self._open[entity].pop().start, word))
 
     def clusters(self) -> list[Cluster]:
-        """Raises BracketError where a mention is still open."""
+        """The clusters. Raises BracketError if a mention is still open."""
         for mentions in self._open.values():
             for mention in mentions:
                 raise BracketError(mention.place, f"opens a mention of {mention.entity} that no "
@@ -75,7 +75,7 @@ class Brackets:
 
 
 def cluster_fault(clusters: Iterable[Cluster], words: int) -> str | None:
-    """What is wrong with clusters of spans; None where nothing is."""
+    """The first fault of the clusters, as text; None if there is none."""
     seen: set[Span] = set()
     for cluster in clusters:
         if not cluster:
@@ -97,10 +97,10 @@ def cluster_fault(clusters: Iterable[Cluster], words: int) -> str | None:
 
 
 def checked(document: Document, names: set[tuple[str, str]]) -> Document | Bad:
-    """The document, or why it cannot be used.
+    """The document, or a `Bad` that says why it cannot be used.
 
     Args:
-        names: of the documents before it; gains this one's.
+        names: those of the documents before; this one's is added.
     """
     if not any(document.sentences):
         return Bad(document.place, f"the document {document.id} has no words")

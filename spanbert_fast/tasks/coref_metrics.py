@@ -1,16 +1,16 @@
-"""The figures of coreference resolution, as the reference scorer counts them.
+"""The metrics of coreference resolution, computed as in the reference scorer.
 
-Every figure is a recall and a precision over all documents: numerators and denominators are summed
-before they are divided (Pradhan et al. 2014, the CoNLL scorer v8). With K the key's clusters and R
-the response's:
+Every metric has a recall and a precision over all documents: numerators and denominators are summed
+before they are divided (Pradhan et al. 2014, the CoNLL scorer v8). K are the clusters of the key,
+R those of the response:
 
 - MUC (Vilain et al. 1995): sum over K of (|k| - parts of k in R) / sum of (|k| - 1).
-- B3 (Bagga and Baldwin 1998): of each mention the share of its key cluster that its response
-  cluster holds.
+- B3 (Bagga and Baldwin 1998): for each mention, the share of its key cluster that is also in its
+  response cluster.
 - CEAF-e (Luo 2005): the best one-to-one alignment of clusters by 2 |k & r| / (|k| + |r|), over the
   number of clusters.
-- LEA (Moosavi and Strube 2016): clusters weigh their size, and are resolved by the share of their
-  links; a cluster of one has a link to itself.
+- LEA (Moosavi and Strube 2016): the share of each cluster's links that are found, weighted by its
+  size; a cluster of one has a link to itself.
 
 The CoNLL F1 is the mean of the F1 of MUC, B3 and CEAF-e.
 """
@@ -30,7 +30,7 @@ class Ratio(NamedTuple):
     denominator: float
 
 
-Owners = dict[Span, int]  # each mention's cluster
+Owners = dict[Span, int]  # the cluster of each mention
 
 
 def _owners(clusters: Sequence[Cluster]) -> Owners:
@@ -38,7 +38,7 @@ def _owners(clusters: Sequence[Cluster]) -> Owners:
 
 
 def muc(of: Sequence[Cluster], other: Sequence[Cluster], owners: Owners) -> Ratio:
-    """Recall of `of` in `other`; the other way round it is the precision."""
+    """The recall of the clusters `of` in `other`. With the two exchanged it is the precision."""
     numerator = denominator = 0
     for cluster in of:
         parts = {owners.get(span) for span in cluster} - {None}
@@ -81,7 +81,7 @@ def lea(of: Sequence[Cluster], other: Sequence[Cluster], owners: Owners) -> Rati
 
 
 def ceaf_e(of: Sequence[Cluster], other: Sequence[Cluster], owners: Owners) -> Ratio:
-    """See `muc`; the numerator is the same both ways round."""
+    """See `muc`; the numerator is the same in both directions."""
     shared: dict[tuple[int, int], int] = defaultdict(int)
     for number, cluster in enumerate(of):
         for span in cluster:
@@ -93,7 +93,7 @@ def ceaf_e(of: Sequence[Cluster], other: Sequence[Cluster], owners: Owners) -> R
 
 
 def mentions(of: Sequence[Cluster], other: Sequence[Cluster], owners: Owners) -> Ratio:
-    """The mentions of `of` that `other` has."""
+    """The share of the mentions of `of` that `other` has."""
     spans = [span for cluster in of for span in cluster]
     return Ratio(sum(span in owners for span in spans), len(spans))
 
@@ -118,11 +118,11 @@ def coreference_scores(
     *,
     singletons: bool = True,
 ) -> dict[str, float]:
-    """All figures in percent, over documents: `conll_f1`, and of each metric its F1, precision and
-    recall; a figure whose denominator is 0 is 0, as in the reference scorer.
+    """All figures in percent, over all documents: `conll_f1`, and the F1, precision and recall of
+    each metric. A figure with a denominator of 0 is 0, as in the reference scorer.
 
     Args:
-        singletons: measure clusters of one as well; else they are left out on both sides.
+        singletons: count clusters of one as well; else they are left out on both sides.
     """
     sums = {name: [[0.0, 0.0], [0.0, 0.0]] for name in METRICS}
     for key, response in zip(gold, predicted, strict=True):

@@ -1,4 +1,4 @@
-"""Documents through a coreference model: segments encoded in batches, then resolved as a whole."""
+"""Predicts coreference: encodes segments in batches, then resolves each document as a whole."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -27,14 +27,14 @@ def document_clusters(
     tokens_per_batch: int = 8192,
     progress: bool = False,
 ) -> Iterator[list[Cluster]]:
-    """The clusters of each document, in their order, as soon as they are made.
+    """Yield the clusters of each document, in order, as soon as they are known.
 
     Short documents are resolved together, a long one alone; memory grows linearly with its words.
 
     Args:
-        singletons: keep mentions that nothing is linked to as clusters of one, where their mention
-            score is above 0.
-        tokens_per_batch: most word pieces that the encoder reads at a time.
+        singletons: keep mentions without a link as clusters of one if their mention score is
+            above 0.
+        tokens_per_batch: the most word pieces in one forward of the encoder.
 
     Raises:
         FloatingPointError: the model's scores are not finite.
@@ -76,7 +76,8 @@ def document_clusters(
 
 
 def _encoded(model: SpanBertForCoreference, batch: dict, device: torch.device, most: int):
-    """(hidden, words) of a batch whose segments are encoded `most` word pieces at a time."""
+    """(hidden, words) of a batch; its segments are encoded with at most `most` word pieces at a
+    time."""
     bounds = batch["cu_seqlens"].tolist()
     input_ids = batch["input_ids"].to(device)
     parts, first = [], 0

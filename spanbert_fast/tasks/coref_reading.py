@@ -10,6 +10,7 @@ from spanbert_fast.errors import DataError
 from spanbert_fast.tasks.base import Bad
 from spanbert_fast.tasks.coref_documents import BracketError, Brackets, Document, checked
 from spanbert_fast.tasks.coref_text import sentences_of
+from spanbert_fast.tasks.reading import BadItem, json_item, numbered_lines
 
 FORMATS = ("conll", "conllu", "jsonlines", "text")
 _SUFFIXES = {
@@ -27,11 +28,11 @@ _WORD_ID = re.compile(r"\d+$")
 
 
 def format_of(path: Path) -> str:
-    """Which of `FORMATS` a file is in, by its name; else by its first line with something on it."""
+    """The format of a file, one of `FORMATS`: from its suffix, else from its first line of text."""
     suffix = plain_suffix(path)
     if suffix in _SUFFIXES:
         return _SUFFIXES[suffix]
-    if suffix.endswith("_conll"):  # .v4_gold_conll
+    if suffix.endswith("_conll"):  # suffixes such as .v4_gold_conll
         return "conll"
     first = next((line for line in decoded_lines(path) if line.strip()), "")
     if first.startswith("#begin document"):
@@ -55,7 +56,7 @@ def read_documents(path: Path, format: str) -> Iterator[Document | Bad]:
 
 
 class _Building:
-    """A document while its lines go by; the first thing that is wrong is kept."""
+    """A document whose lines are being read. It keeps the first fault."""
 
     def __init__(self, name: str, part: str, place: str):
         self.name, self.part, self.place = name, part, place
@@ -92,7 +93,7 @@ class _Building:
 
 
 def _conll(path: Path) -> Iterator[Document | Bad]:
-    """Columns of CoNLL-2012: the word is the fourth, the clusters are the last one.
+    """Read columns of CoNLL-2012: the word is in the fourth, the clusters are in the last.
 
     A file without any bracket has no annotation."""
     document: _Building | None = None
@@ -129,7 +130,7 @@ def _conll(path: Path) -> Iterator[Document | Bad]:
 
 
 def _conll_word(document: _Building, line: str, place: str) -> bool:
-    """Whether the line has a bracket."""
+    """Add a word and its mentions; returns whether the line has a bracket."""
     columns = line.split("\t") if "\t" in line else line.split()
     if len(columns) < 5:
         document.fail(place, f"has {len(columns)} columns, 5 at least are needed")
@@ -160,9 +161,9 @@ def _brackets(document: _Building, entity: str, opens: bool, closes: bool, place
 
 
 def _conllu(path: Path) -> Iterator[Document | Bad]:
-    """CorefUD 1.0: `# newdoc id`, and Entity= in the last column; a file without Entity has no
-    annotation. Empty nodes are left out, with their mentions; of a mention in several parts the
-    first one is kept."""
+    """Read CorefUD 1.0: `# newdoc id`, and Entity= in the last column; a file without Entity has no
+    annotation. Empty nodes are left out, with their mentions. A mention in several parts keeps its
+    first part."""
     document: _Building | None = None
     waiting: list[Document | Bad] = []
     annotated = False
@@ -180,7 +181,7 @@ def _conllu(path: Path) -> Iterator[Document | Bad]:
             if document is not None:
                 document.end_sentence()
             continue
-        assert document is not None  # a line that is not blank begins one
+        assert document is not None  # the first line that is not blank begins a document
         annotated |= _conllu_word(document, line.rstrip("\r\n"), place)
     if document is not None:
         waiting.append(document.finished())
@@ -213,23 +214,20 @@ def _conllu_word(document: _Building, line: str, place: str) -> bool:
 
 
 def _name_and_part(text: str) -> tuple[str, str]:
-    """e1 and "1" of e1-person-1-: and of e1[1/2]; "2" for the second part."""
+    """The entity's name and its part: e1 and "1" for e1-person-1- and e1[1/2], "2" for e1[2/2]."""
     name = text.split("-")[0]
     match = re.match(r"(.*)\[(\d+)/\d+\]$", name)
     return (match[1], match[2]) if match else (name, "1")
 
 
 def _jsonlines(path: Path) -> Iterator[Document | Bad]:
-    """An object a line: `sentences` (lists of words) and `clusters` (lists of [first, last], words
-    of the document, both inclusive); `doc_key`, `doc_id` or `id` names it."""
-    for number, line in enumerate(decoded_lines(path), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
+    """Read an object per line: `sentences` (lists of words) and `clusters` (lists of [first, last],
+    words of the document, both inclusive). `doc_key`, `doc_id` or `id` is its name."""
+    for number, place, line in numbered_lines(path):
         try:
-            content = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield Bad(place, f"is not JSON ({str(error).splitlines()[0]})")
+            content = json_item(line)
+        except BadItem as error:
+            yield Bad(place, str(error))
             continue
         reason = _json_fault(content)
         if reason is not None:
@@ -266,7 +264,7 @@ def _json_fault(content) -> str | None:
 
 
 def _text(path: Path) -> Iterator[Document | Bad]:
-    """A document of plain text, without annotation; see `coref_text`."""
+    """Read plain text as one document without annotation; see `coref_text`."""
     sentences: list[list[str]] = []
     paragraph: list[str] = []
     for line in decoded_lines(path):

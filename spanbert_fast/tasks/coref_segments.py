@@ -1,4 +1,4 @@
-"""Documents as packed segments: what the encoder reads, and where each word lies in it."""
+"""Cuts documents into packed segments, and keeps the position of each word in them."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -15,8 +15,8 @@ class Segment(NamedTuple):
     """Words that the encoder reads together, with [CLS] and [SEP] around their pieces.
 
     Attributes:
-        input_ids: the pieces.
-        firsts, lasts: each word's first and last place in input_ids.
+        input_ids: the word pieces, with [CLS] and [SEP].
+        firsts, lasts: the index in input_ids of each word's first and last piece.
         sentences: the number of each word's sentence.
     """
 
@@ -29,10 +29,11 @@ class Segment(NamedTuple):
 def segments_of(
     document: Document, tokenizer: PreTrainedTokenizerBase, max_seq_length: int
 ) -> list[Segment]:
-    """A document in independent segments: whole sentences as long as they fit.
+    """Cut a document into independent segments of whole sentences.
 
-    A sentence that is longer than a segment begins one, and goes on in the next after a whole word;
-    of a word that alone is longer, the first pieces are kept. A word without a piece is [UNK].
+    A sentence that is longer than a segment starts a new one and continues in the next after a
+    whole word. A word that is longer than a segment keeps its first pieces. A word without a piece
+    becomes [UNK].
     """
     room = max_seq_length - 2
     pieces = piece_ids(tokenizer, document.words)
@@ -75,10 +76,10 @@ def parts_of(
     max_seq_length: int,
     max_segments: int | None = None,
 ) -> Iterator[dict]:
-    """A document as inputs of the model, in parts of like numbers of segments.
+    """A document as inputs of the model, in parts with similar numbers of segments.
 
     Args:
-        max_segments: of a part; None for the whole document as one.
+        max_segments: the most segments of a part; None for the whole document in one part.
 
     Yields:
         lists: input_ids of all segments one after another, segment_lengths, first_pieces and
@@ -122,7 +123,8 @@ def _joined(segments: Sequence[Segment]) -> dict[str, list[int]]:
         window["segment_lengths"].append(len(segment.input_ids))
         window["first_pieces"] += [offset + place for place in segment.firsts]
         window["last_pieces"] += [offset + place for place in segment.lasts]
-        previous = None  # what a sentence has in two segments is two sentences to a mention
+        # a sentence in two segments counts as two, so that no mention crosses segments
+        previous = None
         for sentence in segment.sentences:
             number += sentence != previous
             previous = sentence
@@ -131,7 +133,7 @@ def _joined(segments: Sequence[Segment]) -> dict[str, list[int]]:
 
 
 class CoreferenceCollator:
-    """Parts of documents -> one packed batch, in which the sequences are the segments."""
+    """Makes one packed batch from parts of documents; its sequences are the segments."""
 
     def __call__(self, windows: Sequence[dict]) -> dict[str, torch.Tensor | int]:
         lengths = np.concatenate([window["segment_lengths"] for window in windows])

@@ -1,10 +1,11 @@
-"""Plain text into sentences of words, by rule.
+"""Splits plain text into sentences and words by rules.
 
-Words: what the Penn Treebank takes for one, roughly: letters and digits with inner points, hyphens
-and apostrophes; "n't" and "'s", "'re" and their like are words of their own; every other sign is
-one. Sentences: a run of . ! ? ends one, with the quotes and brackets that close behind it, where a
-capital letter, a digit or an opening sign follows, and what stands before a single point is neither
-a known title or abbreviation nor one capital letter (an initial). A blank line always ends one.
+Words are roughly those of the Penn Treebank: letters and digits with inner points, hyphens and
+apostrophes; "n't", "'s", "'re" and the like are words of their own; so is every other sign.
+
+A sentence ends at a run of . ! ? with the quotes and brackets that close after it, if a capital
+letter, a digit or an opening sign follows. A single point after a known title or abbreviation, or
+after one capital letter (an initial), ends none. A blank line always ends a sentence.
 """
 
 import re
@@ -32,12 +33,12 @@ _OPENING = frozenset("\"'“‘([{«``")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, in order; its blanks are gone."""
+    """The words of a text, in order, without blanks."""
     return [match.group() for match in _WORD.finditer(text)]
 
 
 def sentences_of(paragraph: str) -> list[list[str]]:
-    """The sentences of a paragraph, each of one word at least."""
+    """The sentences of a paragraph; each has at least one word."""
     words = list(_WORD.finditer(paragraph))
     sentences: list[list[str]] = []
     current: list[str] = []

@@ -1,4 +1,4 @@
-"""Writers of documents with their clusters: CoNLL-2012, JSON lines, HTML to look at."""
+"""Writes documents with their clusters: CoNLL-2012, JSON lines, and HTML for a browser."""
 
 import contextlib
 import html
@@ -18,8 +18,8 @@ def write_documents(
     """Write each document with its predicted clusters; returns the files.
 
     Args:
-        path: .jsonl and .html are written alone; beside any other, which is CoNLL-2012, stand files
-            of the same name in both.
+        path: the suffix decides. .jsonl and .html give one file; any other gives CoNLL-2012, with a
+            .jsonl and an .html of the same name beside it.
     """
     alone = path.suffix in (".jsonl", ".html")
     paths = [path] if alone else [path, path.with_suffix(".jsonl"), path.with_suffix(".html")]
@@ -36,7 +36,7 @@ def write_documents(
 
 
 class _Conll:
-    """The columns of CoNLL-2012 that there is something to say in; the others are "-"."""
+    """Writes the columns of CoNLL-2012 that are known; the others are "-"."""
 
     def __init__(self, file: TextIO):
         self.file = file
@@ -61,7 +61,7 @@ class _Conll:
 
 
 def _brackets(clusters: list[Cluster]):
-    """What opens, closes and does both at each word: outer mentions open first and close last."""
+    """The brackets at each word; outer mentions open first and close last."""
     opens, closes, alone = defaultdict(list), defaultdict(list), defaultdict(list)
     spans = sorted(
         (start, -end, number) for number, cluster in enumerate(clusters) for start, end in cluster
@@ -78,7 +78,7 @@ def _brackets(clusters: list[Cluster]):
 
 
 class _JsonLines:
-    """An object a line, as `coref_reading` reads them."""
+    """Writes an object per line, as `coref_reading` reads it."""
 
     def __init__(self, file: TextIO):
         self.file = file
@@ -103,7 +103,7 @@ h2 { font: 600 15px system-ui, sans-serif; margin-top: 3em; }
 
 
 class _Html:
-    """A page: mentions of one cluster have one colour and one number."""
+    """Writes a page in which the mentions of a cluster share a colour and a number."""
 
     def __init__(self, file: TextIO):
         self.file = file
@@ -131,7 +131,8 @@ class _Html:
             self.file.write("</p>\n")
 
     def _close(self, open_marks: list[tuple[int, int, int]], word: int) -> None:
-        """End what ends here; what crosses it is ended too, and opened again."""
+        """Close the mentions that end here. A mention that crosses one of them is closed and
+        reopened."""
         again = []
         while any(end == word for end, _, _ in open_marks):
             end, number, size = open_marks.pop()
@@ -148,7 +149,7 @@ class _Html:
 
 
 def _opening(number: int, size: int) -> str:
-    hue = number * 137.508 % 360  # the golden angle: neighbours look unlike
+    hue = number * 137.508 % 360  # steps of the golden angle give neighbours unlike colours
     colour = f"hsl({hue:.0f} 85% 90%)" if size > 1 else "#f3f3f3"
     edge = f"hsl({hue:.0f} 70% 45%)" if size > 1 else "#ccc"
     return f'<span class="m" style="background:{colour};border-color:{edge}">'

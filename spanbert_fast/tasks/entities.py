@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 SCHEMES = ("bio", "iob1", "iobes", "bilou", "bmes")
-UNTYPED = "ENTITY"  # the type of tags that are a letter alone
-# IOBES by other letters
+UNTYPED = "ENTITY"  # the type of tags that have only a letter
+# the same scheme as IOBES, in other letters
 _RENAMED = {
     "bilou": {"B": "B", "I": "I", "L": "E", "U": "S"},
     "bmes": {"B": "B", "M": "I", "E": "E", "S": "S"},
@@ -14,8 +14,8 @@ _RENAMED = {
 
 
 def scheme_of(sentences: Sequence[Sequence[str]]) -> str:
-    """The scheme of tagged sentences: BMES where there is an M-, IOBES where there is an E- or S-,
-    BILOU where there is an L- or U-; IOB1 where an entity begins with an I-; else BIO."""
+    """The scheme of tagged sentences: BMES if there is an M-, IOBES if there is an E- or S-, BILOU
+    if there is an L- or U-, IOB1 if an entity begins with an I-, else BIO."""
     begins_with_i = False
     if any(tag.startswith("M-") for tags in sentences for tag in tags):
         return "bmes"
@@ -54,7 +54,7 @@ def to_bio(tags: Sequence[str], scheme: str) -> list[str]:
             bio.append(tag)
         elif tag[0] in "BS":
             bio.append("B" + tag[1:])
-        else:  # I and E go on, where there is something of their type to go on with
+        else:  # I and E continue an entity, if the one before has their type
             goes_on = previous != "O" and previous[2:] == tag[2:] and previous[0] not in "ES"
             bio.append(("I" if goes_on else "B") + tag[1:])
         previous = tag
@@ -62,8 +62,8 @@ def to_bio(tags: Sequence[str], scheme: str) -> list[str]:
 
 
 def spans(tags: Sequence[str]) -> set[tuple[int, int, str]]:
-    """(first, last, type) of the entities of BIO tags; an I that goes on from nothing begins one,
-    as in conlleval."""
+    """(first, last, type) of the entities in BIO tags. As in conlleval, an I that continues nothing
+    begins an entity."""
     found: set[tuple[int, int, str]] = set()
     start, kind = None, ""
     for i, tag in enumerate([*tags, "O"]):
@@ -77,7 +77,7 @@ def spans(tags: Sequence[str]) -> set[tuple[int, int, str]]:
 
 def scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
     """Entity precision, recall and F1 in percent, as conlleval counts (Tjong Kim Sang 2002): an
-    entity is right where its first word, last word and type are; 0 where there is none."""
+    entity is right if its first word, last word and type are. A figure without entities is 0."""
     right = of_gold = of_predicted = 0
     for gold_tags, predicted_tags in zip(gold, predicted, strict=True):
         a, b = spans(gold_tags), spans(predicted_tags)

@@ -35,6 +35,11 @@ class Sentence(Example):
 class NamedEntities(Task[Sentence, list[str]]):
     """Tagging of words with BIO tags of entity types.
 
+        >>> from pathlib import Path
+        >>> _ = Path("dev.conll").write_text("London B-LOC\\nhad O\\nfog O\\n")
+        >>> NamedEntities().read("dev.conll").items[0].tags
+        ['B-LOC', 'O', 'O']
+
     A file has a word on each line and its tag in another column. Blanks or tabs separate columns,
     and an empty line separates sentences. Lines that begin with -DOCSTART- are left out. Tags may
     be BIO, IOB1, IOBES, BILOU or BMES; the scheme is found from the tags, which are converted to
@@ -123,7 +128,7 @@ class NamedEntities(Task[Sentence, list[str]]):
                     rows, count = [], count + 1
                 continue
             line = line.rstrip("\r\n")
-            # a no-break space is part of a word: it keeps "10 000" one token
+            # a no-break space is part of a word: "10 000" stays one token
             row = line.split("\t") if "\t" in line else re.split("[ \f\v]+", line.strip(" \f\v"))
             if not rows:
                 if line.startswith("#") and not has_tag(row, self.tag_column):
@@ -157,7 +162,7 @@ class NamedEntities(Task[Sentence, list[str]]):
         return Sentence(str(count), place, words, tags)
 
     def learn(self, examples: Sequence[Sentence]) -> None:
-        """`labels`: O, then B and I of every entity type in the training data.
+        """Learn `labels`: O, then B and I of every entity type in the training data.
 
         Raises:
             DataError: a sentence has no tags, or there is no entity.
@@ -201,7 +206,7 @@ class NamedEntities(Task[Sentence, list[str]]):
         while True:
             end = min(start + room, len(pieces))
             chunk = owners[start:end]
-            # a word that began in an earlier window is not labelled again here
+            # the earlier window has the label of a word that began there
             firsts = [
                 i == 0
                 and (start == 0 or owners[start - 1] != word)
@@ -215,7 +220,7 @@ class NamedEntities(Task[Sentence, list[str]]):
                 "_words": [
                     word if first else None for word, first in zip(chunk, firsts, strict=True)
                 ],
-                "_context": (start, len(pieces) - end),  # pieces left out on either side
+                "_context": (start, len(pieces) - end),  # number of pieces left out on either side
             }
             if example.tags is not None and self.labels is not None:
                 number = {tag: i for i, tag in enumerate(self.labels)}
@@ -237,7 +242,7 @@ class NamedEntities(Task[Sentence, list[str]]):
         windows: Sequence[dict],
         outputs: Sequence[dict[str, np.ndarray]],
     ) -> list[str]:
-        """BIO tags, one per word; a word without pieces is O."""
+        """BIO tags, one per word; a word without pieces gets O."""
         scores = self.word_scores(example, windows, outputs)
         return entities.best_path(scores, self.learnt_labels())
 
@@ -290,5 +295,5 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> BatchE
         add_special_tokens=False,
         return_attention_mask=False,
         return_token_type_ids=False,
-        verbose=False,  # of a sentence longer than the model: it is cut into windows here
+        verbose=False,  # no warning about a long sentence: it is cut into windows
     )

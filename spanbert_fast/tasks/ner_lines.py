@@ -1,4 +1,4 @@
-"""What a line of a file of named entities is: a comment, a word with its tag, or JSON."""
+"""Tells what a line of an entity file is: a comment, a word with its tag, or JSON."""
 
 import json
 import re
@@ -11,14 +11,14 @@ from spanbert_fast.tasks import entities
 
 
 def has_tag(row: Sequence[str], column: int) -> bool:
-    """Whether a row has a tag in its column, as that of the word "#" does."""
+    """Whether the row's tag column holds a tag: the word "#" has one, a comment has none."""
     if not -len(row) <= column < len(row) or len(row) < 2:
         return False
     return bool(re.fullmatch(r"O|[BIESLUM](-\S+)?", row[column].strip()))
 
 
 def refuse_no_columns(path: Path, first: str) -> None:
-    """Raise DataError where a file is JSON or CSV, by its first line or its suffix."""
+    """Raise DataError if the first line or the suffix shows that a file is JSON or CSV."""
     kind = "JSON" if is_json(first) else "CSV" if plain_suffix(path) == ".csv" else None
     if kind is not None:
         raise DataError(
@@ -28,8 +28,8 @@ def refuse_no_columns(path: Path, first: str) -> None:
 
 
 def with_types(sentences: Sequence[list[str]]) -> None:
-    """Give the tags of a file a type, in place, where all are letters alone, as those of biomedical
-    sets of one type are."""
+    """If all tags of a file are letters without a type, as in biomedical data of one type, give
+    them a type, in place."""
     found = {tag for tags in sentences for tag in tags}
     if found <= {*"OBIESLUM"}:
         for tags in sentences:
@@ -37,7 +37,7 @@ def with_types(sentences: Sequence[list[str]]) -> None:
 
 
 def is_json(line: str) -> bool:
-    """Whether a first line begins a JSON document, or is one."""
+    """Whether a first line is JSON, or the beginning of a JSON document."""
     line = line.strip()
     if line[:1] not in ("{", "["):
         return False

@@ -16,13 +16,13 @@ from spanbert_fast.tasks.base import DocumentTask, Example, Task
 from spanbert_fast.tasks.windows import WindowCollator, length_of
 
 _TOKENS_PER_BATCH = 8192
-# Windows that wait to be sorted by length: enough for batches of similar lengths, and few enough to
-# hold a document of any length in parts.
+# Windows that are sorted by length together: enough for batches of similar lengths, and few enough
+# that a long document is held in parts.
 _WAITING = 1024
 
 
 class _Open:
-    """An example with windows that still wait for the model."""
+    """An example of which some windows have not been run yet."""
 
     def __init__(self, index: int):
         self.index = index
@@ -52,10 +52,18 @@ def predictions(
 ) -> Iterator[Any]:
     """Yield one prediction per example, in order, each as soon as it and those before are made.
 
+        >>> from transformers import AutoTokenizer, BertForTokenClassification
+        >>> from spanbert_fast.tasks.ner import NamedEntities, Sentence
+        >>> task, one = NamedEntities(labels=["O", "B-X"]), Sentence("0", "", ["A", "word"], None)
+        >>> tokenizer = AutoTokenizer.from_pretrained("runs/first/model")
+        >>> model = BertForTokenClassification.from_pretrained("runs/first/model")
+        >>> len(next(predictions(model, task, [one], tokenizer)))
+        2
+
     Args:
         model: with the task's head; ours gets packed batches, any other padded ones.
-        tokens_per_batch: most word pieces of one forward, its padding counted.
-        progress: show how many are done, where the package's log lines are shown.
+        tokens_per_batch: the most word pieces of one forward, padding included.
+        progress: log how many are done.
 
     Memory grows with the outputs of one example, not with the file.
 
@@ -77,7 +85,7 @@ def predictions(
     packed = isinstance(core, SpanBertPreTrainedModel)
     collate = WindowCollator(packed, tokenizer.pad_token_id or 0)
     packed_logits = packed and task.head == "token-classification"
-    made: dict[int, Any] = {}  # by example number; waits until those before are made
+    made: dict[int, Any] = {}  # by example number, until all those before are made
     following = 0
     waiting: list[tuple[_Open, int]] = []
 
@@ -116,7 +124,7 @@ def predictions(
                 if len(waiting) >= _WAITING:
                     run_waiting()
             opened.all_made = True
-            close(opened)  # where its last window has just been run
+            close(opened)  # if its last window has been run already
             if shown is not None:
                 shown.add()
             while following in made:

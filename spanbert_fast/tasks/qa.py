@@ -36,6 +36,13 @@ _OPTIONS = {
 class QuestionAnswering(Task[Question, Prediction]):
     """Extractive question answering on SQuAD 1.1, SQuAD 2.0 and MRQA.
 
+        >>> import json; from pathlib import Path
+        >>> item = {"question": "Who?", "context": "Ann reads."}
+        >>> item["answers"] = [{"text": "Ann", "answer_start": 0}]
+        >>> _ = Path("dev.jsonl").write_text(json.dumps(item))
+        >>> QuestionAnswering().read("dev.jsonl").items[0].span
+        (0, 3)
+
     A context that is longer than a window is read in windows whose beginnings are `doc_stride`
     pieces apart; `qa_decoding.best_answers` has the rule that merges them. Training uses the first
     gold answer. A window without the whole answer, and every window of a question without an
@@ -111,10 +118,10 @@ class QuestionAnswering(Task[Question, Prediction]):
         return read_questions(path)
 
     def learn(self, examples: Sequence[Question]) -> None:
-        """Check that every question has its answers; there is nothing to learn.
+        """Check that every question has answers; there is nothing to learn.
 
         Raises:
-            DataError: a question has none.
+            DataError: a question has no answers.
         """
         _refuse_unknown_answers(examples)
 
@@ -151,7 +158,7 @@ class QuestionAnswering(Task[Question, Prediction]):
     def _context_pieces(
         self, context: str, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[list[int], np.ndarray]:
-        """(ids, offsets (pieces, 2)), kept for the next question about the same context."""
+        """(ids, offsets (pieces, 2)) of a context, cached for its next question."""
         if self._tokenized[0] is not context or self._tokenized[1] is not tokenizer:
             encoded = tokenizer(
                 context,
@@ -159,7 +166,7 @@ class QuestionAnswering(Task[Question, Prediction]):
                 return_attention_mask=False,
                 return_token_type_ids=False,
                 return_offsets_mapping=True,
-                verbose=False,  # of a text longer than the model: it is cut into windows here
+                verbose=False,  # no warning about a long text: it is cut into windows
             )
             offsets = np.asarray(encoded["offset_mapping"], np.int32).reshape(-1, 2)
             take_accents(offsets, context)
@@ -216,7 +223,7 @@ class QuestionAnswering(Task[Question, Prediction]):
         return "" if unanswered else prediction.text
 
     def measured(self, prediction: Prediction) -> Prediction:
-        """See `Task`: all but the n-best list."""
+        """See `Task`: the prediction without its n-best list."""
         return dataclasses.replace(prediction, nbest=[])
 
     def write(
@@ -263,7 +270,7 @@ def answer(
     batch_size: int = 16,
     **options: Any,
 ) -> Prediction:
-    """Answer one question, as the pipeline "question-answering" did, which transformers 5 removed.
+    """Answer one question, in place of the pipeline that transformers 5 removed.
 
         >>> from transformers import AutoTokenizer, BertForQuestionAnswering
         >>> tokenizer = AutoTokenizer.from_pretrained("runs/first/model")
@@ -282,7 +289,7 @@ def answer(
     Raises:
         ValueError: the context is blank, or an option is out of range.
     """
-    from spanbert_fast.tasks.predict import predict  # which loads torch
+    from spanbert_fast.tasks.predict import predict  # this import loads torch
 
     if not context.strip():
         raise ValueError(f"context must not be blank, got {context!r}")

@@ -1,4 +1,4 @@
-"""From start and end logits of a text's windows to its best answers."""
+"""Decodes the start and end logits of a text's windows into its best answers."""
 
 import dataclasses
 import math
@@ -31,13 +31,13 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a model says to one question.
+    """The model's answer to one question.
 
     Attributes:
         text: the best answer that is not empty; "" only where the context has no word piece.
         score: its start logit plus its end logit.
-        null_odds: the score of no answer minus `score`: the higher, the rather there is none.
-        null: no answer, with the logits of the window that is the least for it.
+        null_odds: the score of "no answer" minus `score`; high if there is probably no answer.
+        null: the empty answer, with the logits of the window where they are lowest.
         nbest: the best answers of different texts, best first; `null` is not among them.
     """
 
@@ -76,14 +76,14 @@ def best_answers(
 ) -> Prediction:
     """The answers with the highest start plus end logits, over all windows of a context.
 
-    An answer that lies in several windows takes its score from the window in which its poorer side
-    has the most context, or from the earlier of two equal ones. (BERT's code for SQuAD considers
-    only the answer's first piece, and so may lose an answer that is long beside the window.) All
-    pairs of start and end are compared, not only the best starts with the best ends.
+    An answer in several windows takes its score from the window in which its side with less context
+    has the most, or from the earlier of two equal windows. (BERT's code for SQuAD considers only
+    the answer's first piece, and so may lose an answer that is long for the window.) All pairs of
+    start and end are compared, not only the best starts with the best ends.
 
     Args:
         offsets: for each window, int (pieces, 2): start and end characters of its context pieces.
-        firsts: for each window, the number of its first piece in the whole context; ascending.
+        firsts: for each window, the index of its first piece in the context; ascending.
         context_starts: for each window, the place of that piece in the model's input.
         logits: for each window, (start_logits, end_logits), each (length,). Place 0 is [CLS], whose
             two logits are the score of "no answer".
@@ -96,7 +96,7 @@ def best_answers(
         at, length = context_starts[window], len(offsets[window])
         scores = _span_scores(start_logits[at:], end_logits[at:], length, max_answer_length)
         scores[~_own_spans(firsts, lasts, window, max_answer_length)] = -np.inf
-        # a text may occur at several places, so keep more than are needed
+        # several spans may have the same text, so keep more than are needed
         for flat in _largest(scores.ravel(), 2 * n_best_size):
             start, more = divmod(flat, max_answer_length)
             end = start + more
@@ -125,10 +125,10 @@ def _own_spans(
     firsts: Sequence[int], lasts: Sequence[int], window: int, longest: int
 ) -> np.ndarray:
     """bool (length, longest): whether the span of piece i and j more pieces lies in the window, and
-    in no other window with more context.
+    in no other window that gives it more context.
 
     From window to window, the context before a span shrinks and the context after it grows. So the
-    poorer side has one peak, and comparing with both neighbours tells whether it is here.
+    smaller of the two has one peak, and a comparison with both neighbours finds it.
     """
     starts = np.arange(firsts[window], lasts[window] + 1)[:, None]
     ends = starts + np.arange(longest)

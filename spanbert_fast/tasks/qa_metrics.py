@@ -11,7 +11,8 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalized(text: str) -> str:
-    """Lower case, without ASCII punctuation and English articles, blanks made single."""
+    """The text in lower case, without ASCII punctuation and English articles, with single
+    blanks."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
@@ -21,7 +22,7 @@ def exact_match(prediction: str, gold: str) -> float:
 
 
 def token_f1(prediction: str, gold: str) -> float:
-    """F1 of the words that both have; 0.0 where one of them has none."""
+    """F1 of the words that both have; 0.0 if one of them has no words."""
     predicted, wanted = normalized(prediction).split(), normalized(gold).split()
     common = (Counter(predicted) & Counter(wanted)).total()
     return 2 * common / (len(predicted) + len(wanted)) if common else 0.0
@@ -30,12 +31,12 @@ def token_f1(prediction: str, gold: str) -> float:
 def answer_scores(
     prediction: str, answers: Sequence[str], *, version_2: bool = False
 ) -> tuple[float, float]:
-    """(exact match, F1) of a prediction, each against the gold answer that suits it best.
+    """(exact match, F1) of a prediction, each against the gold answer that gives the most.
 
     Args:
-        answers: the gold answers; none for an unanswerable question, which "" alone answers.
-        version_2: as the script of SQuAD 2.0: a gold answer of articles and punctuation alone
-            counts only where there is no other, and then as no answer.
+        answers: the gold answers; empty for an unanswerable question, whose only answer is "".
+        version_2: as in the script of SQuAD 2.0, a gold answer of articles and punctuation alone
+            counts only if there is no other, and then as "no answer".
     """
     if version_2:
         answers = [answer for answer in answers if normalized(answer)]
@@ -51,18 +52,19 @@ def answer_scores(
 def best_threshold(
     scores: Sequence[float], null_odds: Sequence[float], answerable: Sequence[bool]
 ) -> tuple[float, float]:
-    """The threshold on null_odds above which leaving a question unanswered pays best.
+    """The threshold on null_odds, above which questions stay unanswered, with the best score.
 
     Args:
-        scores: in [0, 1], of each question's answer, were it given.
-        null_odds: the higher, the rather a question has no answer.
-        answerable: whether it has one; leaving it unanswered then counts 0, else 1.
+        scores: in [0, 1], what each question's answer scores if it is given.
+        null_odds: high if the question probably has no answer.
+        answerable: whether the question has an answer; leaving it unanswered then scores 0, else 1.
 
     Returns:
-        (the mean score under it, the threshold). It is the lowest of the best thresholds, an
-        element of null_odds as in SQuAD's script; but where it is best to answer nothing, the
-        script says 0.0, which is right for probabilities alone, and here it is below all odds.
-        Between equal odds, which the script takes apart, there is no threshold.
+        (the mean score with the threshold, the threshold). Of several best thresholds it is the
+        lowest, and an element of null_odds as in SQuAD's script. Two cases differ from the script.
+        If it is best to answer nothing, the script returns 0.0, which is right only for
+        probabilities; here the threshold is below all odds. And questions with equal odds are
+        never separated, as they are in the script.
     """
     total = best = float(len(answerable) - sum(answerable))
     ordered = sorted(zip(null_odds, scores, answerable, strict=True), key=lambda item: item[0])
@@ -83,17 +85,17 @@ def squad_figures(
     *,
     choose: bool = False,
 ) -> dict[str, float]:
-    """The figures of SQuAD's scripts, in percent: version 2.0's where a question has no answer.
+    """The figures of SQuAD's scripts, in percent; those of version 2.0 if a question has no answer.
 
     Args:
         predictions: each question's best text.
         null_odds: see `best_threshold`.
         answers: each question's gold answers.
-        threshold: a question with higher odds is left unanswered; None answers every question.
+        threshold: questions with higher odds are left unanswered; None answers all.
         choose: take the threshold that gives the best F1 on these very questions.
 
     Returns:
-        exact, f1 and total; where there are unanswerable questions also the same of those with
+        exact, f1 and total. If there are unanswerable questions, also the same for those with
         (HasAns_) and without (NoAns_) an answer, and best_exact, best_f1 and their thresholds.
     """
     answerable = [bool(golds) for golds in answers]

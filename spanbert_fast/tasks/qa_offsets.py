@@ -1,4 +1,4 @@
-"""Where the pieces of a context stand in it."""
+"""Maps word pieces to characters of the context, and answers to word pieces."""
 
 import unicodedata
 
@@ -6,8 +6,8 @@ import numpy as np
 
 
 def take_accents(offsets: np.ndarray, context: str) -> None:
-    """Let each piece end behind the combining accents that follow it, in place: a tokenizer that
-    strips them leaves them out of every piece, and an answer would lose its last one."""
+    """Extend each piece, in place, over the combining accents that follow it. A tokenizer that
+    strips accents leaves them out of every piece, and an answer would lose its last accent."""
     if context.isascii() or unicodedata.is_normalized("NFC", context):
         return
     for i, end in enumerate(offsets[:, 1].tolist()):

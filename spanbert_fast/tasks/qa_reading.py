@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spanbert_fast.data.text_files import decoded_lines, decoded_text, first_line, plain_suffix
+from spanbert_fast.data.text_files import decoded_text, first_line, plain_suffix
 from spanbert_fast.errors import DataError
+from spanbert_fast.schema import parse_json
 from spanbert_fast.tasks.base import Bad, Example
+from spanbert_fast.tasks.reading import BadItem, json_item, numbered_lines
 
 
 @dataclasses.dataclass
@@ -29,19 +31,15 @@ class Question(Example):
     span: tuple[int, int] | None = None
 
 
-class _BadItem(ValueError):
-    """What is wrong with one question or one context."""
-
-
 def read_questions(path: Path) -> Iterator[Question | Bad]:
     """The questions of a file in order.
 
     Args:
         path: SQuAD's JSON, nested (data, paragraphs, qas) or flat (data, or a list, of id,
-            question, context, answers); the same objects as lines of JSON, as the Hub's data sets
-            have them; or MRQA's JSON lines; told apart by what they hold. A file of lines has the
+            question, context, answers); the same objects as lines of JSON, as in the Hub's data
+            sets; or MRQA's JSON lines. The content tells which it is. A file of lines has the
             suffix .jsonl or begins with a header or a context. Ids may be whole numbers; a line
-            without one has its number.
+            without an id gets its number.
 
     Raises:
         DataError: the file has neither form.
@@ -75,11 +73,7 @@ def _has_lines(path: Path) -> bool:
 
 
 def _squad(path: Path) -> Iterator[Question | Bad]:
-    text = decoded_text(path)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # a number or a nesting may be too long
-        raise DataError(f"{path}: not JSON ({error})") from error
+    content = parse_json(decoded_text(path), path)
     data = content.get("data") if isinstance(content, dict) else content
     if not isinstance(data, list):
         raise DataError(f'{path}: needs an object with a list "data", as SQuAD has it')
@@ -100,9 +94,9 @@ def _paragraphs(article: dict, path: Path, place: str) -> Iterator[Question | Ba
             try:
                 for i, item in enumerate(_list(_object(paragraph), "qas")):
                     yield _squad_question(item, paragraph, path, f"{at}.qas[{i}]")
-            except _BadItem as error:
+            except BadItem as error:
                 yield Bad(at, str(error))
-    except _BadItem as error:
+    except BadItem as error:
         yield Bad(place, str(error))
 
 
@@ -112,7 +106,7 @@ def _squad_question(item: Any, paragraph: dict, path: Path, place: str) -> Quest
         place = f"{path}, question {name}"
         question, context = _text(item, "question"), _context(paragraph)
         starts = None
-        if "answers.text" in item:  # a table's names of the columns
+        if "answers.text" in item:  # the columns of a flattened table
             columns = {key: item.get(f"answers.{key}") for key in ("text", "answer_start")}
             item = {**item, "answers": columns}
         if item.get("answers") is not None:
@@ -121,7 +115,7 @@ def _squad_question(item: Any, paragraph: dict, path: Path, place: str) -> Quest
             starts = []
         spans = [_found(text, start, context) for text, start in starts or ()]
         _check_impossible(item, spans)
-    except _BadItem as error:
+    except BadItem as error:
         return Bad(place, str(error))
     answers = None if starts is None else [text for text, _ in starts]
     return Question(name, place, question, context, answers, spans[0] if spans else None)
@@ -132,19 +126,19 @@ def _columns(answers: Any) -> list[tuple[str, int]]:
     if isinstance(answers, dict):
         texts, starts = _list(answers, "text"), _list(answers, "answer_start")
         if len(texts) != len(starts):
-            raise _BadItem(f"has {len(texts)} answers and {len(starts)} starts")
+            raise BadItem(f"has {len(texts)} answers and {len(starts)} starts")
         answers = [
             {"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)
         ]
     elif not isinstance(answers, list):
-        raise _BadItem(f'"answers" must be a list or an object, got {_kind(answers)}')
+        raise BadItem(f'"answers" must be a list or an object, got {_kind(answers)}')
     pairs = []
     for answer in answers:
         start = _object(answer).get("answer_start")
-        if isinstance(start, float) and start.is_integer():  # pandas makes them so
+        if isinstance(start, float) and start.is_integer():  # pandas writes whole numbers as floats
             start = int(start)
         if type(start) is not int:
-            raise _BadItem(f'"answer_start" must be a whole number, got {_kind(start)}')
+            raise BadItem(f'"answer_start" must be a whole number, got {_kind(start)}')
         pairs.append((_text(answer, "text"), start))
     return pairs
 
@@ -152,7 +146,7 @@ def _columns(answers: Any) -> list[tuple[str, int]]:
 def _found(text: str, start: int, context: str) -> tuple[int, int]:
     there = context[start : start + len(text)] if start >= 0 else ""
     if there != text:
-        raise _BadItem(f"the answer {text!r} is not at its offset {start}, {there!r} is")
+        raise BadItem(f"the answer {text!r} is not at its offset {start}, {there!r} is")
     return _trimmed(start, start + len(text), context)
 
 
@@ -160,22 +154,17 @@ def _found(text: str, start: int, context: str) -> tuple[int, int]:
 
 
 def _mrqa(path: Path) -> Iterator[Question | Bad]:
-    for number, line in enumerate(decoded_lines(path), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
+    for number, place, line in numbered_lines(path):
         try:
-            item = _object(json.loads(line))
+            item = _object(json_item(line))
             if "header" in item:
                 continue
             if "qas" not in item and "question" in item:
                 yield _squad_question({"id": number, **item}, item, path, place)
                 continue
             context, questions = _context(item), _list(item, "qas")
-        except _BadItem as error:
+        except BadItem as error:
             yield Bad(place, str(error))
-        except (ValueError, RecursionError) as error:
-            yield Bad(place, f"not JSON ({error})")
         else:
             for question in questions:
                 yield _mrqa_question(question, context, place)
@@ -191,13 +180,13 @@ def _mrqa_question(item: Any, context: str, place: str) -> Question | Bad:
         if item.get("answers") is not None:
             answers = [_string(answer, '"answers"') for answer in _list(item, "answers")]
             if bool(answers) is not bool(spans):
-                raise _BadItem(f"has {len(answers)} answers, of which {len(spans or ())} detected")
+                raise BadItem(f"has {len(answers)} answers, of which {len(spans or ())} detected")
         elif spans is not None:
             answers = [context[start:end] for start, end in spans]
         elif item.get("is_impossible"):
             answers = []
         _check_impossible(item, spans)
-    except _BadItem as error:
+    except BadItem as error:
         return Bad(place, str(error))
     return Question(name, place, question, context, answers, spans[0] if spans else None)
 
@@ -208,14 +197,14 @@ def _detected(answers: list, context: str) -> list[tuple[int, int]]:
     for answer in answers:
         for pair in _list(_object(answer), "char_spans"):
             if not isinstance(pair, list) or [type(place) for place in pair] != [int, int]:
-                raise _BadItem(f'"char_spans" must hold pairs of whole numbers, got {pair!r}')
+                raise BadItem(f'"char_spans" must hold pairs of whole numbers, got {pair!r}')
             start, last = pair
             if not 0 <= start <= last < len(context):
-                raise _BadItem(f"the span {pair} is not within the {len(context)} characters")
+                raise BadItem(f"the span {pair} is not within the {len(context)} characters")
             text, there = answer.get("text"), context[start : last + 1]
-            # the text may have been tokenised or lower-cased on its way
+            # the dataset's authors may have tokenised or lower-cased the text
             if isinstance(text, str) and _letters(text) != _letters(there):
-                raise _BadItem(f"the answer {text!r} is not at its offset {start}, {there!r} is")
+                raise BadItem(f"the answer {text!r} is not at its offset {start}, {there!r} is")
             spans.append(_trimmed(start, last + 1, context))
     return spans
 
@@ -229,20 +218,20 @@ def _letters(text: str) -> str:
 
 def _check_impossible(item: dict, spans: list | None) -> None:
     if item.get("is_impossible") and spans:
-        raise _BadItem('has answers and "is_impossible"')
+        raise BadItem('has answers and "is_impossible"')
 
 
 def _trimmed(start: int, end: int, context: str) -> tuple[int, int]:
     text = context[start:end]
     if not text.strip():
-        raise _BadItem(f"the answer at the offset {start} is blank")
+        raise BadItem(f"the answer at the offset {start} is blank")
     return start + len(text) - len(text.lstrip()), end - len(text) + len(text.rstrip())
 
 
 def _context(item: dict) -> str:
     context = _text(item, "context")
     if not context.strip():
-        raise _BadItem('"context" is blank')
+        raise BadItem('"context" is blank')
     return context
 
 
@@ -253,33 +242,33 @@ def _id(item: dict, key: str) -> str:
 
 def _text(item: dict, key: str) -> str:
     if key not in item:
-        raise _BadItem(f'has no "{key}"')
+        raise BadItem(f'has no "{key}"')
     return _string(item[key], f'"{key}"')
 
 
 def _string(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise _BadItem(f"{name} must be a string, got {_kind(value)}")
+        raise BadItem(f"{name} must be a string, got {_kind(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise _BadItem(f"{name} has half a surrogate pair") from error
+        raise BadItem(f"{name} has half a surrogate pair") from error
     return value
 
 
 def _list(item: dict, key: str) -> list:
     if not isinstance(item.get(key), list):
-        raise _BadItem(f'"{key}" must be a list, got {_kind(item.get(key))}')
+        raise BadItem(f'"{key}" must be a list, got {_kind(item.get(key))}')
     return item[key]
 
 
 def _object(value: Any) -> dict:
     if not isinstance(value, dict):
-        raise _BadItem(f"must be an object, got {_kind(value)}")
+        raise BadItem(f"must be an object, got {_kind(value)}")
     return value
 
 
 def _kind(value: Any) -> str:
-    """A value for a message: its JSON type, or nothing."""
+    """The JSON type of a value, for messages."""
     names = {dict: "an object", list: "a list", str: "a string", type(None): "nothing"}
     return names.get(type(value), repr(value))

@@ -1,4 +1,4 @@
-"""Relations between two entities of a sentence, classified from its [CLS]."""
+"""Classifies the relation between two entities of a sentence, from its [CLS]."""
 
 from __future__ import annotations
 
@@ -32,6 +32,12 @@ ENTITIES = ("mask", "markers")
 class Relation(Task[Pair, str]):
     """Relation extraction on TACRED, SemEval-2010 task 8 and data like SciERC.
 
+        >>> from pathlib import Path
+        >>> sentence = '1\\t"The <e1>fog</e1> came from the <e2>sea</e2>."'
+        >>> _ = Path("dev.txt").write_text(f"{sentence}\\nEntity-Origin(e1,e2)\\n")
+        >>> Relation().read("dev.txt").items[0].relation
+        'Entity-Origin(e1,e2)'
+
     With `entities` "mask", one token replaces the subject and one the object. It names their role
     and type: [SUBJ-PERSON], [OBJ-DATE] (Joshi et al. 2020, section 4.1, after Zhang et al. 2017).
     With "markers", the words stay between two tokens: [SUBJ-PERSON] .. [/SUBJ-PERSON]. Data without
@@ -43,9 +49,9 @@ class Relation(Task[Pair, str]):
 
     Args:
         format: "tacred", "semeval" or "scierc"; None to find it from the training data.
-        entities: "mask" or "markers"; None for markers on SemEval, where a mask would hide all
-            about an entity, and for masks elsewhere.
-        entity_tokens: the tokens that were added to the tokenizer, for a task that is made again.
+        entities: "mask" or "markers". None chooses masks, but markers on SemEval, whose entities
+            have no types and would be hidden by a mask.
+        entity_tokens: the tokens that were added to the tokenizer; task.json has them.
         max_seq_length, labels: see `Task`.
 
     Raises:
@@ -108,7 +114,7 @@ class Relation(Task[Pair, str]):
             yield found
 
     def _tokens(self, pair: Pair) -> set[str]:
-        """The pair's own entity tokens."""
+        """The entity tokens of the pair."""
         tokens = {_opening(role, mention) for role, mention in _mentions(pair)}
         if self.entities == "markers":
             tokens |= {_closing(role, mention) for role, mention in _mentions(pair)}
@@ -172,7 +178,7 @@ class Relation(Task[Pair, str]):
             "token_type_ids": [0] * (len(kept) + 2),
         }
         if self.labels is not None and example.relation in self.labels:
-            # an unknown one is measured, never learnt
+            # an unknown relation counts in the figures, but has no loss
             window["labels"] = self.labels.index(example.relation)
         yield window
 
@@ -181,7 +187,7 @@ class Relation(Task[Pair, str]):
     ) -> tuple[np.ndarray, np.ndarray]:
         """(ids of the sentence with entity tokens, whether each belongs to an entity)."""
         mentions = _mentions(pair)
-        # of two entities the outer one opens first and closes last
+        # the outer of two nested entities opens first and closes last
         opening = sorted(mentions, key=lambda item: -item[1].end)
         closing = sorted(mentions, key=lambda item: item[1].start)[::-1]
         markers = self.entities == "markers"
@@ -256,7 +262,7 @@ def _ids(tokens: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _nearest(is_entity: np.ndarray, room: int) -> np.ndarray:
     """The places, in order, of all entity pieces and of the pieces nearest to one, at most `room`.
-    Of two equally near ones, the earlier."""
+    Of two pieces at equal distance, the earlier one is chosen."""
     places = np.arange(len(is_entity))
     entities = places[is_entity]
     after = np.searchsorted(entities, places).clip(max=len(entities) - 1)

@@ -9,7 +9,8 @@ def micro_scores(
     gold: Sequence[str], predicted: Sequence[str], negative: str = "no_relation"
 ) -> dict[str, float]:
     """Micro-averaged precision, recall and F1 over all relations but `negative`, and the accuracy
-    over all pairs, in percent. As in TACRED's scorer the precision of no prediction is 100."""
+    over all pairs, in percent. As in TACRED's scorer, the precision is 100 if nothing is
+    predicted."""
     pairs = list(zip(gold, predicted, strict=True))
     right = sum(a == b != negative for a, b in pairs)
     guessed = sum(b != negative for _, b in pairs)

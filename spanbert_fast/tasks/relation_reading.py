@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 from spanbert_fast.data.text_files import decoded_lines, decoded_text, first_line
 from spanbert_fast.errors import DataError
+from spanbert_fast.schema import parse_json
 from spanbert_fast.tasks.base import Bad, Example
+from spanbert_fast.tasks.reading import BadItem, json_item, numbered_lines
 
 FORMATS = ("tacred", "semeval", "scierc")
 NO_RELATION = {"tacred": "no_relation", "semeval": "Other", "scierc": "no_relation"}
-# The release writes the Penn Treebank's names of brackets as brackets again.
+# The Penn Treebank's names of brackets become brackets again, as in the released code.
 _BRACKETS = dict(zip(("-lrb-", "-rrb-", "-lsb-", "-rsb-", "-lcb-", "-rcb-"), "()[]{}", strict=True))
 _SENTENCE = re.compile(r"(\d+)\t\s*(.*)")
 _RELATION = re.compile(r"Other|[^\s()]+\(e1,e2\)|[^\s()]+\(e2,e1\)")
@@ -47,10 +49,6 @@ class Pair(Example):
     subject: Mention
     object: Mention
     relation: str | None
-
-
-class _BadItem(ValueError):
-    """What is wrong with a sentence."""
 
 
 def format_of(path: Path) -> str:
@@ -97,28 +95,24 @@ def _tacred(path: Path) -> Iterator[Pair | Bad]:
     if not first_line(path).lstrip().startswith("["):
         yield from _from_lines(path, _tacred_pair)
         return
-    try:
-        items = json.loads(decoded_text(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from error
-    for number, item in enumerate(items):
+    for number, item in enumerate(parse_json(decoded_text(path), path)):
         yield from _checked(_tacred_pair, item, number, f"{path}, example {number}")
 
 
 def _tacred_pair(item: dict, number: int, place: str) -> Iterator[Pair]:
     if "token" not in item:
-        raise _BadItem(f'has no "token", as TACRED has it, but {", ".join(item):.80}')
+        raise BadItem(f'has no "token", as TACRED has it, but {", ".join(item):.80}')
     words = _words(item["token"], '"token"')
     spans = []
     for role in ("subj", "obj"):
         span = [item.get(f"{role}_{part}") for part in ("start", "end", "type")]
         if [*map(type, span)] != [int, int, str]:
             rule = "must be two whole numbers and a string"
-            raise _BadItem(f"{role}_start, {role}_end and {role}_type {rule}, got {span}")
+            raise BadItem(f"{role}_start, {role}_end and {role}_type {rule}, got {span}")
         spans.append(span)
     relation = item.get("relation")
     if relation is not None and not (isinstance(relation, str) and relation.strip()):
-        raise _BadItem(f'"relation" must be a string, got {relation!r}')
+        raise BadItem(f'"relation" must be a string, got {relation!r}')
     text, offsets = _joined(words)
     subject, object = (_mention(span, offsets, 0) for span in spans)
     yield Pair(_name(item.get("id", number)), place, text, subject, object, relation)
@@ -138,7 +132,7 @@ def _semeval(path: Path) -> Iterator[Pair | Bad]:
         if found:
             try:
                 sentence = _semeval_pair(found[1], found[2], place)
-            except _BadItem as error:
+            except BadItem as error:
                 sentence = Bad(place, str(error))
         elif line and not line.lower().startswith("comment") and not isinstance(sentence, Bad):
             if sentence is None:
@@ -160,13 +154,13 @@ def _semeval_pair(name: str, sentence: str, place: str) -> Pair:
         if re.match("<e[12]>", part) and part.endswith(part[:1] + "/" + part[1:4]):
             role, words = part[:4], part[4:-5]
             if role in mentions or not words.strip():
-                raise _BadItem(f"must have one {role} with words in it, got {_short(sentence)}")
+                raise BadItem(f"must have one {role} with words in it, got {_short(sentence)}")
             before = len(text) + len(words) - len(words.lstrip())
             mentions[role] = Mention(before, before + len(words.strip()), None)
             part = words
         text += part
     if len(mentions) < 2 or re.search("</?e[12]>", text):
-        raise _BadItem(f"must have one <e1>..</e1> and one <e2>..</e2>, got {_short(sentence)}")
+        raise BadItem(f"must have one <e1>..</e1> and one <e2>..</e2>, got {_short(sentence)}")
     return Pair(name, place, text, mentions["<e1>"], mentions["<e2>"], None)
 
 
@@ -184,7 +178,7 @@ def _document(item: dict, number: int, place: str) -> Iterator[Pair | Bad]:
         relations = _list(item, "relations")
     for key, rows in (("ner", entities), ("relations", relations)):
         if len(rows) != len(sentences):
-            raise _BadItem(f'has {len(sentences)} sentences and {len(rows)} lists in "{key}"')
+            raise BadItem(f'has {len(sentences)} sentences and {len(rows)} lists in "{key}"')
     for words in sentences:
         _words(words, "a sentence")
     name, first = _name(item.get("doc_key", number)), 0
@@ -192,7 +186,7 @@ def _document(item: dict, number: int, place: str) -> Iterator[Pair | Bad]:
         where = f"{place}, sentence {i}"
         try:
             yield from _sentence(words, entities[i], relations[i], first, name, where)
-        except _BadItem as error:
+        except BadItem as error:
             yield Bad(where, str(error))
         first += len(words)
 
@@ -207,14 +201,14 @@ def _sentence(
     labels: dict[tuple, str] = {}
     for *ends, relation in _rows([] if relations is None else relations, 4, "relations"):
         if labels.setdefault(tuple(ends), relation) != relation:
-            raise _BadItem(f"has two relations of {ends}: {labels[tuple(ends)]} and {relation}")
+            raise BadItem(f"has two relations of {ends}: {labels[tuple(ends)]} and {relation}")
     spans = {key[:2] for key in mentions}
     for both in labels:
         if not {both[:2], both[2:]} <= spans or both[:2] == both[2:]:
-            raise _BadItem(f"has a relation of {list(both)}, which are no two of its entities")
+            raise BadItem(f"has a relation of {list(both)}, which are no two of its entities")
     pairs = []
     for a, b in permutations(mentions, 2):
-        if a[:2] == b[:2]:  # one span with two types
+        if a[:2] == b[:2]:  # the span has two types
             continue
         relation = None if relations is None else labels.get(a[:2] + b[:2], NO_RELATION["scierc"])
         own = f"{name}:{a[0]}-{a[1]},{b[0]}-{b[1]}"
@@ -223,34 +217,33 @@ def _sentence(
 
 
 def _rows(rows: Any, numbers: int, name: str) -> list[list]:
-    """Rows of `numbers` whole numbers and a string. What follows (a score) is left out."""
+    """Rows of `numbers` whole numbers and a string. Further columns, such as a score, are
+    dropped."""
     if not isinstance(rows, list):
-        raise _BadItem(f'"{name}" must hold a list per sentence, got {_short(rows)}')
+        raise BadItem(f'"{name}" must hold a list per sentence, got {_short(rows)}')
     for row in rows:
         if not isinstance(row, list) or [*map(type, row)][: numbers + 1] != [int] * numbers + [str]:
             rule = f'a row of "{name}" must be {numbers} whole numbers and a string'
-            raise _BadItem(f"{rule}, got {_short(row)}")
+            raise BadItem(f"{rule}, got {_short(row)}")
     return [row[: numbers + 1] for row in rows]
 
 
 def _from_lines(path: Path, pairs_of: Callable) -> Iterator[Pair | Bad]:
-    for number, line in enumerate(decoded_lines(path), start=1):
-        if line.strip():
-            place = f"{path}:{number}"
-            try:
-                item = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield Bad(place, f"not JSON ({error})")
-            else:
-                yield from _checked(pairs_of, item, number, place)
+    for number, place, line in numbered_lines(path):
+        try:
+            item = json_item(line)
+        except BadItem as error:
+            yield Bad(place, str(error))
+        else:
+            yield from _checked(pairs_of, item, number, place)
 
 
 def _checked(pairs_of: Callable, item: Any, number: int, place: str) -> Iterator[Pair | Bad]:
     try:
         if not isinstance(item, dict):
-            raise _BadItem(f"must be an object, got {_short(item)}")
+            raise BadItem(f"must be an object, got {_short(item)}")
         yield from pairs_of(item, number, place)
-    except _BadItem as error:
+    except BadItem as error:
         yield Bad(place, str(error))
 
 
@@ -269,29 +262,29 @@ def _mention(span: Sequence, offsets: Sequence[tuple[int, int]], first: int) -> 
     start, end, kind = span
     if not first <= start <= end < first + len(offsets):
         inside = f"{first} to {first + len(offsets) - 1}"
-        raise _BadItem(f"the entity {start} to {end} is not within its sentence, {inside}")
-    kind = "_".join(kind.split())  # it becomes part of a token, which has no blanks
+        raise BadItem(f"the entity {start} to {end} is not within its sentence, {inside}")
+    kind = "_".join(kind.split())  # the type becomes part of a token, which has no blanks
     if not re.fullmatch(r"[^\[\]]+", kind):
-        raise _BadItem(f"an entity type must have letters and no brackets, got {kind!r}")
+        raise BadItem(f"an entity type must have letters and no brackets, got {kind!r}")
     return Mention(offsets[start - first][0], offsets[end - first][1], kind)
 
 
 def _words(words: Any, name: str) -> list[str]:
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise _BadItem(f"{name} must be a list of words, got {_short(words)}")
+        raise BadItem(f"{name} must be a list of words, got {_short(words)}")
     if re.search("[\ud800-\udfff]", "".join(words)):
-        raise _BadItem(f"{name} has half a surrogate pair")
+        raise BadItem(f"{name} has half a surrogate pair")
     return words
 
 
 def _list(item: dict, key: str) -> list:
     if not isinstance(item.get(key), list):
-        raise _BadItem(f'"{key}" must be a list, got {_short(item.get(key))}')
+        raise BadItem(f'"{key}" must be a list, got {_short(item.get(key))}')
     return item[key]
 
 
 def _name(value: Any) -> str:
-    return " ".join(str(value).split())  # on one line, without tabs
+    return " ".join(str(value).split())  # an id must be on one line, without tabs
 
 
 def _short(value: Any) -> str:

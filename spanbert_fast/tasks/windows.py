@@ -1,4 +1,4 @@
-"""Windows of a task as batches: packed for our models, padded for any other."""
+"""Makes batches from a task's windows: packed for our models, padded for others."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from spanbert_fast.tasks.base import Example, Task
 
-_IGNORED = -100  # the label that takes no part in a loss, throughout transformers
+_IGNORED = -100  # transformers' label for positions without a loss
 
 
 def length_of(window: dict) -> int:
-    """Word pieces of a window."""
+    """The number of word pieces of a window."""
     return len(window["input_ids"])
 
 
@@ -38,12 +38,12 @@ class WindowDataset(Dataset):
         return self.windows[index]
 
     def tokens(self) -> int:
-        """Word pieces of all windows."""
+        """The number of word pieces of all windows."""
         return sum(map(length_of, self.windows))
 
 
 class WindowCollator:
-    """Windows -> one batch.
+    """Makes one batch from windows.
 
     Args:
         packed: packed (total_tokens,) tensors with cu_seqlens and max_seqlen; else padded ones,

@@ -1,4 +1,4 @@
-"""Files of predictions, written as these are made."""
+"""Writes files of predictions one prediction at a time."""
 
 import contextlib
 import json
@@ -10,8 +10,7 @@ from typing import Any, TextIO
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
-    """A text file that gets its name when all of it has been written, and is called so with
-    `.partial` behind it until then."""
+    """A text file that has the suffix `.partial` until all of it has been written."""
     partial = path.with_name(path.name + ".partial")
     with open(partial, "w", encoding="utf-8") as file:
         yield file
@@ -19,7 +18,7 @@ def whole_file(path: Path) -> Iterator[TextIO]:
 
 
 class JsonObject:
-    """An object that is written entry by entry, as `json.dumps` with an indent of 2 does."""
+    """Writes an object entry by entry, in the format of `json.dumps` with an indent of 2."""
 
     def __init__(self, file: TextIO):
         self._file, self._is_empty = file, True

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-# PyTorch asks for steps on another stream before a capture, so that libraries and allocator settle.
+# PyTorch wants a few steps on a side stream before a capture, so that libraries and allocator
+# settle.
 _WARM_UP_STEPS = 3
 
 

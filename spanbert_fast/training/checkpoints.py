@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("spanbert_fast")
 
 STATE = "trainer_state.json"
-UNFINISHED = "unfinished"  # a folder is written here before it gets its name
+UNFINISHED = "unfinished"  # a checkpoint is written into this folder before it gets its name
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -39,8 +39,8 @@ def checkpoint_step(path: Path) -> int:
 
 
 def ended_whole(run: Path, steps: int | None) -> bool:
-    """Whether a run of so many steps has left its model and its last checkpoint, and all that it
-    has left is whole."""
+    """Whether a run of so many steps has left its model and its last checkpoint, and both are
+    undamaged."""
     found = checkpoints(run)
     return (
         bool(found)
@@ -50,9 +50,9 @@ def ended_whole(run: Path, steps: int | None) -> bool:
 
 
 def checkpoint_to_resume(run: Path, state: "PartialState") -> Path | None:
-    """The newest whole checkpoint, the same in every process; None if the run has none yet.
+    """The newest undamaged checkpoint, the same in every process; None if the run has none yet.
 
-    Removes what a killed run left unfinished. A damaged checkpoint is named in the log and renamed.
+    Removes unfinished folders of a killed run. A damaged checkpoint is logged and renamed.
 
     Raises:
         DataError: there are checkpoints, and all of them are damaged.
@@ -120,7 +120,7 @@ def publish(written: Path, target: Path, config: Any = None) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder of a run. If a kill interrupts this, the rest has another name."""
+    """Remove a folder of a run. It is renamed first: a kill leaves no half-removed one."""
     unfinished = folder.parent / UNFINISHED
     unfinished.mkdir(exist_ok=True)
     old = unfinished / f"old-{folder.name}"

@@ -1,4 +1,4 @@
-"""The README.md that is left beside weights: what they are, of what, and how they were made."""
+"""The model card, a README.md beside the weights: what the model is and how it was trained."""
 
 import hashlib
 import platform
@@ -21,7 +21,7 @@ def write_card(
 
     Args:
         fields: of `huggingface_hub.ModelCardData`.
-        started_from: a checkpoint as the user has named it; the Hub's names become `base_model`.
+        started_from: the checkpoint, as the user named it; a Hub name becomes `base_model`.
     """
     if started_from is not None and is_repository(started_from):
         fields = {**fields, "base_model": started_from}
@@ -32,13 +32,13 @@ def write_card(
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; of all columns but the first, numbers are meant."""
+    """A Markdown table; all columns but the first are aligned as numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def data_table(files: Mapping[str, str]) -> str:
-    """What the data was: a row per name, with the digest of each file."""
+    """A table of the data: a row per name, with the digest of each file."""
     rows = [
         (name, Path(path).name, f"`{_sha256(path)}`" if Path(path).is_file() else "")
         for name, path in files.items()
@@ -47,7 +47,7 @@ def data_table(files: Mapping[str, str]) -> str:
 
 
 def versions() -> str:
-    """The software that made it."""
+    """The versions of the software."""
     return (
         f"spanbert_fast {version('spanbert-fast')}, transformers {transformers.__version__}, torch "
         f"{torch.__version__}, Python {platform.python_version()}"

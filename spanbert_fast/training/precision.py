@@ -1,9 +1,9 @@
-"""Which arithmetic a run computes in, and in which dtype it keeps its weights."""
+"""The precision in which a run computes, and the dtype in which it keeps its weights."""
 
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -11,14 +11,15 @@ from torch import nn
 from spanbert_fast.errors import UsageError
 from spanbert_fast.models.loading import stored_dtype
 from spanbert_fast.ops._precision import product_dtype
+from spanbert_fast.training.options import RunOptions
 
 logger = logging.getLogger("spanbert_fast")
-Options = TypeVar("Options", bound=Any)
+Options = TypeVar("Options", bound=RunOptions)
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def with_precision(options: Options) -> Options:
-    """A run's options with a precision that is not "auto"; weights in bf16 compute in bf16.
+    """A run's options with "auto" resolved; with weights in bf16 the precision is bf16.
 
     Raises:
         UsageError: as `resolved_precision`.
@@ -34,9 +35,9 @@ def with_precision(options: Options) -> Options:
 
 
 def with_weights_in(weights_dtype: str, model: Model) -> Model:
-    """The model, changed in place, with its weights in "fp32" or "bf16".
+    """Convert the model's weights, in place, to "fp32" or "bf16"; returns the model.
 
-    Says so where a checkpoint in half precision is trained in fp32: small steps would be lost.
+    It logs when a checkpoint in half precision is trained in fp32, as half would lose small steps.
     """
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[weights_dtype]
     before = next(p.dtype for p in model.parameters() if p.is_floating_point())
@@ -52,9 +53,9 @@ def with_weights_in(weights_dtype: str, model: Model) -> Model:
 
 
 def fastest_precision(device: torch.device) -> str:
-    """ "bf16" where the device has units for its products, else "fp32".
+    """ "bf16" if the device has units for bf16 products, else "fp32".
 
-    The answer comes from what the device is, not from a measurement, so that equal runs stay equal.
+    The answer depends on the kind of device, not on a measurement: equal runs stay equal.
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -63,10 +64,10 @@ def fastest_precision(device: torch.device) -> str:
 
 
 def resolved_precision(precision: str, device: torch.device) -> str:
-    """`precision`, with "auto" made the fastest one; says so where another would be faster.
+    """`precision`, with "auto" replaced by the fastest; logs if another would be faster.
 
     Raises:
-        UsageError: fp16 on a CPU, where the Trainer would compute in fp32 without a word.
+        UsageError: fp16 on a CPU, where the Trainer would silently compute in fp32.
     """
     fastest = fastest_precision(device)
     if precision == "auto":

@@ -1,4 +1,5 @@
-"""Where the time of a training step goes: a trace for a browser, its widest rows for a person."""
+"""Shows where the time of a training step goes: a trace for a browser, and a table of its top
+rows."""
 
 import logging
 from pathlib import Path
@@ -17,7 +18,7 @@ class Profile(TrainerCallback):
 
     Args:
         steps: how many.
-        path: of the trace, for chrome://tracing or ui.perfetto.dev; the run's directory is there.
+        path: file for the trace, to open in chrome://tracing or ui.perfetto.dev. Its folder exists.
     """
 
     def __init__(self, steps: int, path: Path):

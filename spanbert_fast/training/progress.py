@@ -1,59 +1,46 @@
-"""How far a run is: a bar on a terminal, plain lines in a log file, a file of metrics."""
+"""Shows a run's progress: a bar on a terminal, plain lines in a log file, events for
+TensorBoard."""
 
-import json
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from spanbert_fast import meter
-from spanbert_fast.training.run_directory import METRICS
 
-_LOGGED = (
-    "mlm_loss",
-    "sbo_loss",
-    "learning_rate",
-    "tokens_per_second",
-    "tokens",
-    "masked_tokens",
-    "spans",
-    "grad_norm",
-)
-_COLUMNS = (
-    ("mlm_loss", "mlm loss {:.3f}"),
-    ("sbo_loss", "sbo loss {:.3f}"),
-    ("learning_rate", "lr {:.2e}"),
-    ("tokens_per_second", "{:,.0f} tokens/s"),
-)
+Describe = Callable[[dict], str | None]
 
 
-def readable(logs: dict) -> str:
-    """The numbers of a log line that a person watches."""
-    return "  ".join(form.format(logs[name]) for name, form in _COLUMNS if name in logs)
+def show_progress(trainer: Trainer, run: Path, describe: Describe) -> None:
+    """Replace a Trainer's printed lines by `Progress`, and add TensorBoard's events.
 
-
-def pretraining_line(logs: dict) -> str | None:
-    """The text to show for a log line of pre-training; None to show nothing."""
-    if "mlm_loss" in logs:
-        return readable(logs)
-    if "eval_mlm_loss" in logs:
-        mlm, sbo = logs["eval_mlm_loss"], logs["eval_sbo_loss"]
-        return f"held out: mlm loss {mlm:.3f}  sbo loss {sbo:.3f}"
-    return None
+    Args:
+        run: the run's directory, in which TensorBoard's events are written.
+        describe: see `Progress`.
+    """
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(Progress(describe))
+    tensorboard = TensorBoardCallback()
+    # a directory, not a writer: training closes its writer, but an evaluation follows
+    tensorboard.logging_dir = str(run / "tensorboard")
+    trainer.add_callback(tensorboard)
 
 
 class Progress(TrainerCallback):
-    """One bar over all steps and every log line above it; where stderr is not a terminal, the log
-    lines with the time that is left, and one such line at least every `meter.SECONDS`.
+    """One bar over all steps with the log lines above it. If stderr is not a terminal, the log
+    lines alone, with the time left; at least one such line every `meter.SECONDS`.
 
     Args:
-        describe: a log line's numbers as text; None to leave it out.
+        describe: makes the text of a log line from its numbers; None leaves the line out.
     """
 
-    def __init__(self, describe: Callable[[dict], str | None] = pretraining_line) -> None:
+    def __init__(self, describe: Describe) -> None:
         self.describe = describe
         self.bar: tqdm | None = None
         self._first_step = 0
@@ -98,17 +85,3 @@ class Progress(TrainerCallback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-
-
-class MetricsFile(TrainerCallback):
-    """Writes a line of metrics.jsonl for every log step."""
-
-    def __init__(self, run: Path):
-        self.path = run / METRICS
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or "mlm_loss" not in (logs or {}):
-            return
-        line = {"step": state.global_step, **{name: logs[name] for name in _LOGGED if name in logs}}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")

@@ -1,14 +1,14 @@
-"""What a run gives back to the program that has started it."""
+"""The result of a run, for the program that started it."""
 
 from pathlib import Path
 
 
 class RunResult(dict):
-    """The figures of a run, as its summary.json or metrics.json holds them, and where it lies.
+    """The figures of a run, as in its summary.json or metrics.json, and the paths of its files.
 
     Attributes:
         output_dir: the run's directory.
-        model_dir: the checkpoint that it has left, with its tokenizer and its card.
+        model_dir: the run's checkpoint, with its tokenizer and model card.
     """
 
     def __init__(self, figures: dict, output_dir: str | Path):

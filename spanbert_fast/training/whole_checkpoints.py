@@ -14,12 +14,12 @@ from spanbert_fast.training.checkpoints import UNFINISHED, checkpoints, drop_old
 
 
 class WholeCheckpoints(Trainer):
-    """A Trainer whose checkpoints are complete and finite, or do not exist.
+    """A Trainer that writes only complete checkpoints with finite weights.
 
     The arguments must have `logging_nan_inf_filter=False`; with True it hides losses of NaN.
     """
 
-    model: PreTrainedModel  # never None behind the Trainer's __init__
+    model: PreTrainedModel  # the Trainer's __init__ sets it
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -27,7 +27,7 @@ class WholeCheckpoints(Trainer):
         self.add_callback(_LogsBeforeSaving())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As the Trainer does.
+        """Log as the Trainer does, and check the loss.
 
         Raises:
             FloatingPointError: the loss is NaN or infinite.
@@ -73,7 +73,7 @@ class WholeCheckpoints(Trainer):
             self.accelerator.wait_for_everyone()
             best_step = self.state.best_global_step
             best = f"checkpoint-{best_step}" if best_step else None
-            if best is not None:  # where it will be, not where it was written
+            if best is not None:  # its final place, not the folder in which it was written
                 self.state.best_model_checkpoint = str(run / best)
             if self.args.should_save:
                 publish(run / UNFINISHED / name, run / name, self.model.config)
@@ -90,7 +90,7 @@ class WholeCheckpoints(Trainer):
             self._writing_to = None
 
     def _load_best_model(self) -> None:
-        """As the Trainer does, even if the run's directory has moved.
+        """Load it as the Trainer does, even if the run's directory has been moved.
 
         Raises:
             DataError: the best checkpoint is damaged.

@@ -61,7 +61,7 @@ def test_losses_that_differ_are_not_timed(data, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     bench = importlib.import_module("bench_finetuning")
     from spanbert_fast.data.tokenizer import load_tokenizer
-    from spanbert_fast.training.finetune_options import FinetuneOptions
+    from spanbert_fast.training.finetuning.options import FinetuneOptions
 
     train = str(data / "wnut17/train.conll")
     options = FinetuneOptions("ner", str(data / "model"), train, train, str(data / "run"))

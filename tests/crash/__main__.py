@@ -285,8 +285,8 @@ def main() -> int:
     import torch
 
     import spanbert_fast.commands.fill  # noqa: F401
-    import spanbert_fast.training.finetune  # noqa: F401
-    import spanbert_fast.training.pretrain  # noqa: F401
+    import spanbert_fast.training.finetuning.finetune  # noqa: F401
+    import spanbert_fast.training.pretraining.pretrain  # noqa: F401
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="crash-") as folder:

@@ -40,7 +40,7 @@ class Workers:
         from spanbert_fast import DataCollatorForSpanMasking, FillSpan, SpanBertForPreTraining
         from spanbert_fast.data.tokenizer import load_tokenizer
         from spanbert_fast.tasks.ner import NamedEntities
-        from spanbert_fast.training.finetune_models import initial_model
+        from spanbert_fast.training.finetuning.models import initial_model
 
         write_folder(folder)
         self.tokenizer = load_tokenizer(folder / "model")

@@ -40,9 +40,9 @@ from spanbert_fast.data.words import word_start_table
 from spanbert_fast.integrations.import_fairseq import import_fairseq
 from spanbert_fast.models import SpanBertForPreTraining
 from spanbert_fast.tasks import task_class
-from spanbert_fast.training.finetune_options import FinetuneOptions, options_of_run
-from spanbert_fast.training.finetune_run import load_task, save_task
-from spanbert_fast.training.options import PretrainOptions, resumed_options
+from spanbert_fast.training.finetuning.options import FinetuneOptions, options_of_run
+from spanbert_fast.training.finetuning.run_directory import load_task, save_task
+from spanbert_fast.training.pretraining.options import PretrainOptions, resumed_options
 
 
 @dataclass(frozen=True)

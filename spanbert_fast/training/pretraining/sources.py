@@ -1,4 +1,4 @@
-"""The beginning of a run: its tokenizer, its tokenised text and its first model."""
+"""What a run starts from: its tokenizer, its tokenised text and its initial model."""
 
 import dataclasses
 import logging
@@ -25,14 +25,14 @@ from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.hub import check_name, folder_of
 from spanbert_fast.models import AutoModelForSpanPreTraining, SpanBertForPreTraining
 from spanbert_fast.models.span_objectives import SpanObjectives
-from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.pretraining.options import PretrainOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger("spanbert_fast")
 
-POOL_SIZE = 1 << 16  # entries of the pool from which random replacements are drawn
+POOL_SIZE = 1 << 16  # entries of the pool from which random tokens are drawn
 
 
 def check_paths(options: PretrainOptions, *, resume: bool = False) -> None:
@@ -65,7 +65,7 @@ def documents_of(paths: tuple[str, ...], max_line_bytes: int):
 def text_and_tokenizer(
     options: PretrainOptions, run: Path, ready: "Dataset | None" = None
 ) -> tuple[list[Shard], PreTrainedTokenizerBase]:
-    """(shards, tokenizer) of the run. Text that is not prepared is tokenised now.
+    """(shards, tokenizer) of the run. Text that is not prepared is tokenised first.
 
     Args:
         ready: documents in place of `options.data`.
@@ -125,12 +125,12 @@ def _check_shards(shards: Sequence[Shard], tokenizer: PreTrainedTokenizerBase) -
 
 
 def initial_model(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) -> SpanObjectives:
-    """A new SpanBERT, or the model of `--init-from`. `from_pretrained` says what a checkpoint may
-    lack.
+    """A new SpanBERT, or the model of `--init-from`; see `from_pretrained` for the parts that a
+    checkpoint may lack.
 
     Raises:
-        UsageError: the checkpoint is no encoder that can be trained so, or its vocabulary or
-            position table is too small for the run.
+        UsageError: the checkpoint's architecture is not supported, or its vocabulary or position
+            table is too small for the run.
         DataError: the checkpoint is incomplete or malformed.
     """
     recipe = options.recipe
@@ -146,7 +146,7 @@ def initial_model(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) 
     try:
         model = AutoModelForSpanPreTraining.from_pretrained(
             start,
-            dtype=torch.float32,  # whatever it is stored in: small steps are lost in half precision
+            dtype=torch.float32,  # fp32, however it is stored: half precision loses small steps
             **{name: value for name, value in fields.items() if name in given},
         )
     except UsageError as error:
@@ -164,7 +164,7 @@ def initial_model(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) 
 def of_the_tokenizer(
     options: PretrainOptions, tokenizer: PreTrainedTokenizerBase
 ) -> PretrainOptions:
-    """The options with sequences no longer than the tokenizer says, unless the user has chosen."""
+    """The options with sequences within the tokenizer's limit, unless the user chose a length."""
     limit, length = tokenizer.model_max_length, options.recipe.max_seq_length
     if length <= limit:
         return options

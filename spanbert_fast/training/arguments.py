@@ -9,19 +9,18 @@ import torch
 from transformers import TrainingArguments
 
 from spanbert_fast.errors import UsageError
-from spanbert_fast.training.finetune_options import FinetuneOptions
-from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.options import RunOptions
 
 logger = logging.getLogger("spanbert_fast")
 
 
 def trainer_arguments(
-    command: str, options: PretrainOptions | FinetuneOptions, own: Mapping[str, Any]
+    command: str, options: RunOptions, own: Mapping[str, Any]
 ) -> TrainingArguments:
     """A run's arguments; joins the process group under torchrun.
 
     Args:
-        command: the subcommand, for what is said to the user.
+        command: the subcommand, for messages.
         options: of the run; its `training_arguments` win over all others.
         own: fields that this command alone sets.
 

@@ -11,9 +11,8 @@ from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.schema import check, rules_of
 from spanbert_fast.tasks import names, task_class
 from spanbert_fast.tasks.base import Task
-from spanbert_fast.training.no_effect import refuse_without_effect
-from spanbert_fast.training.options import check_precision
-from spanbert_fast.training.run_directory import OPTIONS, read_object, was_started
+from spanbert_fast.training.options import check_precision, refuse_without_effect
+from spanbert_fast.training.run_files import OPTIONS, read_object, was_started
 
 ENGINES = ("spanbert_fast", "transformers")
 _OWN_CHOICE = "a run keeps the checkpoint of its best epoch, by the task's figure"
@@ -32,27 +31,31 @@ _WITHOUT_EFFECT = {
 class FinetuneOptions:
     """All options of a fine-tuning run. A hyper-parameter of None takes the task's default.
 
+        >>> options = FinetuneOptions("ner", "runs/first/model", None, None, "runs/ner", epochs=3)
+        >>> options.value("epochs"), options.value("batch_size")
+        (3, 16)
+
     Attributes:
-        task: "qa", "ner", "relation", "classify", "coref", or one of `tasks.register`.
+        task: "qa", "ner", "relation", "classify", "coref", or the name of a registered task.
         model: a BERT or SpanBERT checkpoint with its tokenizer: a directory, or a name of the Hub.
-        train, dev, test: data files; dev chooses the best checkpoint, test is optional. None where
-            the program that calls `finetune` has the examples ready.
+        train, dev, test: data files; dev chooses the best checkpoint, test is optional. None if
+            the caller passes the examples to `finetune`.
         output_dir: where everything is written.
         task_options: keyword arguments of the task.
         learning_rate, head_learning_rate, epochs, batch_size: see `tasks.base.Defaults`.
         gradient_accumulation_steps: number of batches in one optimiser step.
         warmup_ratio: share of the steps in which the learning rate rises.
         weight_decay, max_grad_norm: as in BERT.
-        dropout: of hidden states and attention; None for that of the checkpoint.
+        dropout: of hidden states and attention; None for the checkpoint's.
         precision: "fp32", autocast in "bf16" or "fp16", or "auto" for the fastest on the device.
-        weights_dtype: of the weights while they are trained, whatever the checkpoint is stored in:
-            "fp32", or "bf16", which takes half the memory and loses small updates.
+        weights_dtype: dtype of the weights in training, however the checkpoint is stored: "fp32",
+            or "bf16", which takes half the memory and loses small updates.
         engine: "spanbert_fast", or "transformers" for its BERT with sdpa attention, from the same
             start and over the same batches, to compare with.
-        seed: of the head's weights, the order of the data, the dropout.
+        seed: decides the head's first weights, the order of the data and the dropout.
         patience: stop after this many epochs without a better dev figure; 0 for never.
         skip_bad: leave bad data out, and count it.
-        max_train, max_dev: use this many examples, at even distances in the file; None for all.
+        max_train, max_dev: use this many examples, evenly spaced in the file; None for all.
         training_arguments: further fields of transformers.TrainingArguments.
     """
 
@@ -156,7 +159,7 @@ def options_of_run(output_dir: str) -> FinetuneOptions:
     rules = rules_of(FinetuneOptions)
     saved = read_object(run / OPTIONS, rules, all_of_them=False)
     check(run / OPTIONS, saved, {name: rules[name] for name in ("task", "model")})
-    for name in ("train", "dev"):  # null where a caller gave the data itself, but never left out
+    for name in ("train", "dev"):  # null if the caller passed the data itself, but never missing
         if name not in saved:
             raise DataError(f"{run / OPTIONS}: {name} must be {rules[name].words}, it is missing")
     saved = {name: value for name, value in saved.items() if name in rules}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spanbert_fast.tasks.base import Task
-from spanbert_fast.training.finetune_options import FinetuneOptions
+from spanbert_fast.training.finetuning.options import FinetuneOptions
 from spanbert_fast.training.model_card import data_table, table, versions, write_card
 
 _HYPER_PARAMETERS = (
@@ -27,7 +27,7 @@ _WITH_DEFAULTS = ("learning_rate", "head_learning_rate", "epochs", "batch_size")
 
 
 def draw_finetuning(path: Path, log_history: Sequence[dict], metric: str) -> Path:
-    """Draw training loss and dev figure over epochs, as a PNG that needs no colour."""
+    """Draw training loss and dev figure over epochs as a PNG that is readable without colour."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -60,7 +60,7 @@ def write_model_card(model_dir: Path, options: FinetuneOptions, task: Task, resu
         value = getattr(options, name)
         if value is None and name in _WITH_DEFAULTS:
             value = options.value(name)
-        if value is None and name == "head_learning_rate":  # that of the encoder
+        if value is None and name == "head_learning_rate":  # the same as the encoder's
             continue
         values.append((name, "as in the checkpoint" if value is None else value))
     values.append(("max_seq_length", task.max_seq_length))
@@ -102,7 +102,7 @@ Made by `spanbert-fast finetune {task.name}` from `{options.model}`. The weights
 
 
 def _shown(value: float) -> str:
-    """A count as it is, a figure with four digits."""
+    """An int in full, a float with four digits."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 

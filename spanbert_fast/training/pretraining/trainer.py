@@ -10,7 +10,7 @@ from spanbert_fast.data.batches import TokenBudgetBatches
 from spanbert_fast.data.blocks import BlockDataset
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
 from spanbert_fast.data.static_shapes import BatchSizes
-from spanbert_fast.training.evaluation import HeldOut, held_out_losses
+from spanbert_fast.training.pretraining.evaluation import HeldOut, held_out_losses
 from spanbert_fast.training.whole_checkpoints import WholeCheckpoints
 
 
@@ -80,13 +80,14 @@ class SpanPretrainingTrainer(WholeCheckpoints):
     # Loss
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Also counts the targets and tokens of the global batch, by which losses are divided."""
+        """Get the batches, and count the targets of the global batch, by which losses are
+        divided."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         sizes = BatchSizes.sum_of(batches)
         self._tokens_and_spans += torch.stack([sizes.tokens, sizes.spans])
         counts = torch.stack([sizes.mlm_targets, sizes.sbo_targets, sizes.tokens])
         if torch.device(device).type == "cuda":
-            counts = counts.pin_memory()  # a copy for which the host does not wait
+            counts = counts.pin_memory()  # the host does not wait for this copy
         counts = counts.to(device, non_blocking=True)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
@@ -109,7 +110,7 @@ class SpanPretrainingTrainer(WholeCheckpoints):
         return outputs["loss"]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The share of a micro-batch in the loss of the global batch."""
+        """A micro-batch's share of the global batch's loss."""
         outputs = model(**inputs)
         self._track(outputs)
         # DDP and FSDP average the ranks' gradients, but shares must be added
@@ -125,7 +126,7 @@ class SpanPretrainingTrainer(WholeCheckpoints):
 
     @torch.no_grad()
     def _track(self, outputs) -> None:
-        """Add up on the device; the host reads nothing until a log line is due."""
+        """Add up the figures on the device; the host reads them only when a log line is due."""
         mlm_count, sbo_count = outputs["mlm_count"].double(), outputs["sbo_count"].double()
         step = torch.stack(
             [
@@ -172,7 +173,7 @@ class SpanPretrainingTrainer(WholeCheckpoints):
         )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in losses.items()}
         self.log(dict(metrics))
-        # evaluation is not training time
+        # evaluation does not count as training time
         self._tracked_since += time.perf_counter() - began
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -182,4 +183,4 @@ class SpanPretrainingTrainer(WholeCheckpoints):
     def _save_checkpoint(self, model, trial) -> None:
         began = time.perf_counter()
         super()._save_checkpoint(model, trial)
-        self._tracked_since += time.perf_counter() - began  # saving is not training time
+        self._tracked_since += time.perf_counter() - began  # saving does not count as training time

@@ -11,8 +11,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import TrainerCallback, TrainingArguments
-from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from spanbert_fast.data.blocks import BlockDataset
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
@@ -23,25 +21,27 @@ from spanbert_fast.models import AutoModelForSpanPreTraining
 from spanbert_fast.models.span_boundary_file import set_apart
 from spanbert_fast.models.span_objectives import SpanObjectives
 from spanbert_fast.schema import OBJECT, number
-from spanbert_fast.training import run_directory
 from spanbert_fast.training.captured_step import CapturedStep
 from spanbert_fast.training.checkpoints import checkpoint_step, checkpoint_to_resume
-from spanbert_fast.training.evaluation import HeldOut, unigram_cross_entropy
-from spanbert_fast.training.fitted_length import fitted_run
-from spanbert_fast.training.options import PretrainOptions
 from spanbert_fast.training.precision import with_precision, with_weights_in
-from spanbert_fast.training.pretrain_arguments import check_device, training_arguments
-from spanbert_fast.training.pretrain_card import write_pretraining_card
-from spanbert_fast.training.progress import MetricsFile, Progress
-from spanbert_fast.training.result import RunResult
-from spanbert_fast.training.sources import (
+from spanbert_fast.training.pretraining import run_directory
+from spanbert_fast.training.pretraining.arguments import check_device, training_arguments
+from spanbert_fast.training.pretraining.evaluation import HeldOut, unigram_cross_entropy
+from spanbert_fast.training.pretraining.fitted_length import fitted_run
+from spanbert_fast.training.pretraining.log import MetricsFile, log_line
+from spanbert_fast.training.pretraining.options import PretrainOptions
+from spanbert_fast.training.pretraining.report import draw_curves, write_pretraining_card
+from spanbert_fast.training.pretraining.sources import (
     check_paths,
     initial_model,
     of_the_tokenizer,
     random_token_pool,
     text_and_tokenizer,
 )
-from spanbert_fast.training.trainer import SpanPretrainingTrainer
+from spanbert_fast.training.pretraining.trainer import SpanPretrainingTrainer
+from spanbert_fast.training.progress import show_progress
+from spanbert_fast.training.result import RunResult
+from spanbert_fast.training.run_files import read_object, write_json
 
 logger = logging.getLogger("spanbert_fast")
 
@@ -55,19 +55,26 @@ def pretrain(
     model: SpanObjectives | None = None,
     documents: Dataset | None = None,
 ) -> RunResult:
-    """Run (or go on with) a pre-training run; returns what its summary.json holds.
+    """Start or resume a pre-training run; returns the content of its summary.json.
 
-    Works in one process and, one call per process, under torchrun and `accelerate launch`.
+        >>> from datasets import Dataset
+        >>> documents = Dataset.from_dict({"text": ["The river follows the winter."] * 50})
+        >>> few = {"max_steps": 2, "tokens_per_batch": 256, "max_seq_length": 32}
+        >>> options = PretrainOptions("runs/more", init_from="runs/first/model", overrides=few)
+        >>> pretrain(options, documents=documents)["steps"]
+        2
+
+    It works in one process, and with one call per process under torchrun and `accelerate launch`.
 
     Args:
         options: for a resumed run, as `resumed_options` gives them.
-        resume: go on from the last whole checkpoint, bit for bit on the CPU.
+        resume: continue from the last undamaged checkpoint, bit for bit on the CPU.
         overwrite: replace a run that the directory holds.
-        callbacks: of the Trainer, beside its own.
-        model: ready to train (of `AutoModelForSpanPreTraining`), in place of a new one or of
-            `options.init_from`; its tokenizer is `options.tokenizer`, and its weights are made
-            `options.weights_dtype`.
-        documents: a `datasets.Dataset` with a column `text`, a document a row, in place of
+        callbacks: further callbacks of the Trainer.
+        model: a model of `AutoModelForSpanPreTraining`, in place of a new one or of
+            `options.init_from`; its tokenizer is `options.tokenizer`, and its weights are
+            converted to `options.weights_dtype`.
+        documents: a `datasets.Dataset` with a column `text` and a document per row, in place of
             `options.data`.
 
     Raises:
@@ -81,14 +88,14 @@ def pretrain(
     arguments = training_arguments(options)
     if options.cuda_graph:
         check_device(arguments)
-    state = PartialState()  # the arguments have joined the other processes
+    state = PartialState()  # training_arguments has joined the other processes
     with locked(options.output_dir) if state.is_main_process else nullcontext():
         given = Given(callbacks, model, documents)
         return _pretrain(options, arguments, state, given, resume=resume, overwrite=overwrite)
 
 
 class Given(NamedTuple):
-    """What a program hands to `pretrain` beside the options."""
+    """The arguments of `pretrain` beside the options."""
 
     callbacks: Sequence[TrainerCallback]
     model: SpanObjectives | None
@@ -175,10 +182,10 @@ def _pretrain(
             "unigram_cross_entropy": unigram_cross_entropy(counts, held_out),
         }
         if state.is_main_process:
-            run_directory.write_json(run / run_directory.SUMMARY, summary)
+            write_json(run / run_directory.SUMMARY, summary)
     else:
         rules = {"held_out_before": OBJECT, "unigram_cross_entropy": number(0, 1e9)}
-        summary = run_directory.read_object(run / run_directory.SUMMARY, rules)
+        summary = read_object(run / run_directory.SUMMARY, rules)
 
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
@@ -229,14 +236,8 @@ def make_trainer(
         held_out=held_out,
         capture=CapturedStep if options.cuda_graph else None,
     )
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
     trainer.add_callback(MetricsFile(run))
-    trainer.add_callback(Progress())
-    tensorboard = TensorBoardCallback()
-    # a directory, not a writer: training closes its writer, but an evaluation follows
-    tensorboard.logging_dir = str(run / "tensorboard")
-    trainer.add_callback(tensorboard)
+    show_progress(trainer, run, log_line)
     return trainer
 
 
@@ -245,21 +246,20 @@ def _without_prefix(metrics: dict) -> dict:
 
 
 def _finish(run, summary, options, tokenizer, held_out, device) -> None:
-    """Add what a person looks at first: speed, curves, and one sentence filled in."""
+    """Add what a reader looks at first: speed, curves, and a sentence that the model filled in."""
     lines = run_directory.read_metrics(run)
     speeds = sorted(line["tokens_per_second"] for line in lines)
     summary["tokens_per_second"] = speeds[len(speeds) // 2] if speeds else None
     summary["steps"] = options.recipe.max_steps
     summary["recipe"] = options.recipe_name
     if lines:
-        run_directory.draw_curves(run, summary)
-    model = AutoModelForSpanPreTraining.from_pretrained(run / "model").to(
-        device
-    )  # as a user will load it
+        draw_curves(run, summary)
+    # loaded as a user will load it
+    model = AutoModelForSpanPreTraining.from_pretrained(run / "model").to(device)
     masked, original = example_sentence(held_out, tokenizer)
     filled = FillSpan(model, tokenizer)(masked, head="both", top_k=1)[0]
     summary["example"] = {"masked": masked, "filled": filled.text, "original": original}
-    run_directory.write_json(run / run_directory.SUMMARY, summary)
+    write_json(run / run_directory.SUMMARY, summary)
 
 
 def example_sentence(held_out: HeldOut, tokenizer, length: int = 40) -> tuple[str, str]:

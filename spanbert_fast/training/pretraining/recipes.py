@@ -35,6 +35,9 @@ def _masking(default, help: str, choices: tuple[str, ...] | None = None):
 class Recipe:
     """Every value that decides what is trained, and on what. The defaults are those of the paper
     (Joshi et al. 2020, sections 3 and 4.2), or of the released code if the paper gives none.
+
+        >>> Recipe().override(max_steps=1000).max_steps
+        1000
     """
 
     hidden_size: int = _model(768, "features of a token")

@@ -18,14 +18,16 @@ from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.hub import folder_of
 from spanbert_fast.tasks.base import Example, Examples, Task
 from spanbert_fast.tasks.windows import WindowDataset
-from spanbert_fast.training import finetune_run, run_directory
 from spanbert_fast.training.checkpoints import checkpoint_to_resume
-from spanbert_fast.training.finetune_models import initial_model
-from spanbert_fast.training.finetune_options import FinetuneOptions
-from spanbert_fast.training.finetune_report import draw_finetuning, write_model_card
-from spanbert_fast.training.finetune_trainer import make_trainer, training_arguments
+from spanbert_fast.training.finetuning import run_directory
+from spanbert_fast.training.finetuning.arguments import training_arguments
+from spanbert_fast.training.finetuning.models import initial_model
+from spanbert_fast.training.finetuning.options import FinetuneOptions
+from spanbert_fast.training.finetuning.report import draw_finetuning, write_model_card
+from spanbert_fast.training.finetuning.trainer import make_trainer
 from spanbert_fast.training.precision import with_precision, with_weights_in
 from spanbert_fast.training.result import RunResult
+from spanbert_fast.training.run_files import write_json
 
 logger = logging.getLogger("spanbert_fast")
 
@@ -39,10 +41,17 @@ def finetune(
     model: nn.Module | None = None,
     data: Mapping[str, Sequence[Example]] | None = None,
 ) -> RunResult:
-    """Run (or go on with) a fine-tuning; returns what its metrics.json holds.
+    """Start or resume a fine-tuning run; returns the content of its metrics.json.
 
-    Works in one process, and under torchrun with one call per process. There batch_size is that of
-    each process; the first process writes, and all return the same figures.
+        >>> from spanbert_fast.tasks.ner import Sentence
+        >>> words = [Sentence("0", "", ["London", "had", "fog"], ["B-LOC", "O", "O"])] * 8
+        >>> fields = {"task_options": {"max_seq_length": 32}, "batch_size": 4, "epochs": 1}
+        >>> options = FinetuneOptions("ner", "runs/first/model", None, None, "runs/ner", **fields)
+        >>> finetune(options, data={"train": words, "dev": words})["steps"]
+        2
+
+    It works in one process, and under torchrun with one call per process. There batch_size counts
+    for each process; the first process writes the files, and all return the same figures.
 
     The output directory then has: model/ (weights of the best epoch, tokenizer, task.json, a model
     card), predictions of dev and test in the task's official format, metrics.json, curves.png,
@@ -50,12 +59,12 @@ def finetune(
 
     Args:
         options: for a resumed run, as `options_of_run` gives them.
-        resume: go on from the last whole checkpoint.
+        resume: continue from the last undamaged checkpoint.
         overwrite: replace a run that the directory holds.
-        callbacks: of the Trainer, beside its own.
-        model: ready to train, with the task's head, in place of one made from `options.model`,
-            which then gives the tokenizer alone; its weights are made `options.weights_dtype`.
-        data: ready examples by split ("train", "dev", "test"), in place of the files' own.
+        callbacks: further callbacks of the Trainer.
+        model: a model with the task's head, in place of one made from `options.model`, which then
+            gives only the tokenizer; its weights are converted to `options.weights_dtype`.
+        data: examples by split ("train", "dev", "test"), in place of those in the files.
 
     Raises:
         UsageError: the options cannot be met, or another process writes there.
@@ -72,7 +81,7 @@ def finetune(
 
 
 class Given(NamedTuple):
-    """What a program hands to `finetune` beside the options."""
+    """The arguments of `finetune` beside the options."""
 
     callbacks: Sequence[TrainerCallback]
     model: nn.Module | None
@@ -89,11 +98,11 @@ def _finetune(
     overwrite: bool,
 ) -> RunResult:
     run = Path(options.output_dir)
-    if resume and (done := finetune_run.finished(run)) is not None:
+    if resume and (done := run_directory.finished(run)) is not None:
         logger.info("the run in %s is finished: nothing is trained", run)
         return RunResult(done, run)
     if not resume and processes.is_main_process:
-        finetune_run.check_run(run, options, overwrite=overwrite)
+        run_directory.check_run(run, options, overwrite=overwrite)
     task = options.make_task()
     data = read_all(task, options, given.data or {})
     start = folder_of(options.model, "--model")
@@ -102,7 +111,7 @@ def _finetune(
     if new_tokens:
         tokenizer.add_tokens(new_tokens, special_tokens=True)
     keep_fitting(task, data, tokenizer, options)
-    set_seed(options.seed)  # of the head's weights
+    set_seed(options.seed)  # the head's weights are drawn with it
     model = given.model
     if model is None:
         model = initial_model(
@@ -117,7 +126,7 @@ def _finetune(
     windows = WindowDataset(task, data["train"], tokenizer)
     checkpoint = checkpoint_to_resume(run, processes) if resume else None
     if not resume and processes.is_main_process:
-        finetune_run.start_run(run, options)
+        run_directory.start_run(run, options)
     logger.info(
         "%s: %s examples (%s windows, %s word pieces) to train on, %s for dev",
         task.name,
@@ -140,18 +149,18 @@ def _finetune(
             if task.has_answers(data[split]):
                 result[split] = task.metrics(data[split], predictions)
             if processes.is_main_process:
-                path = finetune_run.predictions_path(run, split, task)
+                path = run_directory.predictions_path(run, split, task)
                 task.write(path, data[split], predictions)
     result["best_epoch"] = _best_epoch(trainer)
     result["steps"] = trainer.state.global_step
     result["seconds"] = round(seconds, 1)
     result["skipped"] = data["skipped"]
     if processes.is_main_process:
-        run_directory.write_json(run / finetune_run.METRICS, result)
+        write_json(run / run_directory.METRICS, result)
         draw_finetuning(run / "curves.png", trainer.state.log_history, task.metric)
 
     def finish(folder: Path) -> None:
-        finetune_run.save_task(task, folder)
+        run_directory.save_task(task, folder)
         write_model_card(folder, options, task, result)
 
     trainer.export(run / "model", finish)
@@ -162,7 +171,7 @@ def _finetune(
 def read_all(
     task: Task, options: FinetuneOptions, ready: Mapping[str, Sequence[Example]] = {}
 ) -> dict:
-    """The examples of each split that is given, and under `skipped` how many were bad.
+    """The examples of each given split, and under `skipped` the number of bad ones.
 
     Args:
         ready: splits that need not be read.
@@ -182,7 +191,8 @@ def read_all(
         most = {"train": options.max_train, "dev": options.max_dev}.get(split)
         data[split] = _evenly(examples.items, most)
         _count_skipped(data, split, examples.skipped, path)
-        if split == "train":  # of all of it, whatever part is used: dev may have its rare labels
+        # from all of it, even if max_train uses a part: dev may have the rare labels
+        if split == "train":
             task.learn(examples.items)
             data["new_tokens"] = task.special_tokens(examples.items)
         else:
@@ -195,7 +205,7 @@ def read_all(
 
 
 def keep_fitting(task: Task, data: dict, tokenizer, options: FinetuneOptions) -> None:
-    """Remove from the data of `read_all`, in place, what does not fit; or raise DataError."""
+    """Remove examples that do not fit from the data of `read_all`, in place; or raise DataError."""
     for split in ("train", "dev", "test"):
         if split in data:
             path = getattr(options, split) or f"data[{split!r}]"
@@ -211,7 +221,7 @@ def _count_skipped(data: dict, split: str, skipped: int, path: str) -> None:
 
 
 def _evenly(items: list, most: int | None) -> list:
-    """At most `most` of the items, at even distances, in their order."""
+    """At most `most` of the items, evenly spaced and in their order."""
     if most is None or most >= len(items):
         return items
     return [items[i * len(items) // most] for i in range(most)]

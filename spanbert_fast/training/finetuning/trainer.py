@@ -1,25 +1,17 @@
-"""The Trainer of a fine-tuning run: its arguments, and its evaluation."""
+"""The Trainer of a fine-tuning run."""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    ProgressCallback,
-    TrainingArguments,
-)
-from transformers.integrations import TensorBoardCallback
+from transformers import EarlyStoppingCallback, TrainingArguments
 
-from spanbert_fast.errors import UsageError
 from spanbert_fast.tasks.base import DocumentTask, Example, Task
 from spanbert_fast.tasks.predict import predict
 from spanbert_fast.tasks.windows import WindowCollator, WindowDataset
-from spanbert_fast.training.finetune_options import FinetuneOptions
-from spanbert_fast.training.progress import Progress
-from spanbert_fast.training.trainer_arguments import trainer_arguments
+from spanbert_fast.training.finetuning.options import FinetuneOptions
+from spanbert_fast.training.progress import show_progress
 from spanbert_fast.training.whole_checkpoints import WholeCheckpoints
 
 logger = logging.getLogger("spanbert_fast")
@@ -36,8 +28,8 @@ class FinetuneTrainer(WholeCheckpoints):
         self.head_learning_rate = head_learning_rate
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
-        """The Trainer's, with groups of their own for the parameters that are not the encoder's
-        where these have a learning rate of their own."""
+        """The Trainer's optimiser; if the head has its own learning rate, its parameters are in
+        groups of their own."""
         made = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if made and self.head_learning_rate is not None:
@@ -46,8 +38,8 @@ class FinetuneTrainer(WholeCheckpoints):
         return optimizer
 
     def predictions(self, examples: Sequence[Example]) -> list:
-        """The model's predictions. Each is made by one process and sent to all, so that all
-        processes measure and decide the same.
+        """The model's predictions. One process makes each of them and sends it to all, so that all
+        processes compute the same figures.
 
         Raises:
             FloatingPointError: they are not finite.
@@ -87,38 +79,6 @@ class FinetuneTrainer(WholeCheckpoints):
         return metrics
 
 
-def training_arguments(options: FinetuneOptions) -> TrainingArguments:
-    """The Trainer's arguments; joins the process group under torchrun.
-
-    Raises:
-        UsageError: a field of `options.training_arguments` is unknown or cannot be.
-    """
-    batch_size = options.value("batch_size")
-    assert batch_size is not None
-    own = {
-        "num_train_epochs": options.value("epochs"),
-        "per_device_train_batch_size": int(batch_size),
-        "gradient_accumulation_steps": options.gradient_accumulation_steps,
-        "learning_rate": options.value("learning_rate"),
-        # below 1 it is a share of the steps
-        "warmup_steps": options.warmup_ratio if options.warmup_ratio < 1 else 0.999999,
-        "weight_decay": options.weight_decay,
-        "max_grad_norm": options.max_grad_norm,
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        "save_total_limit": 2,  # the last one and the best
-        "load_best_model_at_end": True,
-        "metric_for_best_model": options.make_task().metric,
-        "greater_is_better": True,
-        "logging_steps": 0.02,  # a share of the steps
-        "restore_callback_states_from_checkpoint": True,  # patience goes on where it was
-    }
-    arguments = trainer_arguments("finetune", options, own)
-    if arguments.fsdp:  # each process predicts a share of its own, in batches of its own number
-        raise UsageError("--set fsdp: fine-tuning takes no FSDP; under torchrun it uses DDP")
-    return arguments
-
-
 def make_trainer(
     options: FinetuneOptions,
     arguments: TrainingArguments,
@@ -140,12 +100,7 @@ def make_trainer(
         task=task,
         head_learning_rate=options.value("head_learning_rate"),
     )
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    trainer.add_callback(Progress(lambda logs: _log_line(task, logs)))
-    tensorboard = TensorBoardCallback()
-    tensorboard.logging_dir = str(Path(options.output_dir) / "tensorboard")
-    trainer.add_callback(tensorboard)
+    show_progress(trainer, Path(options.output_dir), lambda logs: _log_line(task, logs))
     if options.patience:
         trainer.add_callback(EarlyStoppingCallback(options.patience))
     return trainer
@@ -154,7 +109,7 @@ def make_trainer(
 def _split_groups(
     optimizer: torch.optim.Optimizer, encoder: torch.nn.Module, head_learning_rate: float
 ) -> None:
-    """Move the parameters that are not the encoder's to groups with another learning rate."""
+    """Move the head's parameters into groups with another learning rate."""
     of_encoder = {id(parameter) for parameter in encoder.parameters()}
     for group in list(optimizer.param_groups):
         head = [p for p in group["params"] if id(p) not in of_encoder]

@@ -37,8 +37,8 @@ _HEADS = {
 
 
 def _label_fields(task: Task) -> dict:
-    """What the head decides of a configuration: all of it, so that nothing is left of the task
-    that the checkpoint was fine-tuned on before."""
+    """The fields of a configuration that depend on the head. All of them are set, so that nothing
+    remains of a task that the checkpoint was fine-tuned on before."""
     if isinstance(task, DocumentTask):
         return task.config_fields()
     kind: str | None = None
@@ -56,7 +56,7 @@ def _label_fields(task: Task) -> dict:
 
 
 def _goes_on(stored: BertConfig, task: Task) -> bool:
-    """Whether a checkpoint's head is of this very task: the same kind, the same labels in order."""
+    """Whether a checkpoint's head fits this task: the same kind, the same labels in order."""
     kind = _HEADS[task.head].__name__.removeprefix("SpanBert")
     if not any(name.endswith(kind) for name in stored.architectures or ()):
         return False
@@ -69,7 +69,7 @@ def _goes_on(stored: BertConfig, task: Task) -> bool:
 
 
 def _needs_new_head(directory: Path, task: Task) -> bool:
-    """Whether the checkpoint has a head of another task, or none; says which."""
+    """Whether the checkpoint has no head, or one of another task; logs the decision."""
     stored = SpanBertConfig.from_pretrained(directory)
     tasks = [n for n in stored.architectures or () if n.endswith((*_KINDS,))]
     if _goes_on(stored, task):
@@ -93,8 +93,8 @@ def initial_model(
 
     Args:
         engine: "spanbert_fast", or "transformers" for its class with sdpa attention. Both start
-            from the same weights, also of the head.
-        dropout: of hidden states, attention and head; None for that of the checkpoint.
+            from the same weights, the head's included.
+        dropout: of hidden states, attention and head; None for the checkpoint's.
         new_tokens: tokens that the task has added to the tokenizer.
 
     Raises:
@@ -121,7 +121,7 @@ def initial_model(
     model = _HEADS[task.head].from_pretrained(
         directory,
         config=config,
-        dtype=torch.float32,  # whatever it is stored in: small steps are lost in half precision
+        dtype=torch.float32,  # fp32, however it is stored: half precision loses small steps
         new_head=_needs_new_head(Path(directory), task),
     )
     if vocabulary_size(tokenizer) > config.vocab_size:

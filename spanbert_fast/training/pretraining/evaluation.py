@@ -1,4 +1,4 @@
-"""Measures on held-out text: both losses, their accuracies, and the loss of a unigram model."""
+"""Evaluation on held-out text: both losses and accuracies, and the loss of a unigram model."""
 
 import contextlib
 import dataclasses
@@ -45,7 +45,7 @@ class HeldOut:
             yield self.collator(batch)
 
     def num_blocks(self) -> int:
-        """Blocks that are measured."""
+        """The number of blocks that are measured."""
         return len(self._sample())
 
     def _sample(self) -> list[int]:
@@ -113,8 +113,8 @@ def unigram_cross_entropy(counts: np.ndarray, held_out: HeldOut) -> float:
     """Cross-entropy, in nats, of the training text's word-piece frequencies on the masked tokens.
 
     Args:
-        counts: (vocab,), how often each word piece comes in the training text; one is added to
-            each, so that what never came has a probability.
+        counts: (vocab,), how often each word piece occurs in the training text; one is added to
+            each, so that unseen pieces have a probability, too.
     """
     log_p = np.log(counts + 1.0) - np.log(counts.sum() + len(counts))
     targets = np.concatenate([batch["mlm_targets"].numpy() for batch in held_out.batches()])

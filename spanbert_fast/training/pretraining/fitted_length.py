@@ -1,4 +1,4 @@
-"""`--max-minutes`: as many steps as this machine makes in the time, and a schedule for them."""
+"""`--max-minutes`: finds how many steps this machine makes in that time, and fits the schedule."""
 
 import copy
 import dataclasses
@@ -16,13 +16,13 @@ from spanbert_fast.data.batches import TokenBudgetBatches
 from spanbert_fast.data.blocks import BlockDataset
 from spanbert_fast.data.collator import DataCollatorForSpanMasking
 from spanbert_fast.models.span_objectives import SpanObjectives
-from spanbert_fast.training import run_directory
-from spanbert_fast.training.options import PretrainOptions
-from spanbert_fast.training.recipes import Recipe
+from spanbert_fast.training.pretraining.options import PretrainOptions
+from spanbert_fast.training.pretraining.recipes import Recipe
+from spanbert_fast.training.run_files import OPTIONS, write_json
 
 logger = logging.getLogger("spanbert_fast")
 
-WARM, TIMED = 2, 6  # steps
+WARM, TIMED = 2, 6  # numbers of steps
 
 
 def seconds_per_step(
@@ -32,7 +32,7 @@ def seconds_per_step(
     options: PretrainOptions,
     device: torch.device,
 ) -> float:
-    """Seconds of an optimiser step, from a few steps of a copy of the model."""
+    """Seconds of an optimiser step, measured on a copy of the model."""
     recipe = options.recipe
     model = copy.deepcopy(model)
     model.to(device).train()  # type: ignore[arg-type]  # a decorator of transformers hides self
@@ -65,8 +65,8 @@ def _wait(device: torch.device) -> None:
 
 
 def fitted(options: PretrainOptions, step: float) -> PretrainOptions:
-    """The options with the steps that `max_minutes` holds, at most the recipe's, and as large a
-    share of them to warm up in.
+    """The options with as many steps as fit into `max_minutes`, at most the recipe's. The share of
+    warm-up steps stays the recipe's.
 
     Args:
         step: seconds of an optimiser step on this machine.
@@ -94,8 +94,8 @@ def fitted_run(
     blocks: BlockDataset,
     state: PartialState,
 ) -> PretrainOptions:
-    """The options with the number of steps that the first process has found to fit, written down
-    for a resumed run."""
+    """The options with the number of steps that the first process has measured. They are written to
+    options.json, for a resumed run."""
     found: list[float | None] = [None]
     if state.is_main_process:
         collator = DataCollatorForSpanMasking(
@@ -107,6 +107,6 @@ def fitted_run(
         found = [seconds_per_step(model, blocks, collator, options, state.device)]
     options = fitted(options, *broadcast_object_list(found))
     if state.is_main_process:
-        path = Path(options.output_dir) / run_directory.OPTIONS
-        run_directory.write_json(path, options.to_json(state.num_processes))
+        path = Path(options.output_dir) / OPTIONS
+        write_json(path, options.to_json(state.num_processes))
     return options

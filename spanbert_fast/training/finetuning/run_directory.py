@@ -7,21 +7,26 @@ from spanbert_fast.errors import DataError, UsageError
 from spanbert_fast.schema import OBJECT, check, one_of, read_json, rules_of, whole
 from spanbert_fast.tasks import names, task_class
 from spanbert_fast.tasks.base import Task
-from spanbert_fast.training import run_directory
 from spanbert_fast.training.checkpoints import (
     UNFINISHED,
     checkpoints,
     damaged_checkpoints,
     ended_whole,
 )
-from spanbert_fast.training.finetune_options import FinetuneOptions
+from spanbert_fast.training.finetuning.options import FinetuneOptions
+from spanbert_fast.training.run_files import (
+    OPTIONS,
+    refuse_to_replace,
+    was_started,
+    write_json,
+)
 
 METRICS = "metrics.json"
 TASK_FILE = "task.json"  # beside a fine-tuned model, for `predict`
 
 
 def finished(run: Path) -> dict | None:
-    """What metrics.json of a run says that has ended; None where there is more to do."""
+    """The content of metrics.json if the run has ended, else None."""
     if not (run / METRICS).is_file():
         return None
     content = check(run / METRICS, read_json(run / METRICS), {"dev": OBJECT})
@@ -29,13 +34,10 @@ def finished(run: Path) -> dict | None:
 
 
 def check_run(run: Path, options: FinetuneOptions, *, overwrite: bool) -> None:
-    """Raise UsageError if a directory holds a run that the new one may not replace."""
-    if run_directory.was_started(run):
+    """Raise UsageError if the directory holds a run that must not be replaced."""
+    if was_started(run):
         if not overwrite:
-            raise UsageError(
-                f"--output-dir {run} already holds a run; go on with --resume, or replace it with "
-                "--overwrite"
-            )
+            refuse_to_replace(run)
         if Path(options.model).resolve().is_relative_to(run.resolve()):
             raise UsageError(
                 f"--model {options.model} belongs to the run in --output-dir {run}, which would "
@@ -44,14 +46,14 @@ def check_run(run: Path, options: FinetuneOptions, *, overwrite: bool) -> None:
 
 
 def start_run(run: Path, options: FinetuneOptions) -> None:
-    """Remove the run in a directory, and write the options of the new one."""
-    if run_directory.was_started(run):
+    """Remove an earlier run from the directory, and write the options of the new one."""
+    if was_started(run):
         folders = [run / name for name in ("model", "tensorboard", UNFINISHED)]
         for folder in (*checkpoints(run), *damaged_checkpoints(run), *folders):
             shutil.rmtree(folder, ignore_errors=True)
         (run / METRICS).unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)
-    run_directory.write_json(run / run_directory.OPTIONS, options.to_json())
+    write_json(run / OPTIONS, options.to_json())
 
 
 def predictions_path(run: Path, split: str, task: Task) -> Path:
@@ -63,15 +65,15 @@ def predictions_path(run: Path, split: str, task: Task) -> Path:
 
 def save_task(task: Task, model_dir: Path) -> None:
     """Write the task's arguments beside the model, for `predict`."""
-    run_directory.write_json(model_dir / TASK_FILE, {"task": task.name, **task.state()})
+    write_json(model_dir / TASK_FILE, {"task": task.name, **task.state()})
 
 
 def load_task(model_dir: Path, name: str | None = None) -> Task:
     """The task that a model was fine-tuned on.
 
     Raises:
-        DataError: there is none beside the model.
-        UsageError: it is another one than `name`.
+        DataError: there is no task.json beside the model.
+        UsageError: the task is not `name`.
     """
     path = model_dir / TASK_FILE
     if not path.exists():

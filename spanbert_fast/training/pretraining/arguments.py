@@ -3,15 +3,15 @@
 from transformers import TrainingArguments
 
 from spanbert_fast.errors import UsageError
-from spanbert_fast.training.options import PretrainOptions
-from spanbert_fast.training.trainer_arguments import trainer_arguments
+from spanbert_fast.training.arguments import trainer_arguments
+from spanbert_fast.training.pretraining.options import PretrainOptions
 
 
 def training_arguments(options: PretrainOptions) -> TrainingArguments:
     """The Trainer's arguments; joins the process group under torchrun.
 
     Raises:
-        UsageError: a field of `options.training_arguments` is unknown or cannot be.
+        UsageError: a field of `options.training_arguments` is unknown or not valid.
     """
     recipe = options.recipe
     own = {

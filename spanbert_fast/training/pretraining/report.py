@@ -1,4 +1,4 @@
-"""The model card of a pre-training run."""
+"""What a pre-training run leaves for a reader: its curve and the model card."""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 from spanbert_fast.models import SpanBertForPreTraining
 from spanbert_fast.models.span_objectives import SpanObjectives
 from spanbert_fast.training.model_card import data_table, table, versions, write_card
-from spanbert_fast.training.options import PretrainOptions
+from spanbert_fast.training.pretraining.options import PretrainOptions
+from spanbert_fast.training.pretraining.run_directory import CURVE, read_metrics
 
 _LOSSES = (
     ("masked-LM loss (nats)", "mlm_loss"),
@@ -14,6 +15,43 @@ _LOSSES = (
     ("span boundary loss (nats)", "sbo_loss"),
     ("span boundary accuracy", "sbo_accuracy"),
 )
+
+
+def draw_curves(run: Path, summary: dict) -> Path:
+    """Draw losses over steps as a PNG that is readable without colour; returns its path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = read_metrics(run)
+    steps = [line["step"] for line in lines]
+    figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for name, label, style in (
+        ("mlm_loss", "masked LM, training", "-"),
+        ("sbo_loss", "span boundary, training", "--"),
+    ):
+        axis.plot(steps, [line[name] for line in lines], style, label=label, linewidth=1.2)
+    last = steps[-1] if steps else 0
+    for name, label, marker in (
+        ("mlm_loss", "masked LM, held out", "o"),
+        ("sbo_loss", "span boundary, held out", "s"),
+    ):
+        held_out = [summary[when][name] for when in ("held_out_before", "held_out_after")]
+        axis.plot([0, last], held_out, marker, label=label, markerfacecolor="none", color="black")
+    axis.axhline(
+        summary["unigram_cross_entropy"],
+        linestyle=":",
+        color="black",
+        label="unigram model, held out",
+    )
+    axis.set_xlabel("optimiser step")
+    axis.set_ylabel("cross-entropy per token (nats)")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(run / CURVE, dpi=120)
+    pyplot.close(figure)
+    return run / CURVE
 
 
 def write_pretraining_card(
@@ -26,8 +64,8 @@ def write_pretraining_card(
     """README.md beside the weights: data, recipe, tokens seen, losses, versions, limits.
 
     Args:
-        summary: what summary.json holds; both held-out evaluations must be in it.
-        tokens: word pieces that the model was trained on, counted as often as it saw them.
+        summary: the content of summary.json, with both held-out evaluations.
+        tokens: word pieces of training, each counted as often as the model saw it.
     """
     recipe = options.recipe
     start = f"from `{options.init_from}`" if options.init_from else "from random weights"

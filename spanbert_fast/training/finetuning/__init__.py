@@ -1,0 +1,1 @@
+"""Fine-tuning on a task. `finetune.py` is a run from its start to its end."""
