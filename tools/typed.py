@@ -29,7 +29,8 @@ Commands that people type on their first day. `tools/typed.py` ran each in its o
 this page. `model` is the checkpoint that `spanbert-fast pretrain` leaves in `runs/first/model`; the
 other files are small. Rows marked *transformers alone* run Python that never loads spanbert_fast.
 "LOAD REPORT" marks rows in which transformers lists tensors: those of a head that the class does
-not have, or of a new head; any masked-LM checkpoint has such rows in AutoModel. "s" is the processor time in seconds, start-up included.
+not have, or of a new head; any masked-LM checkpoint has such rows in AutoModel. "s" is the
+processor time in seconds, start-up included.
 """
 THEIRS = (
     "from transformers import (AutoModel, AutoModelForMaskedLM, RobertaConfig, RobertaForMaskedLM, "
