@@ -166,7 +166,7 @@ def test_bf16_autocast():
     expected = truth(ids, attention_mask=mask)[0][mask.bool()]
     with torch.autocast("cpu", torch.bfloat16):
         outputs = [m(ids, attention_mask=mask, output_hidden_states=True) for m in (ours, theirs)]
-    # C5's factor applies to the mean error: residuals are bf16 here, and fp32 in transformers
+    # the largest of few errors is luck: C5's factor applies to their mean
     errors = [(o[0][mask.bool()].double() - expected).abs().mean().item() for o in outputs]
     assert errors[0] <= 2 * errors[1]
     for a, b in zip(outputs[0].to_tuple()[:2], outputs[1].to_tuple()[:2], strict=True):

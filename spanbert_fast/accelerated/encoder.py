@@ -20,7 +20,6 @@ from spanbert_fast.accelerated.parts import FastEmbeddings
 from spanbert_fast.nn.key_masks import packing_of_mask, starts_are_tokens
 from spanbert_fast.nn.linear import apply_linear
 from spanbert_fast.nn.packing import Packing
-from spanbert_fast.ops._precision import is_autocast
 from spanbert_fast.ops.dropout import DropoutPlan
 
 
@@ -84,8 +83,8 @@ class FastModel(Fast):
     """The encoder with its embeddings, which computes no padding (contract C7).
 
     last_hidden_state and hidden_states are zero where attention_mask is 0; with `fill_padding`
-    they are transformers', whose code then runs. Under autocast the
-    residual stream has autocast's dtype inside, and the outputs come in transformers' dtypes.
+    they are transformers', whose code then runs. Under autocast the residual stream is fp32, as in
+    transformers.
     """
 
     fill_padding = False
@@ -119,15 +118,15 @@ class FastModel(Fast):
         if stages is None and wanted is not None:
             rows = wanted.rows(packing)
             last = self.packed(given, dataclasses.replace(packed, rows=rows))
-            hidden_states = self._in_their_dtype(wanted.padded(last, rows, packing))
+            hidden_states = wanted.padded(last, rows, packing)
         else:
             last = self.packed(given, packed, stages)
-            hidden_states = self._in_their_dtype(packing.unpack(last))
+            hidden_states = packing.unpack(last)
         output = self.row.model_output(last_hidden_state=hidden_states)
         if getattr(self, "pooler", None) is not None:
             output["pooler_output"] = self.pooler(hidden_states)
         if stages is not None:
-            early = (self._in_their_dtype(packing.unpack(stage)) for stage in stages[:-1])
+            early = (packing.unpack(stage) for stage in stages[:-1])
             output["hidden_states"] = (*early, hidden_states)
         if given.get("return_dict", self.config.return_dict) is False:
             return output.to_tuple()
@@ -158,12 +157,6 @@ class FastModel(Fast):
             x = packed.packing.pack(embeddings(**theirs))
         project = getattr(self, "embeddings_project", None)
         return x if project is None else apply_linear(project, x)
-
-    def _in_their_dtype(self, x: torch.Tensor) -> torch.Tensor:
-        """Under autocast, that of transformers' norms."""
-        # fp32, but on a CPU where a projection in front of the layers begins the residuals
-        is_projected = x.device.type == "cpu" and hasattr(self, "embeddings_project")
-        return x.float() if is_autocast(x.device) and not is_projected else x
 
     def _packing(self, given: dict) -> tuple[Packing | None, str | None]:
         """How the batch packs; or None and why transformers' own code has to run."""

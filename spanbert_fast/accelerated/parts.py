@@ -8,6 +8,7 @@ from spanbert_fast.accelerated.packed import Fast, Packed, active_p
 from spanbert_fast.nn.embeddings import EmbeddingTables, PackedIds, embed, is_plain_table
 from spanbert_fast.nn.linear import apply_linear, is_plain, linear_gelu, linear_without_bias
 from spanbert_fast.nn.packing import Packing
+from spanbert_fast.ops._precision import is_autocast
 from spanbert_fast.ops.dropout import Dropout, DropoutPlan
 from spanbert_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from spanbert_fast.ops.varlen_attention import varlen_attention
@@ -42,8 +43,12 @@ class FastEmbeddings(Fast):
             getattr(self, "token_type_embeddings", None),
             self.LayerNorm,
         )
-        dropout = packed.of_embeddings(self.dropout)
-        return embed(tables, PackedIds(words, places, types, embeds), dropout=dropout)
+        return embed(
+            tables,
+            PackedIds(words, places, types, embeds),
+            dropout=packed.of_embeddings(self.dropout),
+            residual_in_fp32=norm_gives_fp32(self.LayerNorm.weight),
+        )
 
     def places(self, given: dict, packing: Packing) -> torch.Tensor:
         """int64 (total_tokens,), rows of the position table."""
@@ -203,6 +208,15 @@ class FastOutput(Fast):
         return add_norm(norm, y, input_tensor, bias, dropout)
 
 
+def norm_gives_fp32(residual: torch.Tensor) -> bool:
+    """Whether transformers' norm of a sum with `residual` gives fp32 under autocast: on a GPU
+    always, on a CPU where one of them is fp32. The residuals are ours in the same dtype, since the
+    errors of 16-bit ones grow with the number of layers."""
+    return is_autocast(residual.device) and (
+        residual.device.type != "cpu" or residual.dtype == torch.float32
+    )
+
+
 def add_norm(
     norm: nn.LayerNorm,
     y: torch.Tensor,
@@ -219,6 +233,7 @@ def add_norm(
         x_bias=bias,
         dropout=dropout,
         eps=norm.eps,
+        residual_in_fp32=norm_gives_fp32(residual),
     )
     # FSDP warns of views that leave its units
     return output if residual.dim() == 2 else output.view(residual.shape)
