@@ -1,4 +1,5 @@
-"""accelerate() in two processes: DDP and FSDP2 give the gradients of one process."""
+"""accelerate() in two processes: DDP and FSDP2 give the gradients of one process, for families
+whose embeddings, layers or heads differ from BERT's."""
 
 import os
 import subprocess
@@ -15,43 +16,52 @@ import torch
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from transformers.models.bert import modeling_bert as stock
 
 import spanbert_fast as sb
-from accelerate_cases import config, inputs_of
-from bert_cases import large_init
+from family_cases import inputs_of, model
 
 store, rank = sys.argv[1], int(sys.argv[2])
 distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
 mesh = distributed.device_mesh.init_device_mesh("cpu", (2,))
-torch.manual_seed(5)
-start = large_init(stock.BertForSequenceClassification(config())).train().double()
-inputs = inputs_of("BertForSequenceClassification")
-own = {name: value[2 * rank : 2 * rank + 2] for name, value in inputs.items()}
-alone = copy.deepcopy(start)
-alone(**inputs).loss.backward()
+HEADS = {
+    "bert": "BertForSequenceClassification",
+    "roberta": "RobertaForSequenceClassification",
+    "electra": "ElectraForSequenceClassification",
+    "distilbert": "DistilBertForSequenceClassification",
+}
 
 
-def check(model):
-    for (name, parameter), one in zip(model.named_parameters(), alone.parameters(), strict=True):
-        gradient = parameter.grad
-        gradient = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
-        torch.testing.assert_close(gradient, one.grad, rtol=1e-8, atol=1e-8, msg=name)
+def gradients(made, inputs):
+    made(**inputs).loss.backward()
+    named = {name: parameter.grad for name, parameter in made.named_parameters()}
+    return {k: g.full_tensor() if hasattr(g, "full_tensor") else g for k, g in named.items()}
 
 
-for checkpointing in (False, True):
-    model = sb.accelerate(copy.deepcopy(start))
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    wrapped = DistributedDataParallel(model)
-    wrapped(**own).loss.backward()
-    check(model)
-model = sb.accelerate(copy.deepcopy(start))
-for part in (model.bert.embeddings, *model.bert.encoder.layer, model):
-    fully_shard(part, mesh=mesh)
-model(**own).loss.backward()
-check(model)
-print("the same gradients three times")
+def ways(start):
+    for checkpointing in (False, True):
+        made = sb.accelerate(copy.deepcopy(start))
+        if checkpointing:
+            made.gradient_checkpointing_enable({"use_reentrant": False})
+        yield DistributedDataParallel(made)
+    made = sb.accelerate(copy.deepcopy(start))
+    encoder = made.base_model
+    layers = encoder.transformer if hasattr(encoder, "transformer") else encoder.encoder
+    for part in (encoder.embeddings, *layers.layer, made):
+        fully_shard(part, mesh=mesh)
+    yield made
+
+
+for family, head in HEADS.items():
+    torch.manual_seed(5)
+    start = model(family, head).double()
+    inputs = inputs_of(start)
+    own = {name: value[2 * rank : 2 * rank + 2] for name, value in inputs.items()}
+    alone = gradients(copy.deepcopy(start), inputs)
+    for made in ways(start):
+        got = gradients(made, own)
+        for (name, gradient), expected in zip(got.items(), alone.values(), strict=True):
+            torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-8, msg=name)
+    print(f"{family}: the same gradients three times")
 distributed.destroy_process_group()
 """
 
@@ -78,4 +88,5 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
     for process in processes:
         output, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
-        assert output == "the same gradients three times\n"
+        families = ("bert", "roberta", "electra", "distilbert")
+        assert output == "".join(f"{f}: the same gradients three times\n" for f in families)
