@@ -3,10 +3,12 @@
 
     python benchmarks/compare.py main~3
     python benchmarks/compare.py v0.1 --threshold 1.05 --device cuda
-    python benchmarks/compare.py benchmarks/results/amd-epyc-2-cores/ops.json --quick
+    python benchmarks/compare.py benchmarks/results/amd-epyc-2-cores-avx512-bf16/ops.json --quick
 
 A commit is built in a worktree of its own, then the ops of both are timed in turn, each in a
-process of its own: base, head, head, base, ... A round is the median of some calls. An op is slower
+process of its own: base, head, head, base, ... Each is timed by the op_times.py of its own commit,
+since arguments may have got other names; its cases keep theirs as long as they are the same. A
+round is the median of some calls. An op is slower
 if the median of the rounds' ratios is above the threshold and so is their lower quartile: a
 neighbour that disturbs a few rounds decides nothing. The exit code is 1 if an op is slower.
 
@@ -78,7 +80,10 @@ def one_round(package: Path, options: argparse.Namespace) -> dict[str, float]:
         "PYTHONSAFEPATH": "1",
         "SPANBERT_FAST_BENCH_TINY": "1" if options.tiny else "0",
     }
-    command = [sys.executable, str(FOLDER / "op_times.py"), str(package), options.device]
+    times = package / "benchmarks" / "op_times.py"
+    if not times.exists():
+        raise SystemExit(f"compare.py: {options.base}: has no benchmarks/op_times.py")
+    command = [sys.executable, str(times), str(package), options.device]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=FOLDER)
     if done.returncode:
         raise SystemExit(f"compare.py: {package}: {done.stderr.strip().splitlines()[-1]}")

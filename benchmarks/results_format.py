@@ -96,8 +96,8 @@ def why_not(record: dict[str, Any]) -> str:
 
 
 def machine_name(device: str = "cpu") -> str:
-    """The folder name of this machine's results: a CPU and its number of cores, whose history is
-    kept, or a GPU and the date."""
+    """The folder name of this machine's results: a CPU, its number of cores and its instructions
+    (one model name may have several), whose history is kept, or a GPU and the date."""
     import os
 
     from spanbert_fast.commands.env import environment
@@ -106,7 +106,9 @@ def machine_name(device: str = "cpu") -> str:
     if device == "cuda":
         today = datetime.date.today().isoformat()
         return f"{file_name(found['gpus'][0].partition(',')[0])}-{today}"
-    return f"{file_name(found['cpu'].get('model') or platform.machine())}-{os.cpu_count()}-cores"
+    cpu = found["cpu"]
+    model = cpu.get("model") or platform.machine()
+    return file_name(f"{model} {os.cpu_count()} cores {cpu['isa_level']}")
 
 
 def file_name(text: str) -> str:

@@ -30,6 +30,17 @@ def test_a_gpu_has_its_own_folder_and_section(tmp_path, benchmarks, monkeypatch)
         assert part in of_gpus
 
 
+def test_cpus_of_one_name_and_other_instructions_have_their_own_folders(benchmarks, monkeypatch):
+    form, env = benchmarks("results_format"), importlib.import_module("spanbert_fast.commands.env")
+    here = env.environment()
+    names = []
+    for level in ("avx2", "avx512_bf16"):
+        cpu = {**here["cpu"], "model": "AMD EPYC", "isa_level": level}
+        monkeypatch.setattr(env, "environment", lambda cpu=cpu: {**here, "cpu": cpu})
+        names.append(form.machine_name())
+    assert [name.partition("cores-")[2] for name in names] == ["avx2", "avx512-bf16"]
+
+
 def test_the_report_has_training_and_finetuning(tmp_path, benchmarks):
     folder = tmp_path / "machine"
     folder.mkdir()
