@@ -96,7 +96,7 @@ def launch_bias_gelu_bwd(
             **t.blocks,
             num_warps=t.num_warps,
         )
-    column_sums(partial, dbias)
+    column_sums(partial[None], dbias)
 
 
 def bias_gelu_fwd(inputs) -> torch.Tensor:

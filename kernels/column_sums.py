@@ -23,29 +23,36 @@ def split_rows(rows: int, multiple: int = 1) -> tuple[int, int]:
 
 @triton.jit(do_not_specialize=["parts", "steps"])
 def _column_sums_kernel(
-    partial, out, parts, width, steps, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    partial, outs, parts, width, steps, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """out[c] = sum over p of partial[p, c], in fp32.
+    """outs[i][c] = sum over p of partial[i, p, c], in fp32.
 
-    One program sums COLUMNS columns, ROWS rows at a time. Grid: (width / COLUMNS,).
-    Bytes: 4 parts width read.
+    One program sums COLUMNS columns, ROWS rows at a time. Grid: (width / COLUMNS, outs).
+    Bytes: 4 outs parts width read.
     """
+    number = tl.program_id(1)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    partial += number.to(tl.int64) * parts * width
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for step in range(steps):
         row = step * ROWS + tl.arange(0, ROWS)
         inside = (row < parts)[:, None] & (column < width)[None, :]  # (ROWS, COLUMNS)
         at = row.to(tl.int64)[:, None] * width + column[None, :]
         total += tl.load(partial + at, mask=inside, other=0.0)
-    tl.store(out + column, tl.sum(total, 0).to(out.dtype.element_ty), mask=column < width)
+    sums = tl.sum(total, 0)
+    for i in tl.static_range(len(outs)):
+        out = outs[i]
+        is_ours = (column < width) & (number == i)
+        tl.store(out + column, sums.to(out.dtype.element_ty), mask=is_ours)
 
 
-def column_sums(partial: torch.Tensor, out: torch.Tensor) -> None:
-    """out (width,) = the sums down the columns of `partial`, fp32 (parts, width), contiguous."""
-    parts, width = partial.shape
+def column_sums(partial: torch.Tensor, *outs: torch.Tensor) -> None:
+    """Each of `outs` (width,) = the sums down the columns of one of `partial`, fp32 (outs, parts,
+    width), contiguous: one launch for all gradients of a backward."""
+    _, parts, width = partial.shape
     if width:
         t = tile_for("column_sums", partial.device)
         steps = triton.cdiv(parts, t.blocks["ROWS"])
-        _column_sums_kernel[(triton.cdiv(width, t.blocks["COLUMNS"]),)](
-            partial, out, parts, width, steps, **t.blocks, num_warps=t.num_warps
+        _column_sums_kernel[(triton.cdiv(width, t.blocks["COLUMNS"]), len(outs))](
+            partial, outs, parts, width, steps, **t.blocks, num_warps=t.num_warps
         )

@@ -209,10 +209,7 @@ def launch_dropout_add_layer_norm_bwd(
             WHOLE=width % 256 == 0,
             **row_options("dropout_add_layer_norm_bwd", x.device, width),
         )
-    column_sums(partial[0], dweight)
-    column_sums(partial[1], dbias)
-    if x_bias is not None:
-        column_sums(partial[2], dx_bias)
+    column_sums(partial, dweight, dbias, *([] if x_bias is None else [dx_bias]))
 
 
 def dropout_add_layer_norm_fwd(inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -253,8 +253,7 @@ def embedding_layer_norm_bwd(
             WHOLE=width % 256 == 0,
             **row_options("embedding_layer_norm_bwd", dy.device, width),
         )
-    column_sums(partial[0], dweight)
-    column_sums(partial[1], dbias)
+    column_sums(partial, dweight, dbias)
     if input_ids is None:
         dwords = dz.to(word.dtype, copy=True)
     else:

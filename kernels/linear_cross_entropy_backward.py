@@ -126,7 +126,7 @@ def linear_cross_entropy_bwd(
                 stride,
                 **options(hidden, t),
             )
-            column_sums(partial, dbias[group, entries])
+            column_sums(partial[None], dbias[group, entries])
         chunk = d[:, : w.shape[0]]
         dhidden += _product(chunk, w)
         dweight[entries] = _product(chunk.t(), hidden).to(dweight.dtype)

@@ -235,6 +235,5 @@ def span_boundary_gather_bwd(
             **t.blocks,
             num_warps=t.num_warps,
         )
-    column_sums(partial[0], dweight)
-    column_sums(partial[1], dbias)
+    column_sums(partial, dweight, dbias)
     return dspans, dplaces, dweight, dbias

@@ -90,7 +90,13 @@ def test_parts_cover_all_rows_and_none_is_empty(rows, multiple):
 
 @pytest.mark.parametrize("shape", [(0, 5), (1, 33), (130, 40), (64, 1)])
 def test_column_sums(shape):
-    partial = torch.randint(-8, 9, shape, device=DEVICE).float()  # whole numbers: sums are exact
-    out = torch.full((shape[1],), float("nan"), device=DEVICE)
-    column_sums(partial, out)
-    assert torch.equal(out, partial.sum(0))
+    """Several at once, each in a dtype of its own, fill their outputs and nothing else."""
+    dtypes = (torch.float32, torch.bfloat16, torch.float32)
+    # whole numbers up to 256: sums are exact in bf16, too
+    partial = torch.randint(-1, 2, (3, *shape), device=DEVICE).float()
+    for count in (1, 2, 3):
+        outs = [torch.full((shape[1],), float("nan"), dtype=t, device=DEVICE) for t in dtypes]
+        column_sums(partial[:count], *outs[:count])
+        for out, sums in zip(outs[:count], partial.sum(1), strict=False):
+            assert torch.equal(out.float(), sums)
+        assert all(out.isnan().all() for out in outs[count:])
