@@ -2,12 +2,12 @@
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from spanbert_fast.accelerated.encoder import FastModel
 from spanbert_fast.accelerated.packed import Fast, FirstTokens, Wanted, warn_once
+from spanbert_fast.nn.position_loss import position_loss
 from spanbert_fast.values import IGNORED_TARGET
 
 
@@ -82,24 +82,13 @@ class QuestionAnsweringHead(Fast):
             return super().forward(*others, **named)
         starts, ends = (given.pop(f"{name}_positions", None) for name in ("start", "end"))
         outputs = super().forward(**given, return_dict=True)
-        padding = attention_mask == 0
+        is_token = attention_mask != 0
         for name in ("start_logits", "end_logits"):
             logits = outputs[name]
-            outputs[name] = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+            outputs[name] = logits.masked_fill(~is_token, torch.finfo(logits.dtype).min)
         if starts is not None and ends is not None:
-            start_loss = _position_loss(outputs.start_logits, starts, padding)
-            end_loss = _position_loss(outputs.end_logits, ends, padding)
+            start_loss = position_loss(outputs.start_logits, starts, is_token)
+            end_loss = position_loss(outputs.end_logits, ends, is_token)
             # ModelOutput keeps the order in which its items were set, and `loss` is the first
             return type(outputs)(**{**outputs, "loss": (start_loss + end_loss) / 2})
         return outputs
-
-
-def _position_loss(
-    logits: torch.Tensor, positions: torch.Tensor, padding: torch.Tensor
-) -> torch.Tensor:
-    """Cross-entropy of (batch, seqlen) logits at (batch,) positions that are tokens."""
-    ignored = logits.shape[1]
-    positions = positions.view(-1).clamp(0, ignored)
-    is_padding = F.pad(padding, (0, 1)).gather(1, positions[:, None]).squeeze(1)
-    positions = positions.masked_fill(is_padding, ignored)
-    return F.cross_entropy(logits, positions, ignore_index=ignored)

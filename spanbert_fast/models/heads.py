@@ -15,6 +15,7 @@ from spanbert_fast.models.encoder import SpanBertModel
 from spanbert_fast.models.inputs import EncoderInputs, takes_encoder_inputs
 from spanbert_fast.nn.linear import apply_linear
 from spanbert_fast.nn.packing import Packing
+from spanbert_fast.nn.position_loss import position_loss
 
 
 def classifier_dropout(config: SpanBertConfig) -> nn.Dropout:
@@ -200,14 +201,3 @@ class SpanBertForQuestionAnswering(SpanBertPreTrainedModel):
         # padding reads an extra row after the last one, which exists even in an empty batch
         rows = F.pad(logits, (0, 0, 0, 1))[slots.clamp(max=len(logits))]
         return rows.masked_fill(~is_token[..., None], lowest), is_token
-
-
-def position_loss(
-    logits: torch.Tensor, positions: torch.Tensor, is_token: torch.Tensor
-) -> torch.Tensor:
-    """Mean cross-entropy of (batch, seqlen) logits at the (batch,) positions that are tokens."""
-    ignored = logits.shape[1]
-    positions = positions.view(-1).clamp(0, ignored)
-    is_real = F.pad(is_token, (0, 1)).gather(1, positions[:, None]).squeeze(1)
-    positions = positions.where(is_real, ignored)
-    return F.cross_entropy(logits.float(), positions, ignore_index=ignored)
