@@ -30,8 +30,10 @@ sys.path.append(str(ROOT / "tests"))
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 
 from family_cases import BY_NAME, NAMES, config, stock_classes
+from spanbert_fast import accelerate
 from spanbert_fast.accelerated.registry import fast_class
 
 CASES = """
@@ -74,6 +76,17 @@ class Tester:
         return made, inputs
 
 
+def accelerated_class(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The accelerated class; of a head that stays transformers' own (ELECTRA's discriminator), one
+    whose encoder is accelerated."""
+
+    def __init__(self, *arguments, **options):  # noqa: N807
+        kind.__init__(self, *arguments, **options)
+        accelerate(self.base_model)
+
+    return fast_class(kind) or type(kind.__name__, (kind,), {"__init__": __init__})
+
+
 def case_of(family: str, kind: str) -> type[unittest.TestCase]:
     """transformers' tests over the classes of a family; runs inside pytest, see `outcomes`."""
     # what the sdist leaves out of them, and encoders do not need
@@ -87,7 +100,7 @@ def case_of(family: str, kind: str) -> type[unittest.TestCase]:
 
     classes = stock_classes(family).values()
     if kind == "accelerated":
-        classes = map(fast_class, classes)
+        classes = map(accelerated_class, classes)
 
     def setUp(self):  # noqa: N802
         self.model_tester = Tester(family)
