@@ -185,7 +185,6 @@ NOT_COVERED = {
         {"attention_mask": torch.full((4, 1, 19, 19), -1e30).triu(1)},
         "4 dimensions",
     ),
-    "selected stages": ({"output_hidden_states": [0, -1]}, "selects stages"),
     "other argument": ({"is_causal": True}, "is_causal is given"),
 }
 

@@ -56,6 +56,27 @@ def test_embeddings_and_stages(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_selected_stages(name):
+    """By their numbers, where transformers knows such; the others are None."""
+    theirs, real, tokens = model(name, encoder_of(name)).eval(), mask(), ids()
+    ours = sb.accelerate(copy.deepcopy(theirs))
+    for chosen in ([0, -1], [1], 2, [-3, 7], []):
+        inputs = {"attention_mask": real, "output_hidden_states": chosen}
+        expected = theirs(tokens, **inputs)
+        packed.warn_once.cache_clear()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            got = ours(tokens, **inputs)
+        assert packed.can_select_stages != any("selects stages" in str(w.message) for w in said)
+        assert got.keys() == expected.keys()
+        stages = zip(got.get("hidden_states", ()), expected.get("hidden_states", ()), strict=True)
+        for a, b in stages:
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a[real == 1], b[real == 1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_padding_without_a_mask(name):
     """If the mask was forgotten, padding counts as text, as in transformers."""
     ours = model(name, encoder_of(name))

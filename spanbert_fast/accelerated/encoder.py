@@ -12,9 +12,11 @@ from spanbert_fast.accelerated.packed import (
     Fast,
     Packed,
     Wanted,
+    can_select_stages,
     needs_batch_dimension,
     not_covered,
     say_that_stock_runs,
+    selected_stages,
 )
 from spanbert_fast.accelerated.parts import FastEmbeddings
 from spanbert_fast.nn.key_masks import packing_of_mask, starts_are_tokens
@@ -104,17 +106,18 @@ class FastModel(Fast):
         packing, reason = None, None
         if given.get("spanbert_fast") is not False:
             packing, reason = self._packing(given)
-        stages = given.get("output_hidden_states")
-        stages = self.config.output_hidden_states if stages is None else stages
+        wanted_stages = given.get("output_hidden_states")
+        if wanted_stages is None:
+            wanted_stages = self.config.output_hidden_states
         if self.fill_padding and packing is not None and packing.indices is not None:
-            packing = None if wanted is None or stages else packing
+            packing = None if wanted is None or wanted_stages else packing
         if packing is None:
             if reason is not None:
                 say_that_stock_runs(reason)
             return super().forward(*others, **{**named, "spanbert_fast": False})
         plan = DropoutPlan.draw(packing.cu_seqlens.device) if self.training else None
         packed = Packed(packing, plan, self.num_layers())
-        stages = [] if stages else None
+        stages: list[torch.Tensor] | None = [] if wanted_stages else None
         if stages is None and wanted is not None:
             rows = wanted.rows(packing)
             last = self.packed(given, dataclasses.replace(packed, rows=rows))
@@ -126,8 +129,10 @@ class FastModel(Fast):
         if getattr(self, "pooler", None) is not None:
             output["pooler_output"] = self.pooler(hidden_states)
         if stages is not None:
-            early = (packing.unpack(stage) for stage in stages[:-1])
-            output["hidden_states"] = (*early, hidden_states)
+            chosen = selected_stages(self, wanted_stages, len(stages))
+            early = [packing.unpack(x) if i in chosen else None for i, x in enumerate(stages[:-1])]
+            last_stage = hidden_states if len(early) in chosen else None
+            output["hidden_states"] = (*early, last_stage)
         if given.get("return_dict", self.config.return_dict) is False:
             return output.to_tuple()
         return output
@@ -166,7 +171,8 @@ class FastModel(Fast):
         reason = not_covered(self.config, given) or needs_batch_dimension(self)
         if reason is not None:
             return None, reason
-        if not isinstance(given.get("output_hidden_states"), bool | None):
+        wanted_stages = given.get("output_hidden_states")
+        if not (can_select_stages or isinstance(wanted_stages, bool | None)):
             return None, "output_hidden_states selects stages"
         first: Any = ids if embeds is None else embeds
         shape, attention_mask = tuple(first.shape[:2]), given.get("attention_mask")

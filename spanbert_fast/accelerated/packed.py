@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
+from transformers.utils import output_capturing
 
 from spanbert_fast.nn.key_masks import packing_of_mask, starts_are_tokens
 from spanbert_fast.nn.linear import is_plain
@@ -156,6 +157,18 @@ def not_covered(config, given: dict) -> str | None:
         if name not in _KNOWN and value is not None and value is not False:
             return f"{name} is given"
     return None
+
+
+# older versions of transformers know no indices in output_hidden_states
+can_select_stages = hasattr(output_capturing, "resolve_hidden_states_indices")
+
+
+def selected_stages(model, wanted: bool | int | list[int], count: int) -> set[int]:
+    """The numbers of the stages, of `count`, that `output_hidden_states` asks for."""
+    if wanted is True:
+        return set(range(count))
+    indices = [wanted] if isinstance(wanted, int) else list(wanted)
+    return output_capturing.resolve_hidden_states_indices(model, indices, count)
 
 
 def needs_batch_dimension(module: nn.Module) -> str | None:
