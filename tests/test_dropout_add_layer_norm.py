@@ -215,6 +215,7 @@ def test_bad_input():
         with pytest.raises(error, match=message):
             dropout_add_layer_norm(x, residual, weight, bias, dropout=wrong)
     if _C is not None:  # on the CPU, where the check costs no synchronisation
-        with pytest.raises(ValueError, match="rows must not be negative, got -1"):
-            dropout = dropout._replace(rows=torch.arange(4) - 1)
-            dropout_add_layer_norm(x, residual, weight, bias, dropout=dropout)
+        for wrong in (-1, 2**63 - 1, 2**62):
+            numbered = dropout._replace(rows=torch.tensor([0, 1, wrong, 3]))
+            with pytest.raises(ValueError, match=f"rows must be from 0 to [0-9]+, got {wrong}$"):
+                dropout_add_layer_norm(x, residual, weight, bias, dropout=numbered)

@@ -41,8 +41,12 @@ struct Inputs {
     if (rows_) {
       rows = int64_vector("rows", *rows_, x.size(0));
       op.rows = data_of<int64_t>(*rows);
+      // the number of a row's last element has to be an integer, too
+      const int64_t most = INT64_MAX / std::max<int64_t>(op.hidden_size, 1) - 1;
       for (int64_t i = 0; i < x.size(0); ++i) {
-        SPANBERT_FAST_CHECK(op.rows[i] >= 0, "rows must not be negative, got ", op.rows[i]);
+        SPANBERT_FAST_CHECK(
+            op.rows[i] >= 0 && op.rows[i] <= most, "rows must be from 0 to ", most, ", got ",
+            op.rows[i]);
       }
     }
     op.x = x.const_data_ptr();

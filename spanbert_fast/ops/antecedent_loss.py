@@ -121,6 +121,8 @@ def _composite_bwd(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dqueries, dkeys, dmention_scores, ddistance_scores), summed in fp32."""
     queries, keys, mention_scores, distance_scores = inputs[:4]
+    for name, of_rows in (("dlosses", dlosses), ("lse", lse), ("gold_lse", gold_lse)):
+        _checks.check_shape(name, of_rows, (queries.shape[0],))
     first_of_document = documents_of(inputs.cu_mentions, queries.shape[0])
     dq, dk, dm, dd = (torch.zeros_like(t, dtype=lse.dtype) for t in inputs[:4])
     for rows in row_tiles(queries.shape[0]):

@@ -230,6 +230,8 @@ def _composite_bwd(
     """(dhidden, dweight, dbias), summed in fp32."""
     hidden, weight, bias, targets, group_sizes, *_ = inputs
     _checks.check_group_sizes(group_sizes, hidden.shape[0])
+    _checks.check_shape("dlosses", dlosses, (hidden.shape[0],))
+    _checks.check_shape("lse", lse, (2, hidden.shape[0]))
     lse = lse.sum(0)
     dhidden = torch.zeros_like(hidden, dtype=lse.dtype)
     dweight, dbias = weight.new_empty(weight.shape), torch.zeros_like(bias, dtype=lse.dtype)

@@ -145,6 +145,10 @@ def _composite_bwd(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dfirsts, dlasts, dinner, dlogits), summed in fp32; the last two (0,) without inner."""
     firsts, lasts, inner, logits, starts, ends = inputs
+    width = sum(part.shape[1] for part in (firsts, lasts, inner) if part is not None)
+    for name, of_spans in (("dy", dy), ("y", y)):
+        _checks.check_shape(name, of_spans, (starts.shape[0], width))
+    _checks.check_shape("lse", lse, (0 if inner is None else starts.shape[0],))
     opmath = opmath_dtype(firsts.dtype)
     dy = dy.to(opmath)
     a, b = firsts.shape[1], lasts.shape[1]
