@@ -60,7 +60,7 @@ PRODUCTS = {
 }
 MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 SM_90 = ["width 1024", "width 3072", "gather", "scatter", "heads of 64, 512 tokens, dropout"]
-SM_90 += ["heads of 64, 1024 tokens, dropout"]
+SM_90 += ["heads of 64, 1024 tokens, dropout", "clipped"]
 SM_90 += ["backward, heads of 64, 128 tokens, dropout"]
 OTHERS = ["width 1024, dropout, bias", "forward, width 1024, pred"]
 OTHERS += ["forward, heads of 64, 128 tokens, dropout"]
@@ -78,7 +78,7 @@ OTHERS += ["forward, heads of 64, 128 tokens, dropout"]
                     "bias_gelu", "dropout_add_layer_norm", "embedding_layer_norm",
                     "span_boundary_gather",
                 )),
-                *("column_sums", "copy_rows", "join_parts", "place_sums"),
+                *("column_sums", "copy_rows", "join_parts", "place_sums", "adamw", "adamw_begin"),
                 *("row_terms", "sequence_order"),
             },
         ),

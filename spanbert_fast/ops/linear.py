@@ -6,7 +6,7 @@ what they do with x:
     y_i = x W_i^T + b_i      dx = sum_i dy_i W_i      dW_i = dy_i^T x      db_i = sum of dy_i's rows
 
 Autocast casts x once, each product of dx adds to the one before in place, and the gradients of
-wider weights leave the products in their own dtype.
+wider weights leave the products in their own dtype. `RoundedWeights` spare the casts of weights.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from spanbert_fast.ops import _checks
 from spanbert_fast.ops._backend import runs_reference
 from spanbert_fast.ops._precision import compute_dtype, is_autocast, product_dtype
+from spanbert_fast.ops._rounded import cast_weight
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -42,7 +43,11 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
             operator runs, this is a RuntimeError.)
     """
     dtype = compute_dtype(x)
-    if runs_reference() or product_dtype(dtype, x.device) == dtype:
+    if runs_reference():
+        return F.linear(x, weight, bias)
+    if _joins(x.device) and is_autocast(x.device) and weight.dtype != dtype:
+        return linears(x, (weight,), (bias,))[0]
+    if product_dtype(dtype, x.device) == dtype:
         return F.linear(x, weight, bias)
     _checks.check_floating("x", x)
     if not is_autocast(x.device):  # as PyTorch does, on every CPU
@@ -132,7 +137,7 @@ class _Linears(torch.autograd.Function):
         half = len(parameters) // 2
         weights, biases = parameters[:half], parameters[half:]
         with torch.autocast(x.device.type, enabled=False):
-            cast = [weight.to(x.dtype) for weight in weights]
+            cast = [cast_weight(weight, x.dtype) for weight in weights]
             results = tuple(
                 F.linear(x, w, None if b is None else b.to(x.dtype))
                 for w, b in zip(cast, biases, strict=True)
