@@ -23,7 +23,7 @@ def split_rows(rows: int, multiple: int = 1) -> tuple[int, int]:
 
 @triton.jit(do_not_specialize=["parts", "steps"])
 def _column_sums_kernel(
-    partial, out, parts, width, steps, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    partial, out, parts, width, stride, steps, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     """out[c] = sum over p of partial[p, c], in fp32.
 
@@ -35,17 +35,17 @@ def _column_sums_kernel(
     for step in range(steps):
         row = step * ROWS + tl.arange(0, ROWS)
         inside = (row < parts)[:, None] & (column < width)[None, :]  # (ROWS, COLUMNS)
-        at = row.to(tl.int64)[:, None] * width + column[None, :]
+        at = row.to(tl.int64)[:, None] * stride + column[None, :]
         total += tl.load(partial + at, mask=inside, other=0.0)
     tl.store(out + column, tl.sum(total, 0).to(out.dtype.element_ty), mask=column < width)
 
 
 def column_sums(partial: torch.Tensor, out: torch.Tensor) -> None:
-    """out (width,) = the sums down the columns of `partial`, fp32 (parts, width), contiguous."""
+    """out (width,) = the sums down the columns of `partial`, fp32 (parts, width), of whole rows."""
     parts, width = partial.shape
     if width:
         t = tile_for("column_sums", partial.device)
         steps = triton.cdiv(parts, t.blocks["ROWS"])
         _column_sums_kernel[(triton.cdiv(width, t.blocks["COLUMNS"]),)](
-            partial, out, parts, width, steps, **t.blocks, num_warps=t.num_warps
+            partial, out, parts, width, partial.stride(0), steps, **t.blocks, num_warps=t.num_warps
         )

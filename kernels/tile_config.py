@@ -121,7 +121,11 @@ TABLES: dict[str, list[Row]] = {
         _FP32_PRODUCT,
     ],
     "place_sums": [Row(Tile({"SPANS": 32, "COLUMNS": 64}, 4))],
-    "score_gradient": [_product(128, 128, 64, 8, 3, chip=80, itemsize=2), _FP32_PRODUCT],
+    "score_gradient": [
+        _product(128, 128, 64, 8, 3, chip=80, itemsize=2),
+        _product(64, 64, 32, 8, 3, chip=100, itemsize=4),  # two stages would spill there
+        _FP32_PRODUCT,
+    ],
     "span_representation": [Row(Tile({"BLOCK": 256}, 2))],
     "span_boundary_gather_fwd": _WHOLE_ROWS,
     "span_boundary_gather_bwd": _WHOLE_ROWS_BACKWARD,
