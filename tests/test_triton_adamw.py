@@ -11,6 +11,7 @@ from adamw_cases import OPTIONS, SHAPES, copied, tensors_of, truth_of  # noqa: E
 from spanbert_fast.ops import adamw as op  # noqa: E402
 from spanbert_fast.ops._address_tables import Tables  # noqa: E402
 from spanbert_fast.ops.adamw import AdamWTensors  # noqa: E402
+from spanbert_fast.optim import AdamW  # noqa: E402
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than  # noqa: E402
 
 
@@ -136,3 +137,39 @@ def test_the_version_of_what_is_written_rises():
     before = [weight._version for weight in tensors.weights]
     kernel(tensors)
     assert all(w._version > v for w, v in zip(tensors.weights, before, strict=True))
+
+
+def test_the_optimiser_takes_the_kernel(monkeypatch):
+    """With clipping and rounded copies, beside PyTorch's; on a CPU as if it were a GPU."""
+    monkeypatch.setattr(op, "has_kernel", lambda tensors: True)
+    monkeypatch.setattr(op, "_run_torch", None)
+
+    def weights():
+        torch.manual_seed(2)
+        made = [
+            torch.nn.Parameter(torch.randn(s, device=DEVICE)) for s in ((40, 33), (33,), (8, 40))
+        ]
+        return made[:2], made[2:]
+
+    ours, theirs = weights(), weights()
+    settings = {"lr": 0.1, "weight_decay": 0.2}
+    optimizer = AdamW([{"params": p} for p in ours], **settings, keep_rounded=True)
+    peer = torch.optim.AdamW([{"params": p} for p in theirs], **settings)
+    copy = optimizer._rounded.of(ours[0][0])
+    for step in range(3):
+        for a, b in zip([*ours[0], *ours[1]], [*theirs[0], *theirs[1]], strict=True):
+            b.grad = torch.randn_like(b)
+            a.grad = b.grad.clone()
+        if step == 1:  # a weight without a gradient keeps its step
+            ours[0][1].grad = theirs[0][1].grad = None
+        torch.nn.utils.clip_grad_norm_([*theirs[0], *theirs[1]], 0.5)
+        optimizer.step(max_grad_norm=0.5)
+        peer.step()
+    for a, b in zip([*ours[0], *ours[1]], [*theirs[0], *theirs[1]], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        assert optimizer.state[a]["step"].item() == peer.state[b]["step"].item()
+    error = (copy.double() - ours[0][0].double()).abs()
+    assert (error <= 2.0**-7 * ours[0][0].abs()).all()
+    before = copy.clone()
+    assert optimizer._rounded.of(ours[0][0]) is copy  # up to date: not made again
+    assert_bitwise_equal(copy, before)
