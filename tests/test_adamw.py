@@ -15,6 +15,8 @@ from spanbert_fast.ops.adamw import AdamWTensors, adamw
 from spanbert_fast.ops.linear import linear, linears
 from spanbert_fast.optim import AdamW
 from spanbert_fast.testing import assert_bitwise_equal, assert_no_worse_than
+from static_shapes_cases import model_of as pretraining_model
+from static_shapes_cases import pair_of_batches, small_tokenizer
 
 SETTINGS = {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.1}
 
@@ -255,3 +257,33 @@ class TestRounded:
         with optimizer.rounded_weights(), torch.autocast("cpu", torch.float16):
             linear(torch.ones(2, 6), model[0].weight)  # not in bf16
         assert optimizer._rounded.kept(list(model.parameters())) == [None] * 4
+
+    def test_every_linear_layer_of_a_model_takes_them(self):
+        tokenizer = small_tokenizer()
+        batches = [pair_of_batches(tokenizer, seed=k)[0] for k in range(3)]
+        results = []
+        for keep in (True, False):
+            torch.manual_seed(4)
+            model = pretraining_model(tokenizer, dropout=0.1)
+            optimizer = AdamW(model.parameters(), lr=1e-3, keep_rounded=keep)
+            losses = []
+            for batch in batches:
+                optimizer.zero_grad()
+                with torch.autocast("cpu", torch.bfloat16), optimizer.rounded_weights():
+                    loss = model(**batch).loss
+                loss.backward()
+                optimizer.step(max_grad_norm=1.0)
+                losses.append(loss.detach())
+            results.append([*losses, *(p.detach() for p in model.parameters())])
+            if keep:
+                named = dict(model.named_parameters())
+                copies = optimizer._rounded.kept(named.values())
+                kept = {n for n, c in zip(named, copies, strict=True) if c is not None}
+                layers = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+                # the decoder's weight is the loss's, and the first span layer's is used in parts
+                assert {n.removesuffix(".weight") for n in kept} == {
+                    n for n in layers if "decoder" not in n and not n.endswith("boundary.linear1")
+                }
+        assert len(set(map(float, results[0][:3]))) == 3
+        for a, b in zip(*results, strict=True):
+            assert_bitwise_equal(a, b)
