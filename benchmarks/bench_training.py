@@ -7,7 +7,7 @@ median over the pairs of the peer's time divided by ours. Before it is printed, 
 right loss and gradients, at large random weights and without dropout.
 
 Ours computes both losses, Hugging Face's models the masked-LM loss alone. All have torch's fused
-AdamW and one batch, already masked and on the device.
+AdamW (ours on a GPU its own) and one batch, already masked and on the device.
 
 On a GPU, whose events take the times, gradients are clipped and steps follow each other as in
 training. Ours is one CUDA graph of a batch filled up to fixed shapes (only its own tokens count);

@@ -21,6 +21,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from spanbert_fast.kernels import adamw as adamw_kernels
 from spanbert_fast.kernels import tile_config
 from spanbert_fast.kernels.antecedent_loss import antecedent_loss_bwd, antecedent_loss_fwd
 from spanbert_fast.kernels.antecedent_top_k import antecedent_top_k_fwd
@@ -47,7 +48,9 @@ from spanbert_fast.kernels.span_representation import (
     span_representation_fwd,
 )
 from spanbert_fast.kernels.varlen_attention import varlen_attention_bwd, varlen_attention_fwd
+from spanbert_fast.ops._address_tables import BLOCK, Tables
 from spanbert_fast.ops._attention_composite import AttentionInputs
+from spanbert_fast.ops.adamw import AdamWOptions, AdamWTensors
 from spanbert_fast.ops.antecedent_loss import LossInputs as AntecedentInputs
 from spanbert_fast.ops.antecedent_top_k import TopKInputs
 from spanbert_fast.ops.bias_gelu import BiasGeluInputs
@@ -104,6 +107,16 @@ def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 _ids = partial(_empty, dtype=torch.int64)
+
+
+def _adamw(dtype: torch.dtype) -> Launches:
+    weights = [_empty(ROWS, 1024), _empty(1024)]
+    tensors = AdamWTensors(*[weights] * 4, [_empty(), _empty()], [None, None])
+    for what, factor in (("plain", None), ("clipped", _empty())):
+        yield (
+            what,
+            partial(adamw_kernels.adamw, *Tables().of(tensors), AdamWOptions(), factor, BLOCK),
+        )
 
 
 def _bias_gelu(dtype: torch.dtype) -> Launches:
@@ -243,6 +256,7 @@ def _varlen_attention(dtype: torch.dtype) -> Launches:
 
 # op -> its launches of one dtype; a new op adds one line here
 OPS: dict[str, Callable[[torch.dtype], Launches]] = {
+    "adamw": _adamw,
     "antecedent_loss": _antecedent_loss,
     "antecedent_top_k": _antecedent_top_k,
     "bias_gelu": _bias_gelu,

@@ -169,7 +169,8 @@ def stack_allowed(case: Case) -> int:
 def problems(case: Case, found: Resources) -> list[str]:
     """The limits that it breaks: spills, shared memory, missing matrix instructions."""
     broken = []
-    if found.stack > stack_allowed(case) or (found.spills and not found.stack):
+    # a slot of the stack that no instruction reads or writes costs nothing: LLVM leaves some
+    if found.spills and (found.stack > stack_allowed(case) or not found.stack):
         broken.append(f"{found.spills} spills, {found.stack} bytes of stack")
     limit = CHIPS[case.chip].block_shared
     if found.shared > limit:

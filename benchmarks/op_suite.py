@@ -41,8 +41,9 @@ OPS = (
     "span_loss",
     "padding",
     "sample_spans",
+    "adamw",
 )
-FORWARD_ALONE = ("antecedent_top_k", "sample_spans")  # without gradients
+FORWARD_ALONE = ("adamw", "antecedent_top_k", "sample_spans")  # without gradients
 SEED = 20191010
 _SLOW_REASON = "it takes long to compile or run: in a few cases of a whole run only"
 

@@ -22,6 +22,7 @@ from training_providers import Batch, Case, provider_of
 
 from spanbert_fast.data.static_shapes import StaticShapes
 from spanbert_fast.ops._backend import use_backend
+from spanbert_fast.optim import AdamW
 from spanbert_fast.training.captured_step import CapturedStep
 
 # glibc's malloc maps and unmaps every tensor above 32 MB, whose pages the kernel clears each time.
@@ -49,13 +50,13 @@ class Session:
         self.provider.model.train()
         self.loss = list(self.provider.losses.values())[-1]
         on_gpu = case.device == "cuda"
-        self.optimizer = torch.optim.AdamW(
-            self.provider.model.parameters(),
-            lr=1e-4,
-            weight_decay=0.01,
-            fused=True,
-            capturable=on_gpu,
-        )
+        parameters, options = self.provider.model.parameters(), {"lr": 1e-4, "weight_decay": 0.01}
+        if on_gpu and self.provider.captured:
+            keep_rounded = case.dtype == "bf16"
+            self.optimizer = AdamW(parameters, **options, keep_rounded=keep_rounded)
+        else:
+            options |= {"fused": True, "capturable": on_gpu}
+            self.optimizer = torch.optim.AdamW(parameters, **options)
         self.batch = Batch.of(case)
         self.train = self._eager
         if on_gpu:

@@ -90,7 +90,8 @@ TARGETS: dict[str, Target] = {
     "span_representation": Target(
         "span_representation", True, ("bf16",), {"BLOCK": (128, 256, 512)}, (1, 2, 4)
     ),
-    "antecedent_pairs": Target("antecedent_loss", True, _BOTH, _PRODUCT, (4, 8), (2, 3)),
+    "antecedent_pairs": Target("antecedent_loss", False, _BOTH, _PRODUCT, (4, 8), (2, 3)),
+    "antecedent_gradient": Target("antecedent_loss", True, _BOTH, _PRODUCT, (4, 8), (2, 3)),
     "antecedent_top_k_fwd": Target(
         "antecedent_top_k", False, ("bf16, 1",), _PRODUCT, (4, 8), (2, 3)
     ),

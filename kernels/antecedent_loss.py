@@ -139,7 +139,7 @@ def _antecedent_gradient_kernel(
         total = product(weights, factor, total, WIDEN)
         sums += tl.sum(d, 0 if OF_KEYS else 1)
         if ddistances is not None:
-            for b in tl.static_range(1, 10):
+            for b in range(1, 10):  # not unrolled: nine sums at once would fill the registers
                 of_bucket = tl.sum(tl.where(bucket == b, d, 0.0), 1)
                 of_distances += tl.where(lane[None, :] == b, of_bucket[:, None], 0.0)
     row = own.to(tl.int64)[:, None]
@@ -184,7 +184,7 @@ def antecedent_loss_bwd(
     mentions, features = queries.shape
     if mentions == 0 or features == 0:
         return tuple(torch.zeros_like(t) for t in inputs[:4])
-    tile, passed = tile_of("antecedent_pairs", queries)
+    tile, passed = tile_of("antecedent_gradient", queries)
     arguments = pair_arguments(inputs, tile)
     width = arguments[0].shape[1]
     dqueries, dkeys = (torch.empty_like(t) for t in arguments[:2])

@@ -23,7 +23,15 @@ def split_rows(rows: int, multiple: int = 1) -> tuple[int, int]:
 
 @triton.jit(do_not_specialize=["parts", "steps"])
 def _column_sums_kernel(
-    partial, outs, parts, width, steps, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    partial,
+    outs,
+    parts,
+    width,
+    out_stride,
+    row_stride,
+    steps,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """outs[i][c] = sum over p of partial[i, p, c], in fp32.
 
@@ -32,12 +40,12 @@ def _column_sums_kernel(
     """
     number = tl.program_id(1)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    partial += number.to(tl.int64) * parts * width
+    partial += number.to(tl.int64) * out_stride
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for step in range(steps):
         row = step * ROWS + tl.arange(0, ROWS)
         inside = (row < parts)[:, None] & (column < width)[None, :]  # (ROWS, COLUMNS)
-        at = row.to(tl.int64)[:, None] * width + column[None, :]
+        at = row.to(tl.int64)[:, None] * row_stride + column[None, :]
         total += tl.load(partial + at, mask=inside, other=0.0)
     sums = tl.sum(total, 0)
     for i in tl.static_range(len(outs)):
@@ -48,11 +56,19 @@ def _column_sums_kernel(
 
 def column_sums(partial: torch.Tensor, *outs: torch.Tensor) -> None:
     """Each of `outs` (width,) = the sums down the columns of one of `partial`, fp32 (outs, parts,
-    width), contiguous: one launch for all gradients of a backward."""
+    width), of whole rows: one launch for all gradients of a backward."""
     _, parts, width = partial.shape
     if width:
         t = tile_for("column_sums", partial.device)
         steps = triton.cdiv(parts, t.blocks["ROWS"])
         _column_sums_kernel[(triton.cdiv(width, t.blocks["COLUMNS"]), len(outs))](
-            partial, outs, parts, width, steps, **t.blocks, num_warps=t.num_warps
+            partial,
+            outs,
+            parts,
+            width,
+            partial.stride(0),
+            partial.stride(1),
+            steps,
+            **t.blocks,
+            num_warps=t.num_warps,
         )

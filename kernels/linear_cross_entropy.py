@@ -10,8 +10,9 @@ import triton.language as tl
 
 from spanbert_fast.kernels.linear_cross_entropy_backward import linear_cross_entropy_bwd
 from spanbert_fast.kernels.linear_cross_entropy_common import (
-    groups,
     options,
+    pairs,
+    rows_of,
     scores,
     whole_blocks,
 )
@@ -23,8 +24,8 @@ _COLUMNS_PER_SPLIT = 4096
 
 
 @triton.jit(
-    do_not_specialize=["rows", "stride"],
-    # slices of a group's rows, which may begin at any row
+    do_not_specialize=["first_rows", "rows", "stride"],
+    # slices of a pair of groups, which may begin at any row
     do_not_specialize_on_alignment=["targets", "largest", "total", "score", "best"],
 )
 def _linear_cross_entropy_fwd_kernel(
@@ -36,6 +37,7 @@ def _linear_cross_entropy_fwd_kernel(
     total,
     score,
     best,
+    first_rows,
     rows,
     vocab,
     width,
@@ -48,11 +50,13 @@ def _linear_cross_entropy_fwd_kernel(
 ):
     """Each row's max s, sum exp(s - max), target score and argmax over a part of the vocabulary.
 
-    One program takes BLOCK_M rows through `tiles` tiles of BLOCK_N entries. Grid: (rows / BLOCK_M,
-    splits), rows first, so that programs that run together read the same weights. Results are
+    One program takes BLOCK_M rows through `tiles` tiles of BLOCK_N entries. Grid: (tiles of rows,
+    splits), rows first, so that programs that run together read the same weights. The rows are
+    those of two groups, of which the first has first_rows; bias is (2, vocab). Results are
     (splits, stride) each. May be None: best.
     """
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row, rows, group = rows_of(tl.program_id(0), first_rows, rows, BLOCK_M)
+    bias += group * vocab
     split = tl.program_id(1)
     target = tl.load(targets + row, mask=row < rows, other=-1)
     high = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -156,16 +160,17 @@ def linear_cross_entropy_fwd(
     splits = triton.cdiv(tiles, tiles_per_split)
     parts = torch.empty((3, splits, rows), dtype=torch.float32, device=device)
     best = torch.empty((splits, rows), dtype=torch.int32, device=device)
-    for group, r in groups(group_sizes):
-        size = r.stop - r.start
-        _linear_cross_entropy_fwd_kernel[(triton.cdiv(size, block_m), splits)](
+    for pair in pairs(group_sizes):
+        r = pair.rows
+        _linear_cross_entropy_fwd_kernel[(sum(pair.tiles(block_m)), splits)](
             hidden[r],
             weight,
-            bias[group],
+            bias[pair.groups],
             targets[r],
             *parts[..., r],
             best[:, r] if with_predictions else None,
-            size,
+            pair.first_rows,
+            r.stop - r.start,
             vocab,
             width,
             rows,

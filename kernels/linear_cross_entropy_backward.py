@@ -11,8 +11,9 @@ import triton.language as tl
 
 from spanbert_fast.kernels.column_sums import column_sums
 from spanbert_fast.kernels.linear_cross_entropy_common import (
-    groups,
     options,
+    pairs,
+    rows_of,
     scores,
     whole_blocks,
 )
@@ -22,8 +23,8 @@ _CHUNK_BYTES = 96 << 20  # of D at once: three chunks for 4,896 rows of a vocabu
 
 
 @triton.jit(
-    do_not_specialize=["rows", "all_rows"],
-    # slices of a group's rows, which may begin at any row
+    do_not_specialize=["first_rows", "rows", "all_rows", "entries"],
+    # slices of a pair of groups, which may begin at any row
     do_not_specialize_on_alignment=["targets", "lse", "dlosses"],
 )
 def _score_gradient_kernel(
@@ -35,8 +36,10 @@ def _score_gradient_kernel(
     dlosses,
     d,
     partial,
+    first_rows,
     rows,
     all_rows,
+    entries,
     first,
     vocab,
     width,
@@ -50,10 +53,12 @@ def _score_gradient_kernel(
 
     weight and bias are the chunk's, which begins at entry `first`; lse is (2, all_rows), max and
     log of the sum. One program makes a (BLOCK_M, BLOCK_N) tile of D and its sum down the rows, in
-    fp32. Grid: (rows / BLOCK_M, vocab / BLOCK_N). FLOPs: 2 rows width vocab.
+    fp32. The rows are those of two groups, of which the first has first_rows; their biases are
+    `entries` apart. Grid: (tiles of rows, vocab / BLOCK_N). FLOPs: 2 rows width vocab.
     """
     tile = tl.program_id(0)
-    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    row, rows, group = rows_of(tile, first_rows, rows, BLOCK_M)
+    bias += group * entries
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     s = scores(x, weight, row, column, rows, vocab, width, WIDEN, BLOCK_K)
     s += tl.load(bias + tl.minimum(column, vocab - 1)).to(tl.float32)[None, :]
@@ -68,7 +73,7 @@ def _score_gradient_kernel(
     at = row.to(tl.int64)[:, None] * stride + column[None, :]
     # the stride holds whole tiles: a mask by column would split the stores
     tl.store(d + at, p.to(d.dtype.element_ty), mask=(row < rows)[:, None])
-    sums = partial + tile.to(tl.int64) * vocab + column
+    sums = partial + tile.to(tl.int64) * stride + column
     tl.store(sums, tl.sum(p, 0), mask=column < vocab)
 
 
@@ -105,28 +110,32 @@ def linear_cross_entropy_bwd(
         entries = slice(first, min(first + stride, vocab))
         w = weight[entries].to(hidden.dtype).contiguous()
         w_blocks = whole_blocks(w, t)
-        for group, r in groups(group_sizes):
-            size, count = r.stop - r.start, w.shape[0]
-            grid = (triton.cdiv(size, block_m), triton.cdiv(count, block_n))
-            partial = torch.empty((grid[0], count), dtype=torch.float32, device=w.device)
+        for pair in pairs(group_sizes):
+            r, count, tiles = pair.rows, w.shape[0], pair.tiles(block_m)
+            grid = (sum(tiles), triton.cdiv(count, block_n))
+            partial = torch.empty((grid[0], stride), dtype=torch.float32, device=w.device)
             _score_gradient_kernel[grid](
                 x[r],
                 w_blocks,
-                bias[group, entries],
+                bias[pair.groups, entries],
                 targets[r],
                 lse[:, r],
                 dlosses[r],
                 d[r],
                 partial,
-                size,
+                pair.first_rows,
+                r.stop - r.start,
                 rows,
+                vocab,
                 first,
                 count,
                 x.shape[1],
                 stride,
                 **options(hidden, t),
             )
-            column_sums(partial[None], dbias[group, entries])
+            of_groups = partial[:, :count].split(tiles)
+            for group_sums, gradient in zip(of_groups, dbias[pair.groups, entries], strict=False):
+                column_sums(group_sums[None], gradient)
         chunk = d[:, : w.shape[0]]
         dhidden += _product(chunk, w)
         dweight[entries] = _product(chunk.t(), hidden).to(dweight.dtype)

@@ -1,6 +1,7 @@
 """Helpers of the loss's forward and backward: scores in tiles, widths in whole blocks, groups."""
 
-from itertools import accumulate
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import triton
@@ -9,6 +10,19 @@ from torch.nn import functional as F
 
 from spanbert_fast.kernels.product import product
 from spanbert_fast.kernels.tile_config import Tile
+
+
+@triton.jit
+def rows_of(tile, first_rows, rows, BLOCK_M: tl.constexpr):
+    """(rows of a tile, end of its group, number of its group), of two groups of rows.
+
+    The first group has first_rows of the rows; no tile has rows of both.
+    """
+    first_tiles = tl.cdiv(first_rows, BLOCK_M)
+    is_second = tile >= first_tiles
+    begin = tl.where(is_second, first_rows - first_tiles * BLOCK_M, 0) + tile * BLOCK_M
+    end = tl.where(is_second, rows, first_rows)
+    return begin + tl.arange(0, BLOCK_M), end, is_second.to(tl.int32)
 
 
 @triton.jit
@@ -56,8 +70,31 @@ def whole_blocks(x: torch.Tensor, tile: Tile) -> torch.Tensor:
     return F.pad(x, (0, excess)) if excess else x
 
 
-def groups(group_sizes: list[int]) -> list[tuple[int, slice]]:
-    """(group, slice of its rows) for each group that has rows."""
-    stops = accumulate(group_sizes)
-    rows = [slice(stop - size, stop) for size, stop in zip(group_sizes, stops, strict=True)]
-    return [(group, r) for group, r in enumerate(rows) if r.stop > r.start]
+class Pair(NamedTuple):
+    """Two groups that one launch takes.
+
+    Attributes:
+        groups: their numbers; the second may be missing, or have no rows.
+        rows: the rows of both.
+        first_rows: how many of them are the first group's.
+    """
+
+    groups: slice
+    rows: slice
+    first_rows: int
+
+    def tiles(self, block: int) -> tuple[int, int]:
+        """The number of tiles of each group."""
+        second_rows = self.rows.stop - self.rows.start - self.first_rows
+        return triton.cdiv(self.first_rows, block), triton.cdiv(second_rows, block)
+
+
+def pairs(group_sizes: list[int]) -> Iterator[Pair]:
+    """The groups two by two; pairs without rows are left out."""
+    start = 0
+    for group in range(0, len(group_sizes), 2):
+        sizes = group_sizes[group : group + 2]
+        stop = start + sum(sizes)
+        if stop > start:
+            yield Pair(slice(group, group + 2), slice(start, stop), sizes[0])
+        start = stop

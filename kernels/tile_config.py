@@ -64,9 +64,21 @@ def _one_tile(block: int, warps: int, *, chip: int, **facts: int) -> Row:
 _FP32_ATTENTION = _attention(16, 64, 8, chip=80, stages=1)
 
 TABLES: dict[str, list[Row]] = {
-    # registers hold two (64, 64) tiles of fp32 and one of distance buckets
-    "antecedent_pairs": [_product(64, 64, 64, 4, 2, chip=80, itemsize=2), _FP32_PRODUCT],
-    "antecedent_top_k_fwd": [_product(32, 64, 64, 4, 2, chip=80, itemsize=2), _FP32_PRODUCT],
+    # registers hold a tile of scores, one of distance buckets, and the addresses of its distances
+    "antecedent_pairs": [
+        _product(64, 64, 64, 4, 2, chip=80, itemsize=2),
+        _product(32, 32, 32, 8, 2, chip=80, itemsize=4),
+    ],
+    # and a tile of the gradient
+    "antecedent_gradient": [
+        _product(64, 64, 64, 8, 2, chip=80, itemsize=2),
+        _product(32, 32, 32, 8, 3, chip=80, itemsize=4),
+    ],
+    "antecedent_top_k_fwd": [
+        _product(64, 64, 64, 8, 2, chip=90, itemsize=2),  # wgmma takes 64 rows
+        _product(32, 64, 64, 4, 2, chip=80, itemsize=2),
+        _FP32_PRODUCT,
+    ],
     "attention_dk_dv": [
         _attention(64, 64, 4, chip=90, itemsize=2, head_block=64),
         _attention(32, 64, 4, chip=80, itemsize=2, head_block=64),
@@ -109,7 +121,11 @@ TABLES: dict[str, list[Row]] = {
         _FP32_PRODUCT,
     ],
     "place_sums": [Row(Tile({"SPANS": 32, "COLUMNS": 64}, 4))],
-    "score_gradient": [_product(128, 128, 64, 8, 3, chip=80, itemsize=2), _FP32_PRODUCT],
+    "score_gradient": [
+        _product(128, 128, 64, 8, 3, chip=80, itemsize=2),
+        _product(64, 64, 32, 8, 3, chip=100, itemsize=4),  # two stages would spill there
+        _FP32_PRODUCT,
+    ],
     "span_representation": [Row(Tile({"BLOCK": 256}, 2))],
     "span_boundary_gather_fwd": _WHOLE_ROWS,
     "span_boundary_gather_bwd": _WHOLE_ROWS_BACKWARD,
@@ -126,6 +142,7 @@ TABLES: dict[str, list[Row]] = {
 
 # for the interpreter, whose time grows with the number of programs and operations
 _INTERPRETED = {
+    "antecedent_gradient": {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 16},
     "antecedent_pairs": {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 16},
     "antecedent_top_k_fwd": {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 16},
     "span_representation": {"BLOCK": 64},

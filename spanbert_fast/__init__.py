@@ -3,10 +3,10 @@
     import spanbert_fast as sb
     model = sb.SpanBertForPreTraining.from_pretrained("path/to/bert-or-spanbert")
 
-The public names, and the rooms `data`, `models`, `nn`, `ops` and `tasks`, are loaded when first
-used, so that importing the package costs nothing and the ops alone import without Hugging Face's
-library. The first of the models to be used (or `import spanbert_fast.models`) also registers them
-all with transformers' Auto classes.
+The public names, and the rooms `data`, `models`, `nn`, `ops`, `optim` and `tasks`, are loaded when
+first used, so that importing the package costs nothing and the ops alone import without Hugging
+Face's library. The first of the models to be used (or `import spanbert_fast.models`) also registers
+them all with transformers' Auto classes.
 """
 
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from spanbert_fast._lazy import lazy
 
 __version__ = "0.1.0"
 
-_ROOMS = ("data", "models", "nn", "ops", "tasks")
+_ROOMS = ("data", "models", "nn", "ops", "optim", "tasks")
 _PUBLIC = {
     "AutoModelForSpanPreTraining": "spanbert_fast.models",
     "DataCollatorForSpanMasking": "spanbert_fast.data.collator",
@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see: a name that is not h
     from spanbert_fast import models as models
     from spanbert_fast import nn as nn
     from spanbert_fast import ops as ops
+    from spanbert_fast import optim as optim
     from spanbert_fast import tasks as tasks
     from spanbert_fast.accelerated.accelerate import accelerate as accelerate
     from spanbert_fast.accelerated.accelerate import decelerate as decelerate

@@ -35,6 +35,17 @@ def run(*command: str, triton: Path | None = None) -> subprocess.CompletedProces
     )
 
 
+def reported(options: list[str], file: Path, triton: Path | None) -> tuple[list[dict], str]:
+    """The kernels that kernel_report.py compiles with these options, and what it prints."""
+    report = str(ROOT / "benchmarks/kernel_report.py")
+    done = run(report, "--json", str(file), *options, triton=triton)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    written = json.loads(file.read_text())
+    if triton is not None:
+        assert list(triton.glob(f"triton-{written['triton']}.dist-info"))
+    return written["kernels"], done.stdout
+
+
 @pytest.fixture(scope="module")
 def benchmarks():
     """A function that imports a module of the folder benchmarks."""
@@ -49,7 +60,7 @@ PRODUCTS = {
 }
 MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 SM_90 = ["width 1024", "width 3072", "gather", "scatter", "heads of 64, 512 tokens, dropout"]
-SM_90 += ["heads of 64, 1024 tokens, dropout"]
+SM_90 += ["heads of 64, 1024 tokens, dropout", "clipped"]
 SM_90 += ["backward, heads of 64, 128 tokens, dropout"]
 OTHERS = ["width 1024, dropout, bias", "forward, width 1024, pred"]
 OTHERS += ["forward, heads of 64, 128 tokens, dropout"]
@@ -67,7 +78,7 @@ OTHERS += ["forward, heads of 64, 128 tokens, dropout"]
                     "bias_gelu", "dropout_add_layer_norm", "embedding_layer_norm",
                     "span_boundary_gather",
                 )),
-                *("column_sums", "copy_rows", "join_parts", "place_sums"),
+                *("column_sums", "copy_rows", "join_parts", "place_sums", "adamw", "adamw_begin"),
                 *("row_terms", "sequence_order"),
             },
         ),
@@ -79,14 +90,7 @@ OTHERS += ["forward, heads of 64, 128 tokens, dropout"]
     ids=["sm_90", "sm_80 and sm_100"],
 )  # fmt: skip
 def test_kernels_keep_to_the_chips_limits(options, kernels, triton, tmp_path):
-    file = tmp_path / "kernels.json"
-    report = str(ROOT / "benchmarks/kernel_report.py")
-    done = run(report, "--dtype", "bf16", "--json", str(file), *options, triton=triton)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    written = json.loads(file.read_text())
-    if triton is not None:
-        assert list(triton.glob(f"triton-{written['triton']}.dist-info"))
-    found = written["kernels"]
+    found, printed = reported(["--dtype", "bf16", *options], tmp_path / "kernels.json", triton)
     assert kernels <= {k["kernel"] for k in found}
     for k in found:
         what = f"{k['kernel']} on sm_{k['chip']}, {k['launch']}"
@@ -99,7 +103,26 @@ def test_kernels_keep_to_the_chips_limits(options, kernels, triton, tmp_path):
         if k["products"] and (k["chip"] == 90 or "width" in k["launch"]):
             assert k["matrix"] == MATRIX[k["chip"]], what
             assert k["loop"].get("matrix", 0) > 0 or not k["loop"], what
-        assert k["kernel"] in done.stdout
+        assert k["kernel"] in printed
+
+
+@pytest.mark.parametrize("triton", TRITONS, ids=lambda folder: folder.name if folder else "triton")
+def test_antecedents_spill_no_register(triton, tmp_path):
+    """Their tiles of scores, buckets and gradients fill the registers, in fp32 on sm_90 most."""
+    options = ["--op", "antecedent_loss", "antecedent_top_k", "--launch", "width 1000", "k 50"]
+    found, _ = reported(
+        ["--arch", "90", "--dtype", "bf16", "fp32", *options], tmp_path / "kernels.json", triton
+    )
+    names = [(k["kernel"], k["dtype"]) for k in found]
+    for dtype in ("bf16", "fp32"):
+        for kernel, count in (
+            ("antecedent_loss_fwd", 1),
+            ("antecedent_gradient", 2),  # of queries, and of keys
+            ("antecedent_top_k", 1),
+        ):
+            assert names.count((kernel, dtype)) == count
+    for k in found:
+        assert k["spills"] == 0 and not k["problems"], k
 
 
 RECORDED = """
@@ -228,6 +251,7 @@ def test_a_broken_limit_is_named(benchmarks):
     spilled = replace(sound, stack=16, spills=4)
     assert r.problems(case(64), spilled) == ["4 spills, 16 bytes of stack"]
     assert r.problems(case(64, aligned=False), spilled) == r.problems(case(4096), spilled) == []
+    assert r.problems(case(64), replace(sound, stack=8)) == []  # which no instruction touches
     assert r.problems(case(8192), replace(sound, stack=264, spills=90))
     assert "of shared memory, of 232448" in r.problems(case(64), replace(sound, shared=1 << 18))[0]
     assert "no block fits" in r.problems(case(64), replace(sound, occupancy=0))[0]

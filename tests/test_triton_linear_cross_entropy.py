@@ -89,6 +89,40 @@ def test_no_worse_than_pytorch(case, dtype, poisoned_empty):
         torch.testing.assert_close(chosen, scores.amax(1), rtol=0, atol=1e-5)
 
 
+class Recorded:
+    """A kernel, and the grids that it is launched with."""
+
+    def __init__(self, kernel):
+        self.kernel, self.grids = kernel, []
+
+    def __getitem__(self, grid):
+        self.grids.append(grid)
+        return self.kernel[grid]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("group_sizes", [[19, 30], [16, 1], [0, 7], [7, 0], [5, 0, 17, 20]])
+def test_groups_have_the_bits_that_they_have_alone(group_sizes, dtype, monkeypatch, poisoned_empty):
+    """And two of them are one launch, in which no tile has rows of both."""
+    hidden, weight, bias, targets = make(group_sizes, 64, 300, dtype)
+    dlosses = torch.randn(len(hidden), device=DEVICE)
+    recorded = Recorded(kernels._linear_cross_entropy_fwd_kernel)
+    with monkeypatch.context() as patched:
+        patched.setattr(kernels, "_linear_cross_entropy_fwd_kernel", recorded)
+        (losses, _, _, dbias), best = ours(dlosses, hidden, weight, bias, targets, group_sizes)
+    assert len(recorded.grids) == (len(group_sizes) + 1) // 2
+    if DEVICE == "cpu":  # the interpreter's tiles have 16 rows
+        assert sum(grid[0] for grid in recorded.grids) == sum(-(-n // 16) for n in group_sizes)
+    start = 0
+    for group, size in enumerate(group_sizes):
+        rows, start = slice(start, start + size), start + size
+        alone = (hidden[rows], weight, bias[group : group + 1], targets[rows], [size])
+        (expected, _, _, of_bias), predictions = ours(dlosses[rows], *alone)
+        assert_bitwise_equal(losses[rows], expected)
+        assert_bitwise_equal(best[rows], predictions)
+        assert_bitwise_equal(dbias[group], of_bias[0])
+
+
 def test_a_wider_weight_and_no_predictions():
     hidden, weight, bias, targets = make([9, 8], 32, 400, torch.bfloat16)
     weight, bias = weight.float(), bias.float()

@@ -6,7 +6,7 @@ from transformers.activations import GELUActivation
 
 from spanbert_fast.accelerated.packed import Fast, Packed, active_p
 from spanbert_fast.nn.embeddings import EmbeddingTables, PackedIds, embed, is_plain_table
-from spanbert_fast.nn.linear import apply_linear, is_plain, linear_gelu, linear_without_bias
+from spanbert_fast.nn.linear import apply_linears, is_plain, linear_gelu, linear_without_bias
 from spanbert_fast.nn.packing import Packing
 from spanbert_fast.ops._precision import is_autocast
 from spanbert_fast.ops.dropout import Dropout, DropoutPlan
@@ -154,8 +154,8 @@ class FastSelfAttention(Fast):
     def packed(self, x: torch.Tensor, packed: Packed) -> torch.Tensor:
         """(total_tokens, hidden_size) -> the same."""
         q, k, v = (
-            apply_linear(getattr(self, name), x).unflatten(1, (-1, self.attention_head_size))
-            for name in self.linears
+            y.unflatten(1, (-1, self.attention_head_size))
+            for y in apply_linears([getattr(self, name) for name in self.linears], x)
         )
         # transformers' attention goes by its own mode, whatever its dropout module's
         dropout = packed.of_attention(self.dropout.p if self.training else 0.0)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from spanbert_fast.nn.linear import apply_linear, reset_linear
+from spanbert_fast.nn.linear import apply_linears, reset_linear
 from spanbert_fast.nn.packing import Packing
 from spanbert_fast.ops._precision import compute_dtype
 from spanbert_fast.ops.dropout import Dropout, DropoutPlan
@@ -73,8 +73,8 @@ class PackedSelfAttention(nn.Module):
         elif dropout is None and self.attention_dropout:
             dropout = DropoutPlan.draw(rows.device).attention(0, self.attention_dropout)
         q, k, v = (
-            apply_linear(linear, rows).unflatten(1, (self.num_attention_heads, -1))
-            for linear in (self.query, self.key, self.value)
+            y.unflatten(1, (self.num_attention_heads, -1))
+            for y in apply_linears((self.query, self.key, self.value), rows)
         )
         context = varlen_attention(q, k, v, packing.cu_seqlens, packing.max_seqlen, dropout=dropout)
         return context.flatten(1)

@@ -1,5 +1,6 @@
 """Linear layers: their initial values, and calls that leave the bias to the op that follows."""
 
+from collections.abc import Sequence
 from typing import TypeGuard, TypeVar
 
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spanbert_fast.ops.bias_gelu import bias_gelu
-from spanbert_fast.ops.linear import linear
+from spanbert_fast.ops.linear import linear, linears
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -43,6 +44,14 @@ def _is_transformed() -> bool:
 def apply_linear(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """x W^T + bias by the op `linear`. A module that is not a plain nn.Linear is called."""
     return linear(x, module.weight, module.bias) if is_plain(module, nn.Linear) else module(x)
+
+
+def apply_linears(modules: Sequence[nn.Module], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """`apply_linear` of each with the same x; by the op `linears` where all are plain."""
+    plain = [module for module in modules if is_plain(module, nn.Linear)]
+    if len(plain) < len(modules):
+        return tuple(apply_linear(module, x) for module in modules)
+    return linears(x, [module.weight for module in plain], [module.bias for module in plain])
 
 
 def linear_without_bias(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from spanbert_fast._lazy import lazy
 
 OPS = (
+    "adamw",
     "antecedent_loss",
     "antecedent_top_k",
     "bias_gelu",
@@ -25,6 +26,7 @@ OPS = (
 _MODULES = (*OPS, "dropout", "span_options")  # the last two define values that ops take
 
 if TYPE_CHECKING:
+    from spanbert_fast.ops import adamw as adamw
     from spanbert_fast.ops import antecedent_loss as antecedent_loss
     from spanbert_fast.ops import antecedent_top_k as antecedent_top_k
     from spanbert_fast.ops import bias_gelu as bias_gelu

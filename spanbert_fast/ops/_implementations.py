@@ -39,7 +39,7 @@ def _of(op: str, device: str) -> tuple[str, str]:
             return "none", "the extension was built without a CUDA toolkit"
         return ("C++" if device == "cpu" else "CUDA"), "compiled extension"
     names = [name for name in KERNELS if op_of(name) == op]
-    if not names:
+    if not names and not (op == "adamw" and device == "cuda"):
         return "PyTorch", "it consists of PyTorch's own operators"
     if device == "cpu" and extension is not None and all(map(has_cpu_kernel, names)):
         return "C++", f"compiled extension, {extension.isa_level()}"

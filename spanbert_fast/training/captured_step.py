@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from spanbert_fast.optim import AdamW
+
 # PyTorch wants a few steps on a side stream before a capture, so that libraries and allocator
 # settle.
 _WARM_UP_STEPS = 3
@@ -24,6 +26,9 @@ class CapturedStep:
     rates become tensors. Schedulers of `torch.optim` fill them; setting `group["lr"]` to another
     object has no effect. After a call, each parameter's `.grad` is the (clipped) gradient of that
     batch, in the same memory every time. It may be set to None in between.
+
+    `spanbert_fast.optim.AdamW` clips where it reads the gradients, so `.grad` is not clipped with
+    it, and the forward takes the rounded weights that it keeps.
 
     Args:
         model: a model on a GPU, in the mode in which it will run; its output has a `loss`.
@@ -70,6 +75,7 @@ class CapturedStep:
                 for _ in range(_WARM_UP_STEPS):
                     self._run()
             torch.cuda.current_stream().wait_stream(stream)
+            self._refresh_rounded()
             self._graph = torch.cuda.CUDAGraph()
             # a data loader's thread may allocate pinned memory meanwhile
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
@@ -89,6 +95,7 @@ class CapturedStep:
             ValueError: the batch is not like the first one.
         """
         check_alike(batch, self._inputs)
+        self._refresh_rounded()
         for name, value in batch.items():
             if torch.is_tensor(value):
                 self._inputs[name].copy_(value, non_blocking=True)
@@ -97,17 +104,26 @@ class CapturedStep:
             parameter.grad = gradient
         return self._outputs
 
+    def _refresh_rounded(self) -> None:
+        """For weights that were changed outside of the graph."""
+        if isinstance(self._optimizer, AdamW):
+            self._optimizer.refresh_rounded()
+
     def _run(self) -> dict[str, torch.Tensor]:
         """One step. Gradients start as None, so that each replay of the graph overwrites them."""
         for parameter in self._model.parameters():
             parameter.grad = None
-        with self._autocast():
+        ours = self._optimizer if isinstance(self._optimizer, AdamW) else None
+        with self._autocast(), ours.rounded_weights() if ours else contextlib.nullcontext():
             outputs = self._model(**self._inputs)
         outputs.loss.backward()
-        if self._max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._max_grad_norm)
-        if self._optimizer is not None:
-            self._optimizer.step()
+        if ours is not None:
+            ours.step(max_grad_norm=self._max_grad_norm)
+        else:
+            if self._max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._max_grad_norm)
+            if self._optimizer is not None:
+                self._optimizer.step()
         return {name: x.detach() for name, x in outputs.items() if torch.is_tensor(x)}
 
 
