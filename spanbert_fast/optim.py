@@ -1,13 +1,13 @@
 """`AdamW`: PyTorch's, whose step on a GPU is one launch for all weights of a group."""
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
 from spanbert_fast.ops import adamw as op
-from spanbert_fast.ops._address_tables import Tables
+from spanbert_fast.ops._address_tables import Tables, is_capturing
 from spanbert_fast.ops._rounded import RoundedWeights
 
 __all__ = ["AdamW"]
@@ -46,6 +46,7 @@ class AdamW(torch.optim.AdamW):
         keep_rounded: bool = False,
     ):
         self._tables: list[Tables] = []
+        self._in_capture = False
         self._rounded = RoundedWeights() if keep_rounded else None
         super().__init__(params, lr, betas, eps, weight_decay, fused=True)
 
@@ -57,6 +58,7 @@ class AdamW(torch.optim.AdamW):
         keep_rounded = state.pop("keep_rounded", getattr(self, "_rounded", None) is not None)
         super().__setstate__(state)
         self._tables = [Tables() for _ in self.param_groups]
+        self._in_capture = False
         self._rounded = RoundedWeights() if keep_rounded else None
         self._own()
 
@@ -100,6 +102,18 @@ class AdamW(torch.optim.AdamW):
         if self._rounded is not None:
             self._rounded.refresh()
 
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[None]:
+        """A block around `torch.cuda.graph(...)` in which `step` is called; behind it the graph may
+        be replayed. `CapturedStep` opens one."""
+        self._in_capture = True
+        try:
+            yield
+        finally:
+            self._in_capture = False
+        for tables in self._tables:
+            tables.fill()
+
     @torch.no_grad()
     def step(  # type: ignore[override]  # PyTorch's does not clip
         self,
@@ -118,6 +132,7 @@ class AdamW(torch.optim.AdamW):
             The closure's loss.
 
         Raises:
+            RuntimeError: a CUDA graph is captured outside of `capture()`.
             ValueError: max_grad_norm with gradients that a GradScaler has not unscaled.
         """
         loss = None
@@ -129,6 +144,11 @@ class AdamW(torch.optim.AdamW):
             raise ValueError(
                 "max_grad_norm must be None for gradients that a GradScaler has not unscaled, "
                 f"got {max_grad_norm}"
+            )
+        devices = {weight.device for group in self.param_groups for weight in group["params"]}
+        if not self._in_capture and any(map(is_capturing, devices)):
+            raise RuntimeError(
+                "a CUDA graph must be captured inside of optimizer.capture(), got a step without it"
             )
         factor = None if max_grad_norm is None else self._factor(max_grad_norm)
         for group, tables in zip(self.param_groups, self._tables, strict=True):

@@ -8,6 +8,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton")
 
 from adamw_cases import OPTIONS, SHAPES, copied, tensors_of, truth_of  # noqa: E402
+from spanbert_fast import optim  # noqa: E402
+from spanbert_fast.ops import _address_tables  # noqa: E402
 from spanbert_fast.ops import adamw as op  # noqa: E402
 from spanbert_fast.ops._address_tables import Tables  # noqa: E402
 from spanbert_fast.ops.adamw import AdamWTensors  # noqa: E402
@@ -121,6 +123,29 @@ def test_tables_follow_gradients_that_move():
         assert tables.of(ours)[1] is programs
     for a, b in zip(ours.weights, expected.weights, strict=True):
         assert_bitwise_equal(a, b)
+
+
+def test_a_capture_has_tables_of_its_own_which_are_filled_behind_it(monkeypatch):
+    weights = [torch.nn.Parameter(torch.randn(n, device=DEVICE)) for n in (5, 3000)]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer, seen = AdamW(weights), []
+    run = lambda tensors, options, factor, tables: seen.append(tables.of(tensors))  # noqa: E731
+    monkeypatch.setattr(op, "has_kernel", lambda tensors: True)
+    monkeypatch.setattr(op, "_run_kernel", run)
+    optimizer.step()
+    with monkeypatch.context() as capturing:
+        for module in (optim, _address_tables):
+            capturing.setattr(module, "is_capturing", lambda device: True)
+        with pytest.raises(RuntimeError, match=r"inside of optimizer.capture\(\)"):
+            optimizer.step()
+        with optimizer.capture():
+            optimizer.step()
+    optimizer.step()
+    before, captured, after = seen
+    for ours, theirs, again in zip(captured, before, after, strict=True):
+        assert ours is not theirs and again is theirs
+        assert_bitwise_equal(ours, theirs)
 
 
 def test_programs_cover_every_element_once():

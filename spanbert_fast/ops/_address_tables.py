@@ -10,13 +10,20 @@ BLOCK = 1024  # elements of a program: 4 of each tensor to a thread of eight war
 class Tables:
     """What a group's launches read on the device, copied there again when it has changed.
 
-    A CUDA graph copies it from the host at each of its replays. So what a capture has copied is
-    kept on the host, and is no use to launches outside of the graph.
+    While a CUDA graph is captured nothing can be copied, unless from pinned memory and again at
+    each replay. A capture therefore gets tables of its own, empty, and `fill` fills them behind it.
     """
 
     def __init__(self):
         self._copies: dict[str, tuple[list, torch.Tensor]] = {}
+        self._empty: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._captured: list[torch.Tensor] = []
+
+    def fill(self) -> None:
+        """Fill the tables of a capture that has ended; before that its graph must not run."""
+        for content, table in self._empty:
+            table.copy_(content)
+        self._empty.clear()
 
     def of(self, tensors) -> tuple[torch.Tensor, torch.Tensor]:
         """(table, programs) of the op's `AdamWTensors`.
@@ -38,14 +45,22 @@ class Tables:
 
     def _on(self, device: torch.device, name: str, content: list, make: Callable) -> torch.Tensor:
         """`make(content)` on the device."""
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            self._captured.append(make(content))
-            return self._captured[-1].to(device, non_blocking=True)
+        if is_capturing(device):
+            made = make(content)
+            table = torch.empty_like(made, device=device)
+            self._empty.append((made, table))
+            self._captured.append(table)  # the graph reads it as long as it lives
+            return table
         before, copy = self._copies.get(name, (None, None))
         if before != content or copy is None:
             copy = make(content).to(device, non_blocking=True)
             self._copies[name] = (content, copy)
         return copy
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on the device's current stream."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _addresses(tensors: Sequence[torch.Tensor]) -> list[int]:

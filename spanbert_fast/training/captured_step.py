@@ -77,8 +77,14 @@ class CapturedStep:
             torch.cuda.current_stream().wait_stream(stream)
             self._refresh_rounded()
             self._graph = torch.cuda.CUDAGraph()
-            # a data loader's thread may allocate pinned memory meanwhile
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            of_optimizer = (
+                optimizer.capture() if isinstance(optimizer, AdamW) else contextlib.nullcontext()
+            )
+            with (
+                of_optimizer,
+                # a data loader's thread may allocate pinned memory meanwhile
+                torch.cuda.graph(self._graph, capture_error_mode="thread_local"),
+            ):
                 self._outputs = self._run()
         self._gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
 
