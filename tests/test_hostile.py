@@ -70,6 +70,26 @@ def test_groups_whose_sum_no_integer_holds(sizes):
         KERNELS["linear_cross_entropy_fwd"](*inputs._replace(group_sizes=sizes, bias=rows))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_vocabulary_that_is_not_there_takes_no_time(dtype):
+    """2^40 entries that share one row: without a row to score there is nothing to do, and a bias of
+    another length is an error."""
+    inputs = cases(dtype)["loss"].inputs
+    width = inputs.hidden.shape[1]
+    inputs = inputs._replace(
+        hidden=inputs.hidden[:0],
+        weight=inputs.weight[:1].expand(1 << 40, width),
+        targets=inputs.targets[:0],
+        group_sizes=[0],
+        saved_columns=0,
+    )
+    composite = KERNELS["linear_cross_entropy_fwd"].composite
+    with pytest.raises(ValueError, match="bias must have shape"):
+        composite(*inputs)
+    losses, *_ = composite(*inputs._replace(bias=inputs.bias[:1, :1].expand(1, 1 << 40)))
+    assert losses.shape == (0,)
+
+
 @needs_extension
 def test_span_lengths_that_no_integer_holds():
     case = cases(torch.float32)["sample_spans"]

@@ -189,6 +189,15 @@ def _locate(targets: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.
     return torch.where(inside, targets - columns.start, 0), inside
 
 
+def _check_composite(inputs: LossInputs) -> None:
+    """Raise unless the shapes agree; tiles of what is not there would be counted for hours."""
+    rows, width = inputs.hidden.shape
+    _checks.check_group_sizes(inputs.group_sizes, rows)
+    _checks.check_shape("weight", inputs.weight, (inputs.weight.shape[0], width))
+    _checks.check_shape("bias", inputs.bias, (len(inputs.group_sizes), inputs.weight.shape[0]))
+    _checks.check_shape("targets", inputs.targets, (rows,))
+
+
 def _composite_fwd(
     inputs: LossInputs,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -200,14 +209,14 @@ def _composite_fwd(
         saves none, (rows, 0).
     """
     hidden, weight, bias, targets, group_sizes, with_predictions, _ = inputs
+    _check_composite(inputs)
     _checks.check_ids("targets", targets, weight.shape[0])
-    _checks.check_group_sizes(group_sizes, hidden.shape[0])
     rows, opmath = hidden.shape[0], opmath_dtype(hidden.dtype)
     lse = hidden.new_full((rows,), -torch.inf, dtype=opmath)
     best = lse.clone()
     target_scores = torch.full_like(lse, torch.nan)
     predictions = targets.new_zeros(rows if with_predictions else 0)
-    for columns in _column_tiles(rows, weight.shape[0]):
+    for columns in _column_tiles(rows, weight.shape[0]) if rows else ():
         w, b = weight[columns].to(hidden.dtype), bias[:, columns].to(opmath)
         for group, tile in _row_tiles(group_sizes):
             scores = _product(hidden[tile], w.t()).add_(b[group])
@@ -229,7 +238,7 @@ def _composite_bwd(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dhidden, dweight, dbias), summed in fp32."""
     hidden, weight, bias, targets, group_sizes, *_ = inputs
-    _checks.check_group_sizes(group_sizes, hidden.shape[0])
+    _check_composite(inputs)
     _checks.check_shape("dlosses", dlosses, (hidden.shape[0],))
     _checks.check_shape("lse", lse, (2, hidden.shape[0]))
     lse = lse.sum(0)
