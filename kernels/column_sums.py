@@ -27,8 +27,7 @@ def _column_sums_kernel(
     outs,
     parts,
     width,
-    out_stride,
-    row_stride,
+    stride,
     steps,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -40,12 +39,12 @@ def _column_sums_kernel(
     """
     number = tl.program_id(1)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    partial += number.to(tl.int64) * out_stride
+    partial += number.to(tl.int64) * parts * stride
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for step in range(steps):
         row = step * ROWS + tl.arange(0, ROWS)
         inside = (row < parts)[:, None] & (column < width)[None, :]  # (ROWS, COLUMNS)
-        at = row.to(tl.int64)[:, None] * row_stride + column[None, :]
+        at = row.to(tl.int64)[:, None] * stride + column[None, :]
         total += tl.load(partial + at, mask=inside, other=0.0)
     sums = tl.sum(total, 0)
     for i in tl.static_range(len(outs)):
@@ -56,7 +55,8 @@ def _column_sums_kernel(
 
 def column_sums(partial: torch.Tensor, *outs: torch.Tensor) -> None:
     """Each of `outs` (width,) = the sums down the columns of one of `partial`, fp32 (outs, parts,
-    width), of whole rows: one launch for all gradients of a backward."""
+    width), one behind the other: one launch for all gradients of a backward. A single one may be
+    the first columns of wider rows."""
     _, parts, width = partial.shape
     if width:
         t = tile_for("column_sums", partial.device)
@@ -66,7 +66,6 @@ def column_sums(partial: torch.Tensor, *outs: torch.Tensor) -> None:
             outs,
             parts,
             width,
-            partial.stride(0),
             partial.stride(1),
             steps,
             **t.blocks,
