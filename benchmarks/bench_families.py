@@ -5,6 +5,7 @@
     python benchmarks/bench_families.py --families roberta electra --layers 2 --hidden-size 128
     python tools/common_model_tests.py --json common.json
     python benchmarks/bench_families.py --common-tests common.json    with what passed there
+    python benchmarks/bench_families.py --families bert --model MINILM    with real weights, too
 
 A row a family, of a random encoder with real proportions: the classes that are accelerated; how
 many of transformers' common model tests passed, and how many passed on its own classes; whether
@@ -19,6 +20,7 @@ import argparse
 import copy
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +112,11 @@ def ragged(arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
     return {name: value.to(arguments.device) for name, value in inputs.items()}
 
 
-def measure(family: Family, arguments: argparse.Namespace, common: dict) -> dict[str, Any]:
-    """The family's result."""
-    torch.manual_seed(0)
-    theirs = small_model(family, arguments.layers, arguments.hidden_size).to(arguments.device)
+def measure(
+    family: Family, theirs: nn.Module, arguments: argparse.Namespace, common: dict
+) -> dict[str, Any]:
+    """The result of a model of the family."""
+    theirs = theirs.to(arguments.device).float().train()
     ours, truth = copy.deepcopy(theirs), copy.deepcopy(theirs).double()
     before = [id(parameter) for parameter in ours.parameters()]
     sb.accelerate(ours)
@@ -121,8 +124,8 @@ def measure(family: Family, arguments: argparse.Namespace, common: dict) -> dict
     inputs, models = ragged(arguments), {"ours": ours, "theirs": theirs}
     result = {
         "family": family.title,
-        "layers": arguments.layers,
-        "hidden_size": arguments.hidden_size,
+        "layers": theirs.config.num_hidden_layers,
+        "hidden_size": theirs.config.hidden_size,
         "lengths": inputs["attention_mask"].sum(1).tolist(),
         "classes": len(family.classes),
         "common_tests": common.get(family.name),
@@ -142,6 +145,19 @@ def measure(family: Family, arguments: argparse.Namespace, common: dict) -> dict
     return result
 
 
+def models(arguments: argparse.Namespace) -> Iterator[tuple[Family, str, nn.Module]]:
+    """(family, name of the row, model): random ones, then that of the checkpoint."""
+    for family in FAMILIES:
+        if family.name in arguments.families:
+            torch.manual_seed(0)
+            yield family, family.title, small_model(family, arguments.layers, arguments.hidden_size)
+    if arguments.model:
+        made = transformers.AutoModel.from_pretrained(arguments.model)
+        kind = type(made).__name__
+        family = next(family for family in FAMILIES if kind in family.classes)
+        yield family, f"{family.title}, trained weights", made
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure, write the results and print their table; 1 where one is wrong."""
     parser = argparse.ArgumentParser(
@@ -158,6 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--threads", type=int, default=torch.get_num_threads())
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--common-tests", type=Path, help="what tools/common_model_tests.py --json has written")
+    add("--model", help="a checkpoint of one of the families, whose weights give one more row")
     add("--output", type=Path, default=RESULTS / "families.json")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
@@ -165,12 +182,11 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.common_tests:
         common = json.loads(arguments.common_tests.read_text(encoding="utf-8"))
     results = []
-    for family in FAMILIES:
-        if family.name in arguments.families:
-            results.append(measure(family, arguments, common))
-            found = document("families", arguments.threads, results, arguments.device)
-            write_document(arguments.output, found)
-            print(family.title, flush=True, file=sys.stderr)
+    for family, title, model in models(arguments):
+        results.append({**measure(family, model, arguments, common), "family": title})
+        found = document("families", arguments.threads, results, arguments.device)
+        write_document(arguments.output, found)
+        print(title, flush=True, file=sys.stderr)
     print(of_families(results))
     return 0 if all(result["passed"] for result in results) else 1
 

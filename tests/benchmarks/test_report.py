@@ -81,18 +81,22 @@ def test_the_report_has_training_and_finetuning(tmp_path, benchmarks):
 def test_families_are_measured_and_reported(tmp_path, benchmarks, capsys):
     common = tmp_path / "common.json"
     common.write_text('{"distilbert": {"stock": 100, "accelerated": 99}}')
-    output = tmp_path / "machine" / "families.json"
+    output = tmp_path / "results" / "machine" / "families.json"
+    families = benchmarks("bench_families")
+    bert = next(family for family in families.FAMILIES if family.name == "bert")
+    families.small_model(bert, 1, 64).save_pretrained(tmp_path / "trained")
     options = "--families bert distilbert --layers 1 --hidden-size 64 --batch 3 --seqlen 16"
     options += f" --seconds 0.1 --threads 1 --common-tests {common} --output {output}"
-    assert benchmarks("bench_families").main(options.split()) == 0
-    bert, distilbert = benchmarks("results_format").read_document(output)["results"]
-    for found in (bert, distilbert):
+    assert families.main([*options.split(), "--model", str(tmp_path / "trained")]) == 0
+    bert, distilbert, trained = benchmarks("results_format").read_document(output)["results"]
+    assert trained["family"] == "BERT, trained weights" and trained["hidden_size"] == 64
+    for found in (bert, distilbert, trained):
         assert found["same_parameters"] and found["speedups"].keys() == {"fp32", "bf16"}
         assert all(0 < share <= 1 for share in found["share_of_allowed_error"].values())
     printed = capsys.readouterr().out.splitlines()
     assert printed[2].startswith(f"| BERT | {bert['classes']} | not measured | the same |")
     assert printed[3].startswith(f"| DistilBERT | {distilbert['classes']} | 99 of 100 |")
-    assert printed[3] in benchmarks("report").report(tmp_path).read_text()
+    assert printed[3] in benchmarks("report").report(tmp_path / "results").read_text()
 
 
 def test_a_broken_result_file_is_named(tmp_path, benchmarks):
